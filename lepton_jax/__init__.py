@@ -1,0 +1,30 @@
+"""Lepton: an optimising front end for JAX.
+
+    import lepton_jax as lepton
+
+    @lepton.optimize
+    def loss(params, batch): ...
+"""
+
+from lepton_jax import ir as ir
+from lepton_jax._api import Optimized as Optimized
+from lepton_jax._api import Traced as Traced
+from lepton_jax._api import optimize as optimize
+from lepton_jax._bisect import bisect as bisect
+from lepton_jax._explain import Explanation as Explanation
+from lepton_jax._verify import Verification as Verification
+from lepton_jax._verify import VerificationError as VerificationError
+from lepton_jax._verify import verify as verify
+from lepton_jax.rewrite import LeptonError as LeptonError
+from lepton_jax.rewrite import Pass as Pass
+from lepton_jax.rewrite import PassContext as PassContext
+from lepton_jax.rewrite import PassError as PassError
+from lepton_jax.rewrite import PassWarning as PassWarning
+from lepton_jax.rewrite import Pipeline as Pipeline
+from lepton_jax.rewrite import PipelineError as PipelineError
+from lepton_jax.rewrite import Report as Report
+from lepton_jax.rewrite import node_rule as node_rule
+from lepton_jax.rewrite import register as register
+from lepton_jax.rewrite import rewrite as rewrite
+from lepton_jax.rewrite import rule as rule
+from lepton_jax.rewrite import run_rules as run_rules

@@ -1,0 +1,337 @@
+"""`lepton.optimize`: a drop-in beside `jax.jit`."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
+
+import jax
+
+from lepton_jax._explain import Explanation
+from lepton_jax._measure import Choice, choose
+from lepton_jax._options import Names, Numbers, Options, StaticArguments, make_options
+from lepton_jax._stage import EvaluationFailed, Program, manager_for, stage, trace_call
+from lepton_jax.ir.graph import Graph
+from lepton_jax.rewrite import PassWarning, Pipeline, Report
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_MOST_PROGRAMS: Final = 64
+
+
+class _Again(Exception):
+    """The optimised program cannot be evaluated: abandon this trace, and trace the plain function."""
+
+
+class Traced:
+    """A function traced at one set of shapes, as `jax.stages.Traced`, with what Lepton did to it.
+
+    Attributes:
+        graph: the program after the passes.
+        report: what the passes did.
+    """
+
+    def __init__(self, inner: Any, program: Program) -> None:
+        self._inner = inner
+        self._program = program
+        self.graph: Graph = program.graph
+        self.report: Report = program.report
+
+    @property
+    def graph_before(self) -> Graph:
+        """The program before the passes."""
+        return self._program.graph_before
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+class Optimized(Generic[P, R]):
+    """What `optimize` returns: a callable with the signature of the function it wraps.
+
+    It follows `jax.stages`: `f.trace(*args).lower().compile()`, `f.lower(*args)`,
+    `f.eval_shape(*args)`. `f.report` is the report of the latest trace.
+    """
+
+    def __init__(self, fun: Callable[P, R], options: Options) -> None:
+        functools.update_wrapper(self, fun)
+        self.__wrapped__ = fun
+        self.options = options
+        self._static = StaticArguments.of(fun, options)
+        self._programs: OrderedDict[Any, Program] = OrderedDict()
+        self._plain: set[Any] = set()
+        self._choices: dict[Any, Choice] = {}
+        self._lock = threading.Lock()
+        self._latest: Program | None = None
+
+        @functools.wraps(fun)
+        def staged(*args: Any, **kwargs: Any) -> Any:
+            return self._staged(args, kwargs)
+
+        self._jit = jax.jit(staged, **options.jit_arguments)
+        self._checks = options.verify or options.measure
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the optimised function."""
+        try:
+            if self._checks:
+                return self._checked(args, kwargs)  # type: ignore[no-any-return]
+            return self._jit(*args, **kwargs)  # type: ignore[no-any-return]
+        except _Again:
+            return self._jit(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        """A method, when the function stands in a class."""
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<lepton.optimize of {getattr(self, '__name__', self.__wrapped__)}>"
+
+    def _staged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key = self._key(args, kwargs)
+        if key in self._plain:
+            return self.__wrapped__(*args, **kwargs)
+        try:
+            results, program = stage(self.__wrapped__, self.options, self._static, args, kwargs)
+        except EvaluationFailed as failure:
+            if self.options.is_strict:
+                raise
+            warnings.warn(
+                f"Lepton runs {self!r} as plain jax.jit: the rewritten program failed with {failure}",
+                PassWarning,
+                stacklevel=2,
+            )
+            self._plain.add(key)
+            raise _Again from failure
+        with self._lock:
+            self._latest = self._programs[key] = program
+            if len(self._programs) > _MOST_PROGRAMS:
+                self._programs.popitem(last=False)
+        return results
+
+    def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What tells one staging from another: trees, abstract values, static arguments."""
+        fixed = [(i, value) for i, value in enumerate(args) if i in self._static.positions]
+        fixed += [(k, v) for k, v in sorted(kwargs.items()) if k in self._static.names]  # type: ignore[misc]
+        leaves, tree = jax.tree.flatten(
+            (
+                [value for i, value in enumerate(args) if i not in self._static.positions],
+                {k: v for k, v in kwargs.items() if k not in self._static.names},
+            )
+        )
+        return (tuple(fixed), tree, tuple(map(_type, leaves)), jax.config.jax_enable_x64)
+
+    # Stages, as jax.jit has them
+
+    def trace(self, *args: P.args, **kwargs: P.kwargs) -> Traced:
+        """Trace at the shapes of the arguments (arrays or `jax.ShapeDtypeStruct`s)."""
+        inner = self._retry(self._jit.trace, args, kwargs)
+        program = self._programs.get(self._key(args, kwargs))
+        if program is None:  # traced by jit before, and forgotten here since
+            fresh = Optimized(self.__wrapped__, self.options)
+            return fresh.trace(*args, **kwargs)
+        return Traced(inner, program)
+
+    def lower(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Lower at the shapes of the arguments: a `jax.stages.Lowered`."""
+        return self._retry(self._jit.lower, args, kwargs)
+
+    def eval_shape(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """The shapes and dtypes of the results, without running anything."""
+        return self._retry(self._jit.eval_shape, args, kwargs)
+
+    def _retry(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        try:
+            return method(*args, **kwargs)
+        except _Again:
+            return method(*args, **kwargs)
+
+    def clear_cache(self) -> None:
+        """Forget all traces and compiled programs."""
+        self._jit.clear_cache()
+        self._programs.clear()
+        self._plain.clear()
+        self._choices.clear()
+
+    # Looking in
+
+    @property
+    def report(self) -> Report:
+        """The report of the latest trace.
+
+        Raises:
+            ValueError: the function has not been traced yet.
+        """
+        if self._latest is None:
+            raise ValueError(f"{self!r} has no report yet: call it or trace it first")
+        return self._latest.report
+
+    def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+        """Which rules fire at these shapes, with the estimated saving, which nearly do, and why not."""
+
+        def traced(*args: Any, **kwargs: Any) -> Any:
+            nonlocal report
+            jaxpr, _ = trace_call(self.__wrapped__, self._static, args, kwargs)
+            _, report = manager_for(self.options, explain=True).run(jaxpr, getattr(self, "__name__", "f"))
+            return 0
+
+        report = Report()
+        statics = {k: v for k, v in self.options.jit_arguments.items() if k.startswith("static")}
+        functools.update_wrapper(traced, self.__wrapped__)
+        jax.jit(traced, **statics).trace(*args, **kwargs)
+        return Explanation(report)
+
+    # Checked calls: verify=True, measure=True
+
+    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key = self._key(args, kwargs)
+        choice = self._choices.get(key)
+        if choice is None:
+            if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))):
+                return self._jit(*args, **kwargs)
+            choice = self._choices[key] = choose(self.__wrapped__, self._jit, self.options, args, kwargs)
+            if self._latest is not None:
+                self._latest.report.notes += choice.notes
+        return choice.fun(*args, **kwargs)
+
+
+def _type(leaf: Any) -> Any:
+    aval = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+    return (aval.shape, aval.dtype, getattr(aval, "weak_type", False))
+
+
+_HERE: Final = "__lepton_optimized__"
+
+
+def _optimized(fun: Callable[P, R], options: Options) -> Optimized[P, R]:
+    """The optimised form of a function, the same one for the same function and options.
+
+    It is kept on the function itself, so that both live and die together.
+    """
+    if not callable(fun):
+        raise TypeError(f"lepton.optimize expects a function, not {type(fun).__name__}")
+    if not isinstance(fun, types.FunctionType):
+        return Optimized(fun, options)
+    known: dict[Options, Optimized[P, R]] = fun.__dict__.get(_HERE, {})
+    made = known.get(options)
+    if made is None or made.__wrapped__ is not fun:  # functools.wraps copies attributes to other functions
+        made = Optimized(fun, options)
+        fun.__dict__[_HERE] = {**known, options: made}
+    return made
+
+
+@overload
+def optimize(
+    fun: Callable[P, R],
+    passes: str | Pipeline = ...,
+    *,
+    level: str = ...,
+    target: str | None = ...,
+    static_argnums: Numbers = ...,
+    static_argnames: Names = ...,
+    donate_argnums: Numbers = ...,
+    donate_argnames: Names = ...,
+    verify: bool = ...,
+    strict: bool | None = ...,
+    measure: bool = ...,
+) -> Optimized[P, R]: ...
+
+
+@overload
+def optimize(
+    fun: str | Pipeline | None = ...,
+    passes: str | Pipeline = ...,
+    *,
+    level: str = ...,
+    target: str | None = ...,
+    static_argnums: Numbers = ...,
+    static_argnames: Names = ...,
+    donate_argnums: Numbers = ...,
+    donate_argnames: Names = ...,
+    verify: bool = ...,
+    strict: bool | None = ...,
+    measure: bool = ...,
+) -> Callable[[Callable[P, R]], Optimized[P, R]]: ...
+
+
+def optimize(
+    fun: Any = None,
+    passes: str | Pipeline = "default",
+    *,
+    level: str = "reassociate",
+    target: str | None = None,
+    static_argnums: Numbers = None,
+    static_argnames: Names = None,
+    donate_argnums: Numbers = None,
+    donate_argnames: Names = None,
+    verify: bool = False,
+    strict: bool | None = None,
+    measure: bool = False,
+) -> Any:
+    """Optimise a JAX function: the same function, rewritten before XLA compiles it.
+
+    Works as a decorator with or without arguments, and as a call. The result has the
+    same signature, pytrees, dtypes and weak types, and every JAX transformation works
+    under and over it, as for `jax.jit`.
+
+    Args:
+        fun: the function; or the passes, when used as `@optimize("default,-cse")`.
+        passes: a pipeline's text or a `Pipeline`. Presets: `none`, `cleanup`, `default`, `max`.
+        level: how far results may differ. `exact`: the same arithmetic in the same order.
+            `reassociate`: equal over the reals, rounding may differ, finite stays finite.
+            `approximate`: passes may trade accuracy for speed, and measure it.
+        target: what to optimise for: `cpu`, `gpu` or `tpu`; default: JAX's default backend.
+        static_argnums: as in `jax.jit`.
+        static_argnames: as in `jax.jit`.
+        donate_argnums: as in `jax.jit`.
+        donate_argnames: as in `jax.jit`.
+        verify: check the optimised function against the plain one on the arguments of
+            the first call of each shape, and run the plain one if they differ.
+        strict: raise when a pass fails, instead of skipping it with a warning; default:
+            the environment variable LEPTON_STRICT.
+        measure: on the first call of each shape time the optimised and the plain program in turn on its
+            arguments, and keep the faster.
+
+    Returns:
+        An `Optimized`, or a decorator that makes one.
+
+    Raises:
+        PipelineError: the pipeline names an unknown pass or option; the message lists what there is.
+        ValueError: an unknown level or target.
+        TypeError: `fun` is not callable.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> @optimize
+        ... def f(x):
+        ...     return jnp.transpose(jnp.transpose(x)) * 1.0
+        >>> float(f(jnp.ones((2, 3))).sum())
+        6.0
+        >>> f.report.equations_after
+        0
+    """
+    if isinstance(fun, (str, Pipeline)):
+        if passes != "default":
+            raise TypeError("passes given twice: once in first place, once by name")
+        fun, passes = None, fun
+    options = make_options(
+        passes,
+        level,
+        target,
+        static_argnums,
+        static_argnames,
+        donate_argnums,
+        donate_argnames,
+        verify,
+        strict,
+        measure,
+    )
+    if fun is None:
+        return lambda function: _optimized(function, options)
+    return _optimized(fun, options)

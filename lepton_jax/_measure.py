@@ -1,0 +1,82 @@
+"""Decisions taken on the arguments of a first call: is it right (`verify`), is it faster (`measure`)?"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import jax
+
+from lepton_jax._options import Options
+from lepton_jax.numerics.compare import compare_trees
+
+_PAIRS: Final = 7
+_WORTH: Final = 1.0
+
+
+@dataclass
+class Choice:
+    """Which program runs for one set of shapes.
+
+    Attributes:
+        fun: the program.
+        notes: why, for the report.
+    """
+
+    fun: Callable[..., Any]
+    notes: list[str] = field(default_factory=list)
+
+
+def choose(
+    fun: Callable[..., Any],
+    optimised: Callable[..., Any],
+    options: Options,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Choice:
+    """Run both programs on a call's arguments, compare, time them in turn, and say which to keep.
+
+    Args:
+        fun: the plain function.
+        optimised: its optimised form, already behind `jax.jit`.
+
+    Returns:
+        The optimised program, or the plain one if they differ or the plain one is faster.
+    """
+    plain = jax.jit(fun, **options.jit_arguments)
+    choice = Choice(optimised)
+    expected = plain(*_copies(args), **_copies(kwargs))
+    result = optimised(*_copies(args), **_copies(kwargs))
+    if options.verify:
+        difference = compare_trees(expected, result)
+        if not difference.ok:
+            return Choice(plain, [f"verify: the plain program is kept, for {difference}"])
+        choice.notes.append(f"verify: {difference}")
+    if options.measure:
+        ratio = _ratio(plain, optimised, args, kwargs)
+        if ratio < _WORTH:
+            return Choice(plain, [*choice.notes, f"measure: the plain program is kept, {1 / ratio:.2f}× as fast"])
+        choice.notes.append(f"measure: {ratio:.2f}× as fast as the plain program")
+    return choice
+
+
+def _ratio(plain: Any, optimised: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
+    """Median of plain time over optimised time, of pairs run in turn."""
+    ratios = []
+    for _ in range(_PAIRS):
+        times = []
+        for fun in (plain, optimised):
+            given, named = jax.block_until_ready((_copies(args), _copies(kwargs)))
+            start = time.perf_counter()
+            jax.block_until_ready(fun(*given, **named))
+            times.append(time.perf_counter() - start)
+        ratios.append(times[0] / max(times[1], 1e-9))
+    return statistics.median(ratios)
+
+
+def _copies(tree: Any) -> Any:
+    """The same arguments in fresh buffers, because a call may be given its arguments to destroy."""
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array) else leaf, tree)

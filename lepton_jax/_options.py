@@ -1,0 +1,116 @@
+"""How a user wants a function optimised."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lepton_jax.rewrite import Level, Pipeline
+from lepton_jax.rewrite.context import LEVELS
+from lepton_jax.targets import get_target
+
+Names = str | Sequence[str] | None
+Numbers = int | Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments of `optimize`, checked and in hashable form."""
+
+    pipeline: Pipeline
+    level: Level
+    target: str | None
+    static_argnums: tuple[int, ...]
+    static_argnames: tuple[str, ...]
+    donate_argnums: tuple[int, ...]
+    donate_argnames: tuple[str, ...]
+    verify: bool
+    strict: bool | None
+    measure: bool
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether failing passes raise: as asked for, else as the environment says."""
+        return os.environ.get("LEPTON_STRICT", "0") not in ("", "0") if self.strict is None else self.strict
+
+    @property
+    def jit_arguments(self) -> dict[str, Any]:
+        """What `jax.jit` is told."""
+        given = {
+            "static_argnums": self.static_argnums,
+            "static_argnames": self.static_argnames,
+            "donate_argnums": self.donate_argnums,
+            "donate_argnames": self.donate_argnames,
+        }
+        return {key: value for key, value in given.items() if value}
+
+
+def make_options(
+    passes: str | Pipeline,
+    level: str,
+    target: str | None,
+    static_argnums: Numbers,
+    static_argnames: Names,
+    donate_argnums: Numbers,
+    donate_argnames: Names,
+    verify: bool,
+    strict: bool | None,
+    measure: bool,
+) -> Options:
+    """Check the arguments of `optimize`.
+
+    Raises:
+        ValueError: an unknown level or target, or a wrong pipeline; the message lists what there is.
+        TypeError: `passes` is neither text nor a pipeline.
+    """
+    if not isinstance(passes, (str, Pipeline)):
+        raise TypeError(f"passes is a pipeline's text or a Pipeline, not {type(passes).__name__}")
+    if level not in LEVELS:
+        raise ValueError(f"there is no level {level!r}; the levels are: {', '.join(LEVELS)}")
+    if target is not None:
+        get_target(target)
+    return Options(
+        pipeline=Pipeline.parse(passes) if isinstance(passes, str) else passes,
+        level=level,  # type: ignore[arg-type]
+        target=target,
+        static_argnums=_tuple(static_argnums),
+        static_argnames=_tuple(static_argnames),
+        donate_argnums=_tuple(donate_argnums),
+        donate_argnames=_tuple(donate_argnames),
+        verify=verify,
+        strict=strict,
+        measure=measure,
+    )
+
+
+def _tuple(given: Any) -> tuple[Any, ...]:
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, (int, str)) else tuple(given)
+
+
+@dataclass(frozen=True)
+class StaticArguments:
+    """Which arguments of a function are static, by position and by name, as `jax.jit` finds them."""
+
+    positions: frozenset[int]
+    names: frozenset[str]
+
+    @classmethod
+    def of(cls, fun: Callable[..., Any], options: Options) -> StaticArguments:
+        """The static arguments of `fun`; numbers and names stand for one another where it has a signature."""
+        numbers, names = set(options.static_argnums), set(options.static_argnames)
+        if not numbers and not names:
+            return cls(frozenset(), frozenset())
+        try:
+            parameters = list(inspect.signature(fun).parameters.values())
+        except (ValueError, TypeError):
+            return cls(frozenset(numbers), frozenset(names))
+        by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        numbers = {n % len(by_place) if n < 0 and by_place else n for n in numbers}
+        numbers |= {i for i, p in enumerate(by_place) if p.name in names}
+        names |= {p.name for i, p in enumerate(by_place) if i in numbers and p.kind is p.POSITIONAL_OR_KEYWORD}
+        return cls(frozenset(numbers), frozenset(names))

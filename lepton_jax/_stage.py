@@ -1,0 +1,126 @@
+"""One staging of a function: trace it, run the passes, re-evaluate it under the trace that is running."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from lepton_jax._options import Options, StaticArguments
+from lepton_jax.ir import _jax
+from lepton_jax.ir.export import evaluate
+from lepton_jax.ir.graph import Graph
+from lepton_jax.ir.importer import from_jaxpr
+from lepton_jax.rewrite import Instrument, PassManager, Report
+from lepton_jax.targets import get_target
+
+
+class EvaluationFailed(Exception):
+    """The rewritten program could not be evaluated, though the passes had not failed."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function traced and optimised at one set of shapes.
+
+    Attributes:
+        jaxpr: as JAX traced it.
+        graph: as the passes left it.
+        report: what they did.
+    """
+
+    jaxpr: Any
+    graph: Graph
+    report: Report
+    name: str
+
+    @property
+    def graph_before(self) -> Graph:
+        """The program before the passes."""
+        return from_jaxpr(self.jaxpr, self.name)
+
+
+def manager_for(options: Options, *, explain: bool = False, instruments: Sequence[Instrument] = ()) -> PassManager:
+    """The pass manager that the options ask for."""
+    return PassManager(
+        options.pipeline,
+        get_target(options.target),
+        options.level,
+        strict=options.is_strict,
+        explain=explain,
+        instruments=instruments,
+    )
+
+
+def trace_call(
+    fun: Callable[..., Any], static: StaticArguments, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[Any, Any]:
+    """The jaxpr of a call, and the tree of its results."""
+    fixed = {key: value for key, value in kwargs.items() if key in static.names}
+    free = {key: value for key, value in kwargs.items() if key not in static.names}
+    callee = functools.partial(fun, **fixed) if fixed else fun
+    numbers = tuple(i for i in range(len(args)) if i in static.positions)
+    jaxpr, shapes = jax.make_jaxpr(callee, static_argnums=numbers, return_shape=True)(*args, **free)
+    return jaxpr, jax.tree.structure(shapes)
+
+
+def dynamic_leaves(static: StaticArguments, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arrays of a call, in the order of the jaxpr's inputs."""
+    positional = [value for i, value in enumerate(args) if i not in static.positions]
+    named = {key: value for key, value in kwargs.items() if key not in static.names}
+    return jax.tree.leaves((positional, named))
+
+
+def stage(
+    fun: Callable[..., Any],
+    options: Options,
+    static: StaticArguments,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> tuple[Any, Program]:
+    """Optimise a call and evaluate it.
+
+    Returns:
+        The call's result under the running trace, and the program.
+
+    Raises:
+        EvaluationFailed: the rewritten program could not be evaluated.
+        PassError: a pass failed and the options are strict.
+    """
+    start = time.perf_counter()
+    jaxpr, out_tree = trace_call(fun, static, args, kwargs)
+    trace_seconds = time.perf_counter() - start
+    name = getattr(fun, "__name__", "f")
+    graph, report = manager_for(options).run(jaxpr, name)
+    report.trace_seconds = trace_seconds
+    try:
+        results = evaluate(graph, dynamic_leaves(static, args, kwargs))
+        results = [_as_traced(result, aval) for result, aval in zip(results, jaxpr.out_avals, strict=True)]
+    except Exception as error:
+        raise EvaluationFailed(f"{type(error).__name__}: {error}") from error
+    jaxpr = _jax.forget_tracers(jaxpr)
+    forget_tracers(graph)
+    return jax.tree.unflatten(out_tree, results), Program(jaxpr, graph, report, name)
+
+
+def _as_traced(result: Any, aval: Any) -> Any:
+    """A result with the type it had before: weak types are not kept by the passes."""
+    found = jax.typeof(result)
+    if not _jax.is_array_aval(aval) or _jax.is_extended(aval.dtype):
+        return result
+    if found.shape != aval.shape or found.dtype != aval.dtype:
+        raise TypeError(f"a result became {found.str_short()}, it was {aval.str_short()}")
+    return result if found.weak_type == aval.weak_type else _jax.set_weak_type(result, aval.weak_type)
+
+
+def forget_tracers(graph: Graph) -> None:
+    """Put shapes in place of constants that belong to an outer trace, so that it can end."""
+    for inner in graph.graphs():
+        for node in (*inner, inner.ret):
+            for value in node.operands:
+                if value.is_const and isinstance(value.const, _jax.Tracer):
+                    value.const = jax.ShapeDtypeStruct(value.shape, value.dtype)

@@ -1,0 +1,58 @@
+"""The command `lepton`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `lepton`; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="lepton", description="An optimising front end for JAX.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="train two small models, optimise them, show what it brings")
+    demo.add_argument("--out", metavar="FILE", help="write the same as a self-contained HTML page")
+    demo.add_argument("--fast", action="store_true", help="a few training steps only")
+
+    commands.add_parser("passes", help="list the passes, their options and the presets")
+
+    from lepton_jax import _bisect, fuzz
+
+    _bisect.add_arguments(commands.add_parser("bisect", help="find the one rewrite that breaks a check"))
+    fuzz.add_arguments(commands.add_parser("fuzz", help="optimise random programs and check them"))
+
+    args = parser.parse_args(argv)
+    if args.command == "demo":
+        from lepton_jax.demo import run
+
+        run(out=args.out, fast=args.fast)
+        return 0
+    if args.command == "passes":
+        print(describe_passes())
+        return 0
+    return _bisect.bisect_command(args) if args.command == "bisect" else fuzz.fuzz_command(args)
+
+
+def describe_passes() -> str:
+    """Every pass with its options and where it comes from, and the presets."""
+    import dataclasses
+    import inspect
+
+    from lepton_jax.rewrite.pipeline import PRESETS
+    from lepton_jax.rewrite.registry import get_pass, origin_of, pass_names
+
+    lines = ["passes:"]
+    for name in pass_names():
+        cls = get_pass(name)
+        options = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(cls))
+        summary = (inspect.getdoc(cls) or "").splitlines()[0]
+        lines.append(f"  {name:<18} {summary} [{origin_of(name)}]" + (f" options: {options}" if options else ""))
+    lines.append("presets:")
+    lines += [f"  {name:<18} {text or '(nothing)'}" for name, text in PRESETS.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

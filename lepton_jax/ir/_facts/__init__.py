@@ -1,0 +1,1 @@
+"""How facts about values are represented, and what each primitive does to them."""

@@ -1,0 +1,281 @@
+"""Everything Lepton knows about JAX that changes between JAX versions.
+
+No other module imports `jax._src`, `jax.interpreters` or `jax.extend` (a test sees to it).
+Two generations are supported: up to 0.10 a `ClosedJaxpr` pairs an open `Jaxpr` with its
+constants and scan counts its operands in `num_consts`/`num_carry`; from 0.11 there is one
+class, and scan describes its operands by trees (`ft_in`, `ft_out`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import jax
+import jax.extend.core as jex
+import numpy as np
+from jax._src import source_info_util as _source_info
+from jax._src import xla_bridge as _xla_bridge
+from jax._src.core import JaxprEqnContext as _EqnContext
+from jax.extend.core import primitives as _primitives
+
+Literal = jex.Literal
+DropVar = jex.DropVar
+Tracer = jax.core.Tracer
+ShapedArray = jax.core.ShapedArray
+
+_MERGED: Final = jex.ClosedJaxpr is jex.Jaxpr  # from 0.11
+
+
+# Jaxprs
+
+
+def parts(jaxpr: Any) -> tuple[list[Any], list[Any], list[Any], list[Any], list[Any]]:
+    """(constvars, consts, invars, eqns, outvars) of an open or closed jaxpr.
+
+    An open jaxpr with constvars has no constants to give them; there is none in the
+    primitives that `region_jaxprs` opens.
+    """
+    opened = jaxpr if _MERGED else getattr(jaxpr, "jaxpr", jaxpr)
+    consts = list(getattr(jaxpr, "consts", ()) or ())
+    return list(opened.constvars), consts, list(opened.invars), list(opened.eqns), list(opened.outvars)
+
+
+def open_jaxpr(closed: Any) -> Any:
+    """A constant-free closed jaxpr as primitives with an open one (remat) want it."""
+    return closed if _MERGED else closed.jaxpr
+
+
+def is_closed(jaxpr: Any) -> bool:
+    """Whether a jaxpr may carry constants of its own."""
+    return _MERGED or isinstance(jaxpr, jex.ClosedJaxpr)
+
+
+def is_jaxpr(thing: Any) -> bool:
+    """Whether it is a jaxpr, open or closed."""
+    return isinstance(thing, (jex.Jaxpr, jex.ClosedJaxpr))
+
+
+def is_high(jaxpr: Any) -> bool:
+    """Whether it uses hijax values, which Lepton leaves alone."""
+    return bool(getattr(jaxpr, "is_high", False))
+
+
+def eval_jaxpr(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """Evaluate a jaxpr under the current trace."""
+    opened = jaxpr if _MERGED else getattr(jaxpr, "jaxpr", jaxpr)
+    return list(jax.core.eval_jaxpr(opened, consts, *args))
+
+
+def trace_flat(fun: Callable[..., Sequence[Any]], avals: Sequence[Any]) -> Any:
+    """The closed jaxpr of `fun` on flat abstract values."""
+    return jax.make_jaxpr(fun)(*avals)
+
+
+def without_consts(closed: Any) -> tuple[Any, list[Any]]:
+    """The same jaxpr with its constants as leading inputs, and these constants."""
+    _, consts, _, _, _ = parts(closed)
+    if not consts:
+        return closed, []
+
+    def fun(*args: Any) -> list[Any]:
+        return eval_jaxpr(closed, args[: len(consts)], args[len(consts) :])
+
+    return trace_flat(fun, [*map(jax.typeof, consts), *closed.in_avals]), consts
+
+
+def forget_tracers(closed: Any) -> Any:
+    """The jaxpr with shapes in place of constants that are tracers, so that it may outlive their trace."""
+    _, consts, _, _, _ = parts(closed)
+    if not any(isinstance(c, Tracer) for c in consts):
+        return closed
+    shapes = [jax.ShapeDtypeStruct(c.shape, c.dtype) if isinstance(c, Tracer) else c for c in consts]
+    return closed.with_consts(shapes) if _MERGED else jex.ClosedJaxpr(closed.jaxpr, shapes)
+
+
+# Primitives
+
+
+def primitive(name: str) -> Any:
+    """The primitive that `jax.extend.core.primitives` calls `name`.
+
+    Raises:
+        KeyError: there is no such primitive in this JAX.
+    """
+    return _primitive_table()[name]
+
+
+_PRIMITIVES: dict[str, Any] = {}
+
+
+def _primitive_table() -> dict[str, Any]:
+    if not _PRIMITIVES:
+        for module in (_primitives, jax.lax):
+            for key in dir(module):
+                if key.endswith("_p"):
+                    found = getattr(module, key)
+                    _PRIMITIVES.setdefault(found.name, found)
+    return _PRIMITIVES
+
+
+def set_weak_type(array: Any, weak_type: bool) -> Any:
+    """`array` with its weak type set, which no public function does."""
+    return primitive("convert_element_type").bind(
+        array, new_dtype=jax.typeof(array).dtype, weak_type=weak_type, sharding=None
+    )
+
+
+def is_array_aval(aval: Any) -> bool:
+    """Whether it is an ordinary array (not a token, not a mutable reference)."""
+    return isinstance(aval, ShapedArray)
+
+
+def is_extended(dtype: Any) -> bool:
+    """Whether it is an extended dtype, such as that of PRNG keys."""
+    return bool(jax.dtypes.issubdtype(dtype, jax.dtypes.extended))
+
+
+def plain_constant(array: Any) -> Any | None:
+    """A constant as a numpy array, or None where its contents are not to be had.
+
+    Tracers, PRNG keys and arrays spread over several processes have no plain contents.
+    """
+    if isinstance(array, (Tracer, jax.ShapeDtypeStruct)) or is_extended(getattr(array, "dtype", np.dtype(bool))):
+        return None
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return None
+    return np.asarray(array)
+
+
+# Where an equation comes from
+
+
+def current_context() -> Any:
+    """The equation context in force now (mesh, compute type, metadata)."""
+    return _EqnContext()
+
+
+def inlined_source(source: Any, outer: Any, name: str | None) -> Any:
+    """The source of an inlined equation: the call's name stack, the function's name, its own."""
+    stack = outer.name_stack
+    if name is not None:
+        stack = stack.extend(name)
+    return source.replace(name_stack=stack + source.name_stack)
+
+
+class Placement:
+    """Restores source information and equation contexts while a graph is re-evaluated.
+
+    Entering a context is slow, so neighbours that share one enter it once.
+    """
+
+    def __init__(self) -> None:
+        self._base = _source_info.current_name_stack()
+        self._stacks: dict[int, tuple[Any, Any]] = {}
+        self._context: Any = None
+        self._open = contextlib.ExitStack()
+
+    def __enter__(self) -> Placement:
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._open.__exit__(*error)
+
+    def at(self, source: Any, context: Any) -> contextlib.AbstractContextManager[Any]:
+        """A context manager in which to bind an equation from `source` in `context`."""
+        if context is not self._context:
+            self._open.close()
+            self._context = context
+            if context is not None:
+                self._open.enter_context(context.manager)
+        if source is None:
+            return contextlib.nullcontext()
+        known = self._stacks.get(id(source.name_stack))
+        if known is None:
+            known = (source.name_stack, self._base + source.name_stack)
+            self._stacks[id(source.name_stack)] = known
+        manager: contextlib.AbstractContextManager[Any] = _source_info.user_context(
+            source.traceback, name_stack=known[1]
+        )
+        return manager
+
+
+def summarize(source: Any) -> str:
+    """The user's file and line of an equation."""
+    return "unknown" if source is None else str(_source_info.summarize(source))
+
+
+# Primitives that hold jaxprs. `region_jaxprs` takes them out of the parameters;
+# `bind_region` puts new ones in.
+
+_JAXPR_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
+    "jit": ("jaxpr",),
+    "closed_call": ("call_jaxpr",),
+    "core_call": ("call_jaxpr",),
+    "scan": ("jaxpr",),
+    "while": ("cond_jaxpr", "body_jaxpr"),
+    "cond": ("branches",),
+    "remat2": ("jaxpr",),
+    "checkpoint": ("jaxpr",),
+    "shard_map": ("jaxpr",),
+    "custom_jvp_call": ("call_jaxpr",),
+    "custom_vjp_call": ("call_jaxpr",),
+    "custom_linear_solve": ("jaxprs",),
+}
+
+REGION_OPS: Final = frozenset(_JAXPR_KEYS)
+
+
+def region_jaxprs(op: str, raw: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]] | None:
+    """The jaxprs of a region operation and its other parameters; None for all other primitives.
+
+    Scan's parameters come out as `num_consts` and `num_carry` under every JAX.
+    """
+    keys = _JAXPR_KEYS.get(op)
+    if keys is None or any(key not in raw for key in keys):
+        return None
+    jaxprs = [j for key in keys for j in (raw[key] if isinstance(raw[key], tuple) else (raw[key],))]
+    if not all(is_jaxpr(j) and not is_high(j) for j in jaxprs):
+        return None
+    params = {key: value for key, value in raw.items() if key not in keys}
+    if op == "scan" and "ft_in" in params:
+        consts, carry, _ = (len(tree) for tree in params.pop("ft_in").unpack())
+        params.pop("ft_out")
+        params.update(num_consts=consts, num_carry=carry)
+    return jaxprs, params
+
+
+def jit_is_plain(params: Mapping[str, Any]) -> bool:
+    """Whether a jit node does nothing but call: no shardings, layouts, donation or compiler options."""
+    unspecified = (*params.get("in_shardings", ()), *params.get("out_shardings", ()))
+    layouts = (*params.get("in_layouts", ()), *params.get("out_layouts", ()))
+    return (
+        all(type(s).__name__ == "UnspecifiedValue" for s in unspecified)
+        and all(layout is None for layout in layouts)
+        and not any(params.get("donated_invars", ()))
+        and not params.get("compiler_options_kvs", ())
+    )
+
+
+def x64_enabled() -> bool:
+    """Whether 64-bit types are on in this thread."""
+    return bool(jax.config.jax_enable_x64)
+
+
+def backend_platform() -> str:
+    """The platform of the default backend: cpu, gpu or tpu."""
+    name = jax.default_backend()
+    return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
+
+
+def backend_is_up() -> bool:
+    """Whether JAX has started a backend already, so that asking for it costs nothing."""
+    return bool(_xla_bridge.backends_are_initialized())
+
+
+@contextlib.contextmanager
+def eager() -> Iterator[None]:
+    """Evaluate now, although a trace may be running around (for constant folding)."""
+    with jax.core.ensure_compile_time_eval():
+        yield

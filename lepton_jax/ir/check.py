@@ -1,0 +1,3 @@
+"""temporary"""
+from typing import Any
+def check(graph: Any) -> None: pass

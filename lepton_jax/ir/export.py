@@ -1,0 +1,209 @@
+"""Out of the graph: re-evaluate it under whatever trace is running.
+
+Nothing here builds equations. Untouched nodes bind their primitive with the parameters
+they were traced with; a node whose regions changed is built anew through JAX's public
+functions, so differentiation, batching, export and shardings are JAX's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from lepton_jax.ir import _jax
+from lepton_jax.ir.graph import Graph, Node, Value
+
+Flat = Callable[..., list[Any]]
+
+
+def to_callable(graph: Graph) -> Flat:
+    """A function of the graph's flat inputs that returns its flat outputs.
+
+    It may be called eagerly or under any JAX transformation.
+    """
+
+    def fun(*args: Any) -> list[Any]:
+        return evaluate(graph, args)
+
+    fun.__name__ = fun.__qualname__ = graph.name
+    return fun
+
+
+def evaluate(graph: Graph, args: Sequence[Any]) -> list[Any]:
+    """The outputs of a graph on arrays or tracers.
+
+    Raises:
+        TypeError: the number of arguments is not that of the graph's inputs.
+    """
+    if len(args) != len(graph.inputs):
+        raise TypeError(f"{graph.name} takes {len(graph.inputs)} arrays, got {len(args)}")
+    env: dict[Value, Any] = dict(zip(graph.inputs, args, strict=True))
+
+    def read(value: Value) -> Any:
+        return value.const if value.is_const else env[value]
+
+    with _jax.Placement() as placement:
+        for node in graph:
+            operands = [read(value) for value in node.operands]
+            with placement.at(node.source, node.context):
+                results = bind(node, operands)
+            env.update(zip(node.results, results, strict=True))
+    return [read(value) for value in graph.outputs]
+
+
+def bind(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
+    """Run one node on arrays or tracers."""
+    if node.regions and not node.is_pristine():
+        return _REBUILD[node.op](node, operands)
+    raw = node.params if node.raw is None else node.raw
+    results = node.primitive.bind(*operands, **node.primitive.get_bind_params(raw))
+    return results if node.primitive.multiple_results else [results]  # type: ignore[no-any-return]
+
+
+# One function per operation with regions: run it with the regions it has now.
+
+
+def _scan(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
+    p = node.params
+    (body,) = node.regions
+    consts, carry = p["num_consts"], p["num_carry"]
+    fixed = operands[:consts]
+
+    def step(state: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
+        out = evaluate(body, [*fixed, *state, *xs])
+        return out[:carry], out[carry:]
+
+    init, xs = list(operands[consts : consts + carry]), list(operands[consts + carry :])
+    state, ys = jax.lax.scan(step, init, xs, length=p["length"], reverse=p["reverse"], unroll=p["unroll"])
+    return [*state, *ys]
+
+
+def _while(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
+    cond, body = node.regions
+    nc, nb = node.params["cond_nconsts"], node.params["body_nconsts"]
+    for_cond, for_body, init = operands[:nc], operands[nc : nc + nb], list(operands[nc + nb :])
+    return jax.lax.while_loop(
+        lambda state: evaluate(cond, [*for_cond, *state])[0],
+        lambda state: evaluate(body, [*for_body, *state]),
+        init,
+    )
+
+
+def _cond(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
+    avals = [jax.typeof(x) for x in operands[1:]]
+    closed = [_jax.trace_flat(to_callable(region), avals) for region in node.regions]
+    if any(_jax.parts(jaxpr)[1] for jaxpr in closed):
+        return _cond_with_consts(node, operands, closed)
+    return _bind_new(node, operands, branches=tuple(closed))
+
+
+def _cond_with_consts(node: Node, operands: Sequence[Any], closed: Sequence[Any]) -> Sequence[Any]:
+    """All branches take all branches' constants, as cond's branches must take the same operands."""
+    pairs = [_jax.without_consts(jaxpr) for jaxpr in closed]
+    consts = [c for _, own in pairs for c in own]
+    args = [*consts, *operands[1:]]
+    branches = []
+    start = 0
+    for jaxpr, own in pairs:
+
+        def branch(*args: Any, jaxpr: Any = jaxpr, first: int = start, last: int = start + len(own)) -> list[Any]:
+            return _jax.eval_jaxpr(jaxpr, [], [*args[first:last], *args[len(consts) :]])
+
+        start += len(own)
+        branches.append(_jax.trace_flat(branch, [jax.typeof(x) for x in args]))
+    return _bind_new(node, [operands[0], *args], branches=tuple(branches))
+
+
+def _jit(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
+    p = node.params
+    (body,) = node.regions
+    if _jax.jit_is_plain(p):
+        return jax.jit(_cached_callable(body), keep_unused=p["keep_unused"], inline=p["inline"])(*operands)  # type: ignore[no-any-return]
+    return _bind_new(node, operands, jaxpr=_jax.trace_flat(to_callable(body), [jax.typeof(x) for x in operands]))
+
+
+def _cached_callable(graph: Graph) -> Flat:
+    """The same function object for the same graph and version, so that jit traces a shared region once."""
+    if graph.compiled is None or graph.compiled[0] != graph.total_version():
+        graph.compiled = (graph.total_version(), to_callable(graph))
+    return graph.compiled[1]
+
+
+def _call(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
+    return evaluate(node.regions[0], operands)
+
+
+def _remat(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
+    closed = _jax.trace_flat(to_callable(node.regions[0]), [jax.typeof(x) for x in operands])
+    closed, consts = _jax.without_consts(closed)
+    return _bind_new(node, [*consts, *operands], jaxpr=_jax.open_jaxpr(closed))
+
+
+def _shard_map(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
+    p = node.params
+    return jax.shard_map(  # type: ignore[no-any-return]
+        to_callable(node.regions[0]),
+        mesh=p["mesh"],
+        in_specs=tuple(p["in_specs"]),
+        out_specs=list(p["out_specs"]),
+        axis_names=set(p["newly_manual_axes"]),
+        check_vma=p["check_vma"],
+    )(*operands)
+
+
+def _custom_jvp(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
+    """The new body with the old rule: the tangent is that of the node as it was traced."""
+    old = _verbatim(node)
+    fun = jax.custom_jvp(to_callable(node.regions[0]))
+
+    def rule(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+        return jax.jvp(old, tuple(primals), tuple(tangents))
+
+    fun.defjvp(rule)
+    return fun(*operands)  # type: ignore[no-any-return]
+
+
+def _custom_vjp(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
+    """The new body with the old rule: forward and backward are those of the node as it was traced."""
+    old = _verbatim(node)
+    fun = jax.custom_vjp(to_callable(node.regions[0]))
+    fun.defvjp(lambda *args: jax.vjp(old, *args), lambda pull, cotangents: pull(cotangents))
+    return fun(*operands)  # type: ignore[no-any-return]
+
+
+def _verbatim(node: Node) -> Flat:
+    def fun(*args: Any) -> list[Any]:
+        assert node.raw is not None
+        return list(node.primitive.bind(*args, **node.primitive.get_bind_params(node.raw)))
+
+    return fun
+
+
+def _linear_solve(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
+    assert node.raw is not None
+    closed = [_jax.trace_flat(to_callable(g), [v.aval for v in g.inputs]) for g in node.regions]
+    return _bind_new(node, operands, jaxprs=type(node.raw["jaxprs"])(*closed))
+
+
+def _bind_new(node: Node, operands: Sequence[Any], **jaxprs: Any) -> Sequence[Any]:
+    """Bind the node's own primitive with new jaxprs, which JAX has just traced."""
+    params = node.primitive.get_bind_params({**node.params, **jaxprs})
+    return node.primitive.bind(*operands, **params)  # type: ignore[no-any-return]
+
+
+_REBUILD: dict[str, Callable[[Node, Sequence[Any]], Sequence[Any]]] = {
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "jit": _jit,
+    "closed_call": _call,
+    "core_call": _call,
+    "remat2": _remat,
+    "checkpoint": _remat,
+    "shard_map": _shard_map,
+    "custom_jvp_call": _custom_jvp,
+    "custom_vjp_call": _custom_vjp,
+    "custom_linear_solve": _linear_solve,
+}

@@ -1,0 +1,192 @@
+"""What is known about values: `facts_of`.
+
+Facts hold whatever the inputs of the program are, and for as long as a value lives: a
+rewrite may replace a value by another that holds the same, it never changes what a value
+holds. So they are found out once, on demand, and kept on the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from typing import Final, TypeAlias
+
+from lepton_jax.ir._facts import arithmetic as _arithmetic
+from lepton_jax.ir._facts import functions as _functions
+from lepton_jax.ir._facts import logic as _logic
+from lepton_jax.ir._facts import movement as _movement
+from lepton_jax.ir._facts import reductions as _reductions
+from lepton_jax.ir._facts.contents import of_array as of_array
+from lepton_jax.ir._facts.contents import of_constant
+from lepton_jax.ir._facts.lattice import CONSTANT_LIMIT as CONSTANT_LIMIT
+from lepton_jax.ir._facts.lattice import Band as Band
+from lepton_jax.ir._facts.lattice import Facts as Facts
+from lepton_jax.ir._facts.lattice import close, meet, of_aval, with_axis, without_axis
+from lepton_jax.ir._facts.registry import TRANSFERS
+from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.regions import Slot, slots
+
+# Importing them has filled the table of transfer functions.
+_TABLES: Final = (_arithmetic, _functions, _logic, _movement, _reductions)
+
+_Owner: TypeAlias = Node | Graph
+"""What defines a value: its node, or the graph whose input it is."""
+
+
+def facts_of(value: Value) -> Facts:
+    """What is known about a value.
+
+    Finds out what it needs about the values that it is made of, without recursion; each
+    value is looked at once in its life. Inside a region, inputs have the facts that hold
+    for every node that runs the region.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lepton_jax.ir import trace
+        >>> graph = trace(lambda x: jnp.tril(x) + jnp.eye(3), jnp.ones((3, 3)))
+        >>> facts_of(graph.outputs[0]).lower
+        True
+    """
+    if value.facts is None:
+        _settle(value)
+    assert value.facts is not None
+    return value.facts
+
+
+def _settle(value: Value) -> None:
+    """Find out the facts of a value, those of its sources first."""
+    owner = _owner(value)
+    if owner is None:
+        value.facts = of_constant(value) if value.is_const else of_aval(value.aval)
+        return
+    active: set[_Owner] = {owner}
+    stack: list[tuple[_Owner, Iterator[Value]]] = [(owner, _sources(owner))]
+    while stack:
+        current, sources = stack[-1]
+        pushed = False
+        for source in sources:
+            if source.facts is not None:
+                continue
+            above = _owner(source)
+            if above is None:
+                source.facts = of_constant(source) if source.is_const else of_aval(source.aval)
+            elif above not in active:
+                # A shared region may be fed by its own result: then less is known, never more.
+                active.add(above)
+                stack.append((above, _sources(above)))
+                pushed = True
+                break
+        if pushed:
+            continue
+        stack.pop()
+        _conclude(current)
+    if value.facts is None:
+        value.facts = of_aval(value.aval)
+
+
+def _owner(value: Value) -> _Owner | None:
+    if value.is_const:
+        return None
+    return value.node if value.node is not None else value.graph
+
+
+def _known(value: Value) -> Facts:
+    """The facts of a source; those of its shape and dtype where it depends on what asks."""
+    return of_aval(value.aval) if value.facts is None else value.facts
+
+
+def _assign(value: Value, facts: Facts) -> None:
+    if value.facts is None:
+        value.facts = facts
+
+
+# Where the facts of an owner's values come from
+
+
+def _sources(owner: _Owner) -> Iterator[Value]:
+    if isinstance(owner, Graph):
+        return iter(dict.fromkeys(_feeding(owner)))
+    if owner.regions:
+        return iter([*owner.operands, *(v for region in owner.regions for v in region.outputs)])
+    return iter(owner.operands if owner.op in TRANSFERS else ())
+
+
+def _feeding(graph: Graph) -> Iterator[Value]:
+    for parent in graph.parents:
+        for slot in slots(parent):
+            if slot.operand is not None and any(parent.regions[r] is graph for r, _ in slot.inputs):
+                yield parent.operands[slot.operand]
+
+
+def _conclude(owner: _Owner) -> None:
+    if isinstance(owner, Graph):
+        _conclude_inputs(owner)
+    elif owner.regions:
+        _conclude_regions(owner)
+    else:
+        _conclude_node(owner)
+
+
+def _conclude_node(node: Node) -> None:
+    transfer = TRANSFERS.get(node.op)
+    claims = [] if transfer is None else transfer(node, [_known(v) for v in node.operands])
+    for value, claim in zip(node.results, claims, strict=False):
+        _assign(value, close(value.aval, claim))
+    for value in node.results[len(claims) :]:
+        _assign(value, of_aval(value.aval))
+
+
+def _conclude_inputs(graph: Graph) -> None:
+    """Inputs of a region: what holds for every node that runs it."""
+    found: dict[Value, Facts] = {}
+    for parent in graph.parents:
+        for slot in slots(parent):
+            for r, i in slot.inputs:
+                if parent.regions[r] is graph:
+                    value = graph.inputs[i]
+                    facts = _input_facts(parent, slot, value)
+                    found[value] = meet(found[value], facts) if value in found else facts
+    for value in graph.inputs:
+        _assign(value, found.get(value, of_aval(value.aval)))
+
+
+def _input_facts(node: Node, slot: Slot, value: Value) -> Facts:
+    if slot.operand is None:
+        return of_aval(value.aval)
+    operand = _known(node.operands[slot.operand])
+    if slot.kind in ("constant", "argument") or (slot.kind == "carry" and _unchanged(node, slot)):
+        return operand
+    return without_axis(operand, value.aval) if slot.kind == "scanned" else of_aval(value.aval)
+
+
+def _unchanged(node: Node, slot: Slot) -> bool:
+    """Whether a loop hands a carry on as it is."""
+    (r, out), (_, place) = slot.outputs[0], slot.inputs[-1]
+    region = node.regions[r]
+    return region.outputs[out] is region.inputs[place]
+
+
+def _conclude_regions(node: Node) -> None:
+    """Results of a node with regions."""
+    for slot in slots(node):
+        if slot.result is not None:
+            value = node.results[slot.result]
+            _assign(value, _result_facts(node, slot, value))
+
+
+def _result_facts(node: Node, slot: Slot, value: Value) -> Facts:
+    inner = [_known(node.regions[r].outputs[i]) for r, i in slot.outputs]
+    if slot.kind == "result" and inner:
+        return reduce(meet, inner)
+    if slot.kind == "stacked":
+        return with_axis(inner[0], value.aval)
+    if slot.kind == "carry" and slot.operand is not None and _unchanged(node, slot):
+        return _known(node.operands[slot.operand])
+    return of_aval(value.aval)
+
+
+def forget(graphs: Iterable[Graph]) -> None:
+    """Drop the facts of all values of these graphs: a region that gets another user needs that."""
+    for graph in graphs:
+        for value in (*graph.inputs, *(v for node in graph for v in node.results)):
+            value.facts = None

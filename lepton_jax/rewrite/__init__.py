@@ -1,0 +1,31 @@
+"""Passes, pipelines and rules: the framework that the pass library is written in."""
+
+from lepton_jax.rewrite.base import Pass as Pass
+from lepton_jax.rewrite.context import Level as Level
+from lepton_jax.rewrite.context import PassContext as PassContext
+from lepton_jax.rewrite.driver import erase_dead as erase_dead
+from lepton_jax.rewrite.driver import run_rules as run_rules
+from lepton_jax.rewrite.errors import LeptonError as LeptonError
+from lepton_jax.rewrite.errors import PassError as PassError
+from lepton_jax.rewrite.errors import PipelineError as PipelineError
+from lepton_jax.rewrite.errors import RegistryError as RegistryError
+from lepton_jax.rewrite.errors import RewriteLoop as RewriteLoop
+from lepton_jax.rewrite.errors import RuleError as RuleError
+from lepton_jax.rewrite.instruments import CheckStructure as CheckStructure
+from lepton_jax.rewrite.instruments import Dump as Dump
+from lepton_jax.rewrite.instruments import Instrument as Instrument
+from lepton_jax.rewrite.manager import PassManager as PassManager
+from lepton_jax.rewrite.manager import PassWarning as PassWarning
+from lepton_jax.rewrite.pipeline import PRESETS as PRESETS
+from lepton_jax.rewrite.pipeline import Pipeline as Pipeline
+from lepton_jax.rewrite.registry import get_pass as get_pass
+from lepton_jax.rewrite.registry import pass_names as pass_names
+from lepton_jax.rewrite.registry import register as register
+from lepton_jax.rewrite.registry import unregister as unregister
+from lepton_jax.rewrite.replacement import Rewrite as Rewrite
+from lepton_jax.rewrite.replacement import rewrite as rewrite
+from lepton_jax.rewrite.report import PassRecord as PassRecord
+from lepton_jax.rewrite.report import Report as Report
+from lepton_jax.rewrite.rule import Rule as Rule
+from lepton_jax.rewrite.rule import node_rule as node_rule
+from lepton_jax.rewrite.rule import rule as rule

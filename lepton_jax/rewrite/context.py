@@ -1,0 +1,110 @@
+"""What a pass knows while it runs, and the one gate that every change goes through."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from lepton_jax.ir import _jax
+from lepton_jax.ir.analyses import Analyses
+from lepton_jax.ir.cost import Cost, Rates, seconds
+from lepton_jax.ir.graph import Node
+
+Level = Literal["exact", "reassociate", "approximate"]
+
+LEVELS: Final[tuple[Level, ...]] = ("exact", "reassociate", "approximate")
+
+_MOST_RECORDS: Final = 10_000
+
+
+@dataclass(slots=True)
+class Application:
+    """One change that a pass made.
+
+    Attributes:
+        rule: the rule's name.
+        op: the operation that it was applied to.
+        source: where that operation comes from, as JAX knows it.
+        saving: estimated seconds saved on the target, 0 where nothing is estimated.
+    """
+
+    rule: str
+    op: str
+    source: Any
+    saving: float = 0.0
+
+    @property
+    def where(self) -> str:
+        """The user's file and line."""
+        return _jax.summarize(self.source)
+
+
+@dataclass(slots=True)
+class Miss:
+    """A rule that nearly fired: what it was tried on and the first condition that failed."""
+
+    rule: str
+    op: str
+    source: Any
+    reason: str
+
+    @property
+    def where(self) -> str:
+        """The user's file and line."""
+        return _jax.summarize(self.source)
+
+
+@dataclass
+class PassContext:
+    """The state of one run of a pipeline.
+
+    Attributes:
+        rates: what the target is good at.
+        level: the loosest semantics level that rules may have.
+        gate: asked before each change with (running number, pass, rule); False forbids
+            the change. Bisection counts with it.
+        explain: whether misses are recorded.
+        analyses: cached analyses of the graph at hand.
+        counts: how often each rule fired in the pass at hand.
+        applications: what was changed, in order (the first ten thousand).
+        misses: what nearly fired.
+    """
+
+    rates: Rates
+    level: Level = "reassociate"
+    gate: Callable[[int, str, str], bool] | None = None
+    explain: bool = False
+    analyses: Analyses = field(default_factory=Analyses)
+    counts: Counter[str] = field(default_factory=Counter)
+    applications: list[Application] = field(default_factory=list)
+    misses: list[Miss] = field(default_factory=list)
+    current_pass: str = ""
+    fired: int = 0
+
+    def allows(self, level: Level, limit: Level | None = None) -> bool:
+        """Whether rules of this semantics level may fire; a pass may have a tighter limit of its own."""
+        loosest = LEVELS.index(self.level)
+        if limit is not None:
+            loosest = min(loosest, LEVELS.index(limit))
+        return LEVELS.index(level) <= loosest
+
+    def fire(self, rule: str, node: Node, saving: float = 0.0) -> bool:
+        """Ask to make one change; True counts and records it, and the caller must then make it."""
+        self.fired += 1
+        if self.gate is not None and not self.gate(self.fired, self.current_pass, rule):
+            return False
+        self.counts[rule] += 1
+        if len(self.applications) < _MOST_RECORDS:
+            self.applications.append(Application(rule, node.op, node.source, saving))
+        return True
+
+    def miss(self, rule: str, node: Node, reason: str) -> None:
+        """Record that a rule nearly fired, when somebody wants to know."""
+        if self.explain and len(self.misses) < _MOST_RECORDS:
+            self.misses.append(Miss(rule, node.op, node.source, reason))
+
+    def seconds(self, cost: Cost) -> float:
+        """The estimated time of a cost on the target."""
+        return seconds(cost, self.rates)

@@ -1,0 +1,149 @@
+"""Running rules over a graph: one sweep, or a worklist until nothing fires."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from lepton_jax.ir.cost import node_cost
+from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.rewrite.context import Level, PassContext
+from lepton_jax.rewrite.errors import RewriteLoop
+from lepton_jax.rewrite.replacement import Rewrite, write
+from lepton_jax.rewrite.rule import Outcome, Rule
+
+_DEEPEST: Final = 64
+"""So many rules may build on one another's result before they are taken to fight."""
+
+
+def run_rules(
+    graph: Graph,
+    rules: Sequence[Rule],
+    ctx: PassContext,
+    *,
+    level: Level | None = None,
+    fixpoint: bool = True,
+    budget: int | None = None,
+) -> int:
+    """Apply rules to a graph and its regions.
+
+    Args:
+        rules: tried on a node in this order; the first that applies wins.
+        level: a tighter limit than the context's on the rules' semantics level.
+        fixpoint: look again at whatever a rewrite has changed, until nothing fires;
+            otherwise look at each node once.
+        budget: the most rewrites (default: 20 for each node, and 1,000).
+
+    Returns:
+        How many rules fired.
+
+    Raises:
+        RewriteLoop: rules undo each other's work; the message names the last two.
+    """
+    return _Driver(graph, rules, ctx, level, fixpoint, budget).run()
+
+
+class _Driver:
+    def __init__(
+        self,
+        graph: Graph,
+        rules: Sequence[Rule],
+        ctx: PassContext,
+        level: Level | None,
+        fixpoint: bool,
+        budget: int | None,
+    ) -> None:
+        self.ctx = ctx
+        self.fixpoint = fixpoint
+        self.table: dict[str, list[Rule]] = {}
+        for rule in rules:
+            if rule.is_enabled(ctx, level):
+                for op in rule.ops():
+                    self.table.setdefault(op, []).append(rule)
+        nodes = list(graph.walk())
+        self.budget = 20 * len(nodes) + 1000 if budget is None else budget
+        self.queue = deque(node for node in nodes if node.op in self.table)
+        self.queued = set(self.queue)
+        self.fired = 0
+
+    def run(self) -> int:
+        while self.queue:
+            node = self.queue.popleft()
+            self.queued.discard(node)
+            if node.alive and not node.is_dead:
+                self.visit(node)
+        return self.fired
+
+    def visit(self, node: Node) -> None:
+        for rule in self.table[node.op]:
+            outcome = rule.try_on(node, self.ctx)
+            if outcome is None or outcome is node.results[0]:
+                continue
+            if not self.ctx.fire(rule.name, node):
+                continue
+            self.apply(rule, node, outcome)
+            return
+
+    def apply(self, rule: Rule, node: Node, outcome: Outcome) -> None:
+        self.fired += 1
+        self.guard(rule, node)
+        users = [user for value in node.results for user in value.users()]
+        if isinstance(outcome, Rewrite):
+            fresh = write(outcome, node, rule.name)
+        else:
+            assert isinstance(outcome, Value)
+            node.result.replace_uses(outcome)
+            fresh = []
+        gone = erase_dead(node)
+        record = self.ctx.applications[-1] if self.ctx.applications else None
+        if record is not None and record.rule == rule.name:
+            record.saving = sum(self.cost(n) for n in gone) - sum(self.cost(n) for n in fresh if n.alive)
+        if self.fixpoint:
+            self.push(fresh)
+            self.push(n for region_node in fresh for region in region_node.regions for n in region.walk())
+            self.push(users)
+
+    def cost(self, node: Node) -> float:
+        return self.ctx.seconds(node_cost(node))
+
+    def push(self, nodes: Iterable[Node]) -> None:
+        for node in nodes:
+            if node.op in self.table and node not in self.queued and node.alive:
+                self.queued.add(node)
+                self.queue.append(node)
+
+    def guard(self, rule: Rule, node: Node) -> None:
+        """Stop rules that never end."""
+        chain = node.rule
+        if chain is not None and chain.depth >= _DEEPEST:
+            others = []
+            while chain is not None and len(others) < _DEEPEST:
+                others.append(chain.rule)
+                chain = chain.before
+            names = sorted({*others[:8], rule.name})
+            raise RewriteLoop(f"rules undo each other's work without end: {' and '.join(names)}")
+        if self.fired > self.budget:
+            raise RewriteLoop(
+                f"more than {self.budget} rewrites; the last were {rule.name}"
+                + (f" and {node.rule.rule}" if node.rule else "")
+            )
+
+
+def erase_dead(node: Node) -> list[Node]:
+    """Erase a node if nobody reads it, then those that only it read, and so on.
+
+    Returns:
+        The erased nodes.
+    """
+    gone: list[Node] = []
+    stack = [node]
+    while stack:
+        candidate = stack.pop()
+        if not candidate.alive or not candidate.is_dead or candidate.graph is None:
+            continue
+        producers = [value.node for value in candidate.operands if value.node is not None]
+        candidate.graph.erase(candidate)
+        gone.append(candidate)
+        stack += producers
+    return gone

@@ -1,0 +1,138 @@
+"""Runs a pipeline on a program, watches it, and survives passes that fail."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lepton_jax.ir.analyses import Analyses
+from lepton_jax.ir.cost import Rates
+from lepton_jax.ir.graph import Graph
+from lepton_jax.ir.importer import from_jaxpr
+from lepton_jax.rewrite.base import Pass
+from lepton_jax.rewrite.context import Level, PassContext
+from lepton_jax.rewrite.errors import PassError
+from lepton_jax.rewrite.instruments import Instrument
+from lepton_jax.rewrite.pipeline import Fixpoint, Pipeline, Step
+from lepton_jax.rewrite.report import PassRecord, Report
+
+
+class PassWarning(UserWarning):
+    """A pass failed and was skipped; the program runs without it."""
+
+
+class _Failed(Exception):
+    """A pass raised: which, and what."""
+
+    def __init__(self, step: Pass, error: Exception) -> None:
+        super().__init__(str(step))
+        self.step = step
+        self.error = error
+
+
+@dataclass
+class PassManager:
+    """Runs a pipeline.
+
+    Attributes:
+        pipeline: what to run.
+        rates: the target.
+        level: the loosest semantics level.
+        strict: raise when a pass fails, instead of skipping it with a warning.
+        instruments: observers.
+        gate: see `PassContext.gate`.
+        explain: collect near misses.
+    """
+
+    pipeline: Pipeline
+    rates: Rates
+    level: Level = "reassociate"
+    strict: bool = False
+    instruments: Sequence[Instrument] = ()
+    gate: Callable[[int, str, str], bool] | None = None
+    explain: bool = False
+
+    def run(self, closed: Any, name: str = "f") -> tuple[Graph, Report]:
+        """Import a closed jaxpr and rewrite it.
+
+        Returns:
+            The rewritten graph and the report.
+
+        Raises:
+            PassError: a pass failed, and `strict` is set.
+        """
+        pipeline = self.pipeline
+        skipped: list[str] = []
+        while True:
+            try:
+                graph, report = self._run(closed, name, pipeline)
+            except _Failed as failure:
+                reproducer = _write_reproducer(closed, name, pipeline, failure, self.level)
+                text = f"pass {failure.step} failed: {type(failure.error).__name__}: {failure.error}"
+                if self.strict:
+                    raise PassError(f"{text}. Reproducer: {reproducer}") from failure.error
+                warnings.warn(f"Lepton skipped {text}. Reproducer: {reproducer}", PassWarning, stacklevel=2)
+                skipped.append(f"{text} (reproducer: {reproducer})")
+                pipeline = pipeline.without(failure.step.name)
+                continue
+            report.skipped += skipped
+            return graph, report
+
+    def _run(self, closed: Any, name: str, pipeline: Pipeline) -> tuple[Graph, Report]:
+        start = time.perf_counter()
+        graph = from_jaxpr(closed, name)
+        report = Report(pipeline=str(pipeline), target=self.rates.name, equations_before=graph.num_nodes())
+        ctx = PassContext(self.rates, self.level, self.gate, self.explain)
+        for instrument in self.instruments:
+            instrument.before_pipeline(graph)
+        self._steps(pipeline.steps, graph, ctx, report)
+        report.applications, report.misses = ctx.applications, ctx.misses
+        report.equations_after = graph.num_nodes()
+        report.pass_seconds = time.perf_counter() - start
+        return graph, report
+
+    def _steps(self, steps: Sequence[Step], graph: Graph, ctx: PassContext, report: Report) -> None:
+        for step in steps:
+            if isinstance(step, Fixpoint):
+                self._fixpoint(step, graph, ctx, report)
+            else:
+                self._pass(step, graph, ctx, report)
+
+    def _fixpoint(self, step: Fixpoint, graph: Graph, ctx: PassContext, report: Report) -> None:
+        for _ in range(step.rounds):
+            before = graph.total_version()
+            self._steps(step.steps, graph, ctx, report)
+            if graph.total_version() == before:
+                return
+
+    def _pass(self, step: Pass, graph: Graph, ctx: PassContext, report: Report) -> None:
+        start = time.perf_counter()
+        before = graph.total_version()
+        ctx.current_pass = step.name
+        ctx.counts.clear()
+        ctx.analyses = Analyses()
+        try:
+            for instrument in self.instruments:
+                instrument.before_pass(step, graph)
+            step.run(graph, ctx)
+            changed = graph.total_version() != before
+            for instrument in self.instruments:
+                instrument.after_pass(step, graph, changed)
+        except Exception as error:
+            raise _Failed(step, error) from error
+        seconds = time.perf_counter() - start
+        report.passes.append(PassRecord(str(step), seconds, dict(ctx.counts)))
+
+
+def _write_reproducer(closed: Any, name: str, pipeline: Pipeline, failure: _Failed, level: Level) -> Path | str:
+    """Write the program and the pipeline to a file that shows the failure when run."""
+    from lepton_jax.rewrite.reproducer import write_reproducer
+
+    try:
+        return write_reproducer(closed, name, str(pipeline), level, failure.error)
+    except Exception as error:  # the failure at hand matters more than the file
+        return f"none ({type(error).__name__}: {error})"

@@ -1,0 +1,192 @@
+"""A sequence of passes, and its text form.
+
+    text    = item ("," item)*
+    item    = preset | pass | "-" name | "fixpoint" [options] "(" text ")"
+    pass    = name [options]
+    options = "{" name "=" value ("," name "=" value)* "}"
+
+`-name` takes a pass out of all that stands before it. `str(Pipeline.parse(text))` writes
+presets out, and parsing that gives the same pipeline again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from lepton_jax.rewrite.base import Pass
+from lepton_jax.rewrite.errors import PipelineError
+from lepton_jax.rewrite.registry import get_pass, pass_names
+
+_CLEANUP: Final = "inline,dce,cse,forward,dce"
+_SIMPLIFY: Final = "fold,algebra,movement,cse,constant-control,forward,dce"
+
+PRESETS: Final[dict[str, str]] = {
+    "none": "",
+    "cleanup": _CLEANUP,
+    "default": f"inline,dce,fixpoint{{rounds=3}}({_SIMPLIFY}),invariant,cse,dce",
+    "max": f"inline,dce,fixpoint{{rounds=10}}({_SIMPLIFY},invariant)",
+}
+
+
+@dataclass(frozen=True)
+class Fixpoint:
+    """Passes that run in turn until none changes the graph.
+
+    Attributes:
+        rounds: how many times at the most.
+    """
+
+    steps: tuple[Step, ...]
+    rounds: int = 10
+
+    def __str__(self) -> str:
+        options = "" if self.rounds == 10 else f"{{rounds={self.rounds}}}"
+        return f"fixpoint{options}({','.join(map(str, self.steps))})"
+
+
+Step = Pass | Fixpoint
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in order.
+
+    Example:
+        >>> str(Pipeline.parse("cleanup,-cse"))
+        'inline,dce,forward,dce'
+    """
+
+    steps: tuple[Step, ...] = ()
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.steps))
+
+    def passes(self) -> Iterator[Pass]:
+        """Every pass in it, those of fixpoints once."""
+        yield from _passes(self.steps)
+
+    def without(self, name: str) -> Pipeline:
+        """The pipeline with every pass of that name taken out."""
+        return Pipeline(_without(self.steps, name))
+
+    @classmethod
+    def parse(cls, text: str) -> Pipeline:
+        """The pipeline that a text describes.
+
+        Raises:
+            PipelineError: bad syntax, an unknown pass, preset or option, a value of the
+                wrong type. The message lists what there is.
+        """
+        parser = _Parser(text)
+        steps = parser.items(closing="")
+        return cls(steps)
+
+
+def _passes(steps: tuple[Step, ...]) -> Iterator[Pass]:
+    for step in steps:
+        if isinstance(step, Fixpoint):
+            yield from _passes(step.steps)
+        else:
+            yield step
+
+
+def _without(steps: tuple[Step, ...], name: str) -> tuple[Step, ...]:
+    kept: list[Step] = []
+    for step in steps:
+        if isinstance(step, Fixpoint):
+            inner = _without(step.steps, name)
+            kept += [Fixpoint(inner, step.rounds)] if inner else []
+        elif step.name != name:
+            kept.append(step)
+    return tuple(kept)
+
+
+_TOKEN: Final = re.compile(r"\s*([A-Za-z_][\w\-]*|[-+]?[\d.][\w.+\-]*|[,(){}=\-])")
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.tokens: list[str] = []
+        at = 0
+        while text[at:].strip():
+            found = _TOKEN.match(text, at)
+            if found is None:
+                raise PipelineError(f"cannot read {text[at:].strip()[:20]!r} in the pipeline {text!r}")
+            self.tokens.append(found[1])
+            at = found.end()
+        self.at = 0
+
+    def peek(self) -> str:
+        return self.tokens[self.at] if self.at < len(self.tokens) else ""
+
+    def take(self, wanted: str | None = None) -> str:
+        token = self.peek()
+        if wanted is not None and token != wanted:
+            raise PipelineError(f"expected {wanted!r} but found {token or 'the end'!r} in the pipeline {self.text!r}")
+        self.at += 1
+        return token
+
+    def items(self, closing: str) -> tuple[Step, ...]:
+        steps: tuple[Step, ...] = ()
+        while self.peek() != closing:
+            steps = self.item(steps)
+            if self.peek() != closing:
+                self.take(",")
+        return steps
+
+    def item(self, before: tuple[Step, ...]) -> tuple[Step, ...]:
+        if self.peek() == "-":
+            self.take()
+            return self.removal(before, self.take())
+        name = self.take()
+        if not re.match(r"[A-Za-z_]", name):
+            raise PipelineError(f"expected the name of a pass but found {name!r} in the pipeline {self.text!r}")
+        options = self.options() if self.peek() == "{" else []
+        if name == "fixpoint":
+            return (*before, self.fixpoint(options))
+        if name in PRESETS:
+            if options:
+                raise PipelineError(f"the preset {name!r} has no options")
+            return before + Pipeline.parse(PRESETS[name]).steps
+        if name not in pass_names():
+            raise PipelineError(
+                f"there is no pass or preset {name!r}; presets: {', '.join(PRESETS)}; passes: {', '.join(pass_names())}"
+            )
+        return (*before, get_pass(name).with_options(options))
+
+    def removal(self, before: tuple[Step, ...], name: str) -> tuple[Step, ...]:
+        if name not in pass_names():
+            raise PipelineError(f"-{name}: there is no pass {name!r}; the passes are: {', '.join(pass_names())}")
+        kept = _without(before, name)
+        if kept == before:
+            raise PipelineError(f"-{name}: no pass {name!r} stands before it in the pipeline {self.text!r}")
+        return kept
+
+    def fixpoint(self, options: list[tuple[str, str]]) -> Fixpoint:
+        rounds = 10
+        for key, value in options:
+            if key != "rounds" or not value.isdigit() or int(value) < 1:
+                raise PipelineError(f"fixpoint has one option, rounds=N with N at least 1; got {key}={value}")
+            rounds = int(value)
+        self.take("(")
+        steps = self.items(closing=")")
+        self.take(")")
+        if not steps:
+            raise PipelineError(f"fixpoint() without passes in the pipeline {self.text!r}")
+        return Fixpoint(steps, rounds)
+
+    def options(self) -> list[tuple[str, str]]:
+        self.take("{")
+        found: list[tuple[str, str]] = []
+        while self.peek() != "}":
+            key = self.take()
+            self.take("=")
+            found.append((key, self.take()))
+            if self.peek() != "}":
+                self.take(",")
+        self.take("}")
+        return found

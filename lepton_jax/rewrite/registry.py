@@ -1,0 +1,84 @@
+"""Which passes there are: those that installed packages declare, and those registered by hand.
+
+A package declares its passes as entry points of the group `lepton_jax.passes`. They are
+looked up when first asked for and imported when first used.
+"""
+
+from __future__ import annotations
+
+import functools
+from importlib.metadata import EntryPoint, entry_points
+from typing import Final
+
+from lepton_jax.rewrite.base import Pass
+from lepton_jax.rewrite.errors import PipelineError, RegistryError
+
+GROUP: Final = "lepton_jax.passes"
+
+_REGISTERED: dict[str, type[Pass]] = {}
+
+
+def register(cls: type[Pass]) -> type[Pass]:
+    """Make a pass known by its name, for use in pipelines; works as a decorator.
+
+    Raises:
+        RegistryError: another pass has that name.
+    """
+    known = _REGISTERED.get(cls.name)
+    if (known is not None and known is not cls) or (known is None and cls.name in _declared()):
+        raise RegistryError(f"there is a pass named {cls.name!r} already")
+    _REGISTERED[cls.name] = cls
+    return cls
+
+
+def unregister(name: str) -> None:
+    """Forget a pass that `register` made known."""
+    _REGISTERED.pop(name, None)
+
+
+@functools.cache
+def _declared() -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUP):
+        other = found.get(entry.name)
+        if other is not None and other.value != entry.value:
+            raise RegistryError(f"two packages declare a pass {entry.name!r}: {other.value} and {entry.value}")
+        found[entry.name] = entry
+    return found
+
+
+@functools.cache
+def _load(name: str) -> type[Pass]:
+    entry = _declared()[name]
+    cls = entry.load()
+    if not (isinstance(cls, type) and issubclass(cls, Pass)):
+        raise RegistryError(f"entry point {name!r} ({entry.value}) is not a Pass")
+    if cls.name != name:
+        raise RegistryError(f"entry point {name!r} ({entry.value}) is a pass named {cls.name!r}")
+    return cls
+
+
+def pass_names() -> list[str]:
+    """The names of all passes, sorted."""
+    return sorted({*_declared(), *_REGISTERED})
+
+
+def origin_of(name: str) -> str:
+    """The package that a pass comes from."""
+    entry = _declared().get(name)
+    return "registered" if entry is None or entry.dist is None else entry.dist.name
+
+
+def get_pass(name: str) -> type[Pass]:
+    """The pass of that name.
+
+    Raises:
+        PipelineError: there is none; the message lists those there are.
+    """
+    if name in _REGISTERED:
+        return _REGISTERED[name]
+    if name not in _declared():
+        raise PipelineError(f"there is no pass {name!r}; the passes are: {', '.join(pass_names())}")
+    return _load(name)
+
+

@@ -1,0 +1,1 @@
+"""The rules of the movement pass, a family a file."""

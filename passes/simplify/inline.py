@@ -1,0 +1,51 @@
+"""Inlining of calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lepton_jax.ir.graph import Graph, Node
+from lepton_jax.ir.inline import inline_call, is_plain_call
+from lepton_jax.rewrite import Pass, PassContext
+
+
+@dataclass(frozen=True)
+class Inline(Pass):
+    """Writes called functions into their callers, where the rest of the passes can see them.
+
+    Before:
+        %1 = jit[name='_where'] %p %x %y { ... select_n ... }
+    After:
+        %1 = select_n %p %y %x
+
+    A function with one caller is always inlined, one with several while it is small: XLA
+    lowers a shared function once, so large ones stay shared. Calls with shardings,
+    donation or compiler options stay. Exact. It saves tracing and lowering time, not
+    run time, and opens the way for other passes.
+
+    Attributes:
+        limit: functions of at most so many equations are inlined at every call.
+        growth: the most equations that inlining may add to the program in all.
+    """
+
+    name: ClassVar[str] = "inline"
+    limit: int = 30
+    growth: int = 100_000
+
+    def run(self, graph: Graph, ctx: PassContext) -> None:
+        """Inline inner calls first, so that each function is as small as it gets."""
+        left = self.growth
+        for inner in reversed(graph.graphs()):
+            for node in list(inner):
+                if not is_plain_call(node):
+                    continue
+                added = sum(1 for _ in node.regions[0])
+                if not self._pays(node, added) or added > left or not ctx.fire("inline-call", node):
+                    continue
+                shared = len(node.regions[0].parents) > 1
+                left -= added if shared else 0
+                inline_call(node)
+
+    def _pays(self, node: Node, size: int) -> bool:
+        return size <= self.limit or len(node.regions[0].parents) == 1
