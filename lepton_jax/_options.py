@@ -101,9 +101,9 @@ class StaticArguments:
 
     @classmethod
     def of(cls, fun: Callable[..., Any], options: Options) -> StaticArguments:
-        """The static arguments of `fun`; numbers and names stand for one another where it has a signature."""
+        """The static arguments of `fun`; where only numbers or only names are given, they stand for both."""
         numbers, names = set(options.static_argnums), set(options.static_argnames)
-        if not numbers and not names:
+        if bool(numbers) == bool(names):
             return cls(frozenset(), frozenset())
         try:
             parameters = list(inspect.signature(fun).parameters.values())

@@ -7,7 +7,7 @@ from html import escape
 
 from lepton_jax.demo.plots import Series, bar_chart, interval_chart, line_chart
 from lepton_jax.demo.programs import Row
-from lepton_jax.demo.table import HEADERS, NOTES, cells
+from lepton_jax.demo.table import HEADERS, NOTES, cells, rules
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f6f4; --card: #ffffff; --ink: #1c1c1a; --soft: #5f5e5a;
@@ -20,20 +20,22 @@ body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 sys
 main { max-width: 1120px; margin: 0 auto; padding: 24px 16px 48px; }
 h1 { font-size: 1.6rem; margin: 0 0 4px; } h2 { font-size: 1.15rem; margin: 32px 0 10px; }
 p { margin: 0 0 10px; max-width: 75ch; } .soft { color: var(--soft); font-size: 0.9rem; }
+.notes { margin-top: 10px; }
 .card, figure { background: var(--card); border: 1px solid var(--grid); border-radius: 8px; }
 .card { padding: 4px 12px; overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 0.88rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 8px 10px 8px 0; border-bottom: 1px solid var(--grid); }
 tbody tr:last-child > * { border-bottom: 0; }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-td { white-space: nowrap; }
+td, th { white-space: nowrap; }
 .plots { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px; }
 figure { margin: 0; padding: 12px 14px; } figcaption { font-weight: 600; font-size: 0.95rem; }
 svg { display: block; width: 100%; height: auto; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft); } svg text.label { fill: var(--ink); }
 .grid { stroke: var(--grid); stroke-width: 1; } .one { stroke: var(--soft); stroke-dasharray: 4 3; }
 .spread { stroke: var(--lepton); stroke-width: 6; stroke-opacity: 0.4; stroke-linecap: round; }
-.line { fill: none; stroke-linejoin: round; } .line.jit { stroke: var(--jit); stroke-width: 4; }
+.line { fill: none; stroke-linejoin: round; }
+.line.jit { stroke: var(--jit); stroke-width: 5; stroke-opacity: 0.7; }
 .line.lepton { stroke: var(--lepton); stroke-width: 1.5; }
 rect.jit, circle.jit { fill: var(--jit); } rect.lepton, circle.lepton { fill: var(--lepton); }
 rect.trace { fill: var(--trace); } rect.pass { fill: var(--pass); }
@@ -65,7 +67,7 @@ def render_page(rows: Sequence[Row], machine: str, seconds: float) -> str:
         "run with <code>jax.jit</code> and with <code>lepton.optimize</code>.</p>"
         f'<p class="soft">{escape(machine)}; the demo took {seconds:.0f} s.</p>'
         f'<h2>Programs</h2><div class="card">{_table(rows)}</div>'
-        f'<p class="soft" style="margin-top:10px">{escape(" ".join(NOTES))}</p>'
+        f'<p class="soft notes">{_arrow(" ".join(NOTES))}</p>'
         f'<h2>Plots</h2><div class="plots">{"".join(_plots(rows))}</div>'
         f'<h2>Rules that fired</h2><div class="card">{"".join(map(_rules, rows))}</div>'
         "</main></body></html>\n"
@@ -73,7 +75,7 @@ def render_page(rows: Sequence[Row], machine: str, seconds: float) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    head = "".join(f'<th scope="col">{escape(header)}</th>' for header in HEADERS)
+    head = "".join(f'<th scope="col">{_arrow(header)}</th>' for header in HEADERS)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(_table_row, rows))}</tbody></table>"
 
 
@@ -138,6 +140,7 @@ def _rules(row: Row) -> str:
     skipped = f'<p class="soft">Skipped: {escape(", ".join(row.skipped))}</p>' if row.skipped else ""
     total = sum(count for _, count in row.rules)
     return (
-        f"<details><summary>{escape(row.program)}: {total} applications of {len(row.rules)} rules</summary>"
+        f"<details><summary>{escape(row.program)}: {total} applications of {len(row.rules)} rules "
+        f'<span class="soft">({escape(rules(row, 4))})</span></summary>'
         f'<ul class="rules">{fired}</ul>{skipped}</details>'
     )

@@ -97,8 +97,9 @@ def bar_chart(title: str, labels: Sequence[str], bars: Sequence[Sequence[Series]
                 )
                 x += width
             parts.append(_text(x + 5, top + 11, f"{short(totals[group][number])}{unit}", "start"))
-    legend = list({part.style: part for stack in bars for part in stack}.values())
-    return _figure(title, step * len(labels), parts, legend)
+    fullest_first = sorted(bars, key=len, reverse=True)
+    keys = {part.style: part for stack in fullest_first for part in stack}
+    return _figure(title, step * len(labels), parts, list(keys.values()))
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:

@@ -1,4 +1,4 @@
-"""The demo's text table: one row for each program, its rules on the line below."""
+"""The demo's text table: one row for each program, with its quality and its rules on the lines below."""
 
 from __future__ import annotations
 
@@ -10,18 +10,16 @@ HEADERS = (
     "program",
     "equations",
     "trace/pass/compile s",
-    "jit ms",
-    "lepton ms",
-    "time ratio",
-    "quartiles",
+    "run ms",
+    "ratio (quartiles)",
     "largest diff",
-    "before -> after",
+    "quality",
 )
 NOTES = (
-    "equations: before -> after, nested ones counted. time ratio: lepton over jax.jit, the median of",
-    "pairs run in turn, and its quartiles; below 1, lepton is faster. largest diff: absolute, over all",
-    "outputs. before -> after: with jax.jit and with lepton.optimize; for a train step, after the whole",
-    "training from the same start.",
+    "a -> b: with jax.jit, then with lepton.optimize. equations: nested ones counted. ratio: lepton's run",
+    "time over jax.jit's, median of pairs run in turn; below 1, lepton is faster. largest diff: absolute,",
+    "over all outputs. quality: on the test data; for a train step, after a whole training from the same",
+    "start.",
 )
 
 
@@ -32,17 +30,15 @@ def cells(row: Row) -> tuple[str, ...]:
         row.program,
         f"{row.equations_before} -> {row.equations_after}",
         f"{row.trace_seconds:.2f}/{row.pass_seconds:.2f}/{row.compile_seconds:.2f}",
-        f"{1e3 * row.timing.plain_seconds:.3g}",
-        f"{1e3 * row.timing.optimised_seconds:.3g}",
-        f"{middle:.3f}",
-        f"{low:.3f}-{high:.3f}",
+        f"{1e3 * row.timing.plain_seconds:.3g} -> {1e3 * row.timing.optimised_seconds:.3g}",
+        f"{middle:.3f} ({low:.3f}-{high:.3f})",
         f"{row.largest_difference:.1e}",
         outcome(row),
     )
 
 
 def outcome(row: Row) -> str:
-    """Accuracy or perplexity before and after."""
+    """The metric before and after."""
     if row.metric.startswith("accuracy"):
         return f"accuracy {row.before.value:.2f} -> {row.after.value:.2f} %"
     return f"{row.metric.split()[0]} {row.before.value:.3f} -> {row.after.value:.3f}"
@@ -59,11 +55,12 @@ def rules(row: Row, most: int | None = None) -> str:
 
 def render(rows: Sequence[Row], most_rules: int = 6) -> str:
     """The whole table, with notes that explain its columns."""
-    body = [cells(row) for row in rows]
-    widths = [max(map(len, column)) for column in zip(HEADERS, *body, strict=True)]
-    lines = [_line(HEADERS, widths), "  ".join("-" * width for width in widths)]
+    body = [cells(row)[:-1] for row in rows]
+    widths = [max(map(len, column)) for column in zip(HEADERS[:-1], *body, strict=True)]
+    lines = [_line(HEADERS[:-1], widths), "  ".join("-" * width for width in widths)]
     for row, texts in zip(rows, body, strict=True):
         lines.append(_line(texts, widths))
+        lines.append(f"    {HEADERS[-1]}: {outcome(row)}")
         lines.append(f"    rules: {rules(row, most_rules)}")
         if row.skipped:
             lines.append(f"    skipped: {', '.join(row.skipped)}")

@@ -107,7 +107,7 @@ def key_dtype(kind: str) -> Any:
 
 def spec(name: str, shape: tuple[int, ...] = (), weak_type: bool = False) -> jax.ShapeDtypeStruct:
     """The shape and dtype of an array."""
-    return jax.ShapeDtypeStruct(shape, dtype(name), weak_type=weak_type)  # type: ignore[no-untyped-call]
+    return jax.ShapeDtypeStruct(shape, dtype(name), weak_type=weak_type)
 
 
 def jaxpr(region: Region, avals: Sequence[Any], closed: bool = True) -> Any:

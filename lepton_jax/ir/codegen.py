@@ -51,9 +51,8 @@ def to_python(graph: Graph, arrays: dict[str, np.ndarray], name: str | None = No
         import numpy as np
         from lepton_jax.ir.codegen import bind
         <BLANKLINE>
-        <BLANKLINE>
         def f(v0):
-            v1 = bind("mul", [v0, np.float32(2.0)])
+            v1 = bind("mul", [v0, np.float32(2.0)], out_dtype=None)
             return [v1]
         <BLANKLINE>
     """
@@ -131,7 +130,7 @@ class _Writer:
         results = ", ".join(names[value] if value.uses else "_" for value in node.results)
         if not node.primitive.multiple_results:
             return f"{results} = {call}"
-        note = "  # its derivative rule is a function and is not kept" if node.op in CUSTOM else ""
+        note = "  # the derivative is that of the body" if node.op in CUSTOM else ""
         return f"[{results}] = {call}{note}"
 
     def read(self, value: Value, names: Mapping[Value, str], op: str) -> str:
@@ -151,9 +150,9 @@ class _Writer:
         if plain is None:
             raise CodegenError(f"{op}: the contents of a constant are not to be had")
         if is_weak and isinstance(const, (int, float, complex)):
-            plain = np.asarray(const)  # a Python number may be more exact than its dtype
+            return _number(_python(np.asarray(const)))
         if plain.ndim == 0:
-            return self.scalar(plain, value.dtype, is_weak, op)
+            return self.scalar(plain, is_weak, op)
         return self.once(const, "C", lambda: self.array(plain, is_weak, op))
 
     def once(self, thing: Any, letter: str, write: Callable[[], str]) -> str:
@@ -164,17 +163,13 @@ class _Writer:
             self.blocks.append(f"{name} = {write()}")
         return self.known[id(thing)][1]
 
-    def scalar(self, plain: np.ndarray, wanted: Any, is_weak: bool, op: str) -> str:
+    def scalar(self, plain: np.ndarray, is_weak: bool, op: str) -> str:
         number = _number(_python(plain))
-        name = _dtype_name(wanted, op)
+        name = _dtype_name(plain.dtype, op)
         if is_weak:
-            return (
-                number
-                if jax.typeof(_python(plain)).dtype == wanted
-                else self.helper("weak", number, f'"{name}"')
-            )
-        if wanted.isbuiltin == 1:
-            return number if wanted.name == "bool" else f"np.{name}({number})"
+            return self.helper("weak", number, f'"{name}"')
+        if plain.dtype.isbuiltin == 1:
+            return number if name == "bool" else f"np.{name}({number})"
         return self.helper("array", number, f'"{name}"')
 
     def array(self, plain: np.ndarray, is_weak: bool, op: str) -> str:
@@ -210,7 +205,7 @@ class _Writer:
             return self.helper("dtype", f'"{_dtype_name(value, op)}"')
         if isinstance(value, (np.ndarray, np.generic)):
             plain = np.asarray(value)
-            return self.array(plain, False, op) if plain.ndim else self.scalar(plain, plain.dtype, False, op)
+            return self.array(plain, False, op) if plain.ndim else self.scalar(plain, False, op)
         if isinstance(value, _jax.ShapedArray):
             return self.spec(value, op)
         if _jax.is_jaxpr(value):

@@ -198,7 +198,7 @@ def _bits(dtype: Any) -> int:
         return int(getattr(dtype, "itemsize", 8)) * 8
     name = np.dtype(dtype).name
     narrow = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4_e2m1fn": 4}
-    return narrow.get(name, np.dtype(dtype).itemsize * 8)
+    return int(narrow.get(name, np.dtype(dtype).itemsize * 8))
 
 
 # Single operations

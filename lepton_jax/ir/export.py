@@ -76,7 +76,8 @@ def _scan(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
         return out[:carry], out[carry:]
 
     init, xs = list(operands[consts : consts + carry]), list(operands[consts + carry :])
-    state, ys = jax.lax.scan(step, init, xs, length=p["length"], reverse=p["reverse"], unroll=p["unroll"])
+    length = None if xs else p["length"]  # JAX compares a given length, which fails for symbolic ones
+    state, ys = jax.lax.scan(step, init, xs, length=length, reverse=p["reverse"], unroll=p["unroll"])
     return [*state, *ys]
 
 

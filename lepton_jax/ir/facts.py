@@ -7,7 +7,7 @@ holds. So they are found out once, on demand, and kept on the value.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import reduce
 from typing import Final, TypeAlias
 
@@ -16,6 +16,7 @@ from lepton_jax.ir._facts import functions as _functions
 from lepton_jax.ir._facts import logic as _logic
 from lepton_jax.ir._facts import movement as _movement
 from lepton_jax.ir._facts import reductions as _reductions
+from lepton_jax.ir._facts import selection as _selection
 from lepton_jax.ir._facts.contents import of_array as of_array
 from lepton_jax.ir._facts.contents import of_constant
 from lepton_jax.ir._facts.lattice import CONSTANT_LIMIT as CONSTANT_LIMIT
@@ -27,7 +28,7 @@ from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.regions import Slot, slots
 
 # Importing them has filled the table of transfer functions.
-_TABLES: Final = (_arithmetic, _functions, _logic, _movement, _reductions)
+_TABLES: Final = (_arithmetic, _functions, _logic, _movement, _reductions, _selection)
 
 _Owner: TypeAlias = Node | Graph
 """What defines a value: its node, or the graph whose input it is."""
@@ -183,10 +184,3 @@ def _result_facts(node: Node, slot: Slot, value: Value) -> Facts:
     if slot.kind == "carry" and slot.operand is not None and _unchanged(node, slot):
         return _known(node.operands[slot.operand])
     return of_aval(value.aval)
-
-
-def forget(graphs: Iterable[Graph]) -> None:
-    """Drop the facts of all values of these graphs: a region that gets another user needs that."""
-    for graph in graphs:
-        for value in (*graph.inputs, *(v for node in graph for v in node.results)):
-            value.facts = None

@@ -8,6 +8,7 @@ Passes edit graphs in place through the methods here, which keep the use lists r
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from lepton_jax.ir.facts import Facts
 
 RETURN: Final = "return"
+_CLOCK: Final = itertools.count(1)
 
 
 class _NoConstant:
@@ -98,7 +100,7 @@ class Value:
             node.operands[position] = new
             new.uses[node, position] = None
             if node.graph is not None:
-                node.graph.version += 1
+                node.graph.touch()
         self.uses = {}
 
     def __repr__(self) -> str:
@@ -174,6 +176,8 @@ class Node:
         for i, operand in enumerate(self.operands):
             operand.uses[self, i] = None
         for region in self.regions:
+            if region.parents:
+                region.forget_facts()
             region.parents.append(self)
 
     @property
@@ -207,7 +211,7 @@ class Node:
         self.operands[position] = value
         value.uses[self, position] = None
         if self.graph is not None:
-            self.graph.version += 1
+            self.graph.touch()
 
     def set_operands(self, values: Sequence[Value]) -> None:
         """Read `values` from now on, however many there are."""
@@ -217,7 +221,7 @@ class Node:
         for position, value in enumerate(self.operands):
             value.uses[self, position] = None
         if self.graph is not None:
-            self.graph.version += 1
+            self.graph.touch()
 
     def set_results(self, values: Sequence[Value]) -> None:
         """Make `values` its results (those left out must have no uses)."""
@@ -225,7 +229,7 @@ class Node:
             value.node, value.index = self, index
         self.results = list(values)
         if self.graph is not None:
-            self.graph.version += 1
+            self.graph.touch()
 
     def own_regions(self) -> bool:
         """Whether no other node runs the same regions, so that their interface may change."""
@@ -252,7 +256,7 @@ class Graph:
     Attributes:
         name: the function's name, for printing.
         inputs: its arguments, flat.
-        version: counts the changes; analyses are valid for one version.
+        version: grows with each change; no two changes of any graphs give the same.
         jaxpr: the jaxpr it was imported from, or None.
         parents: the nodes whose region it is.
     """
@@ -318,12 +322,18 @@ class Graph:
                     seen.add(region)
                     stack.append(iter(region))
 
-    def graphs(self) -> list[Graph]:
-        """This graph and every region below it, each once, parents before children."""
+    def graphs(self, enter: Callable[[Node], bool] = lambda node: True) -> list[Graph]:
+        """This graph and the regions below it, each once, parents before children.
+
+        Args:
+            enter: whether to look into the regions of a node (default: all).
+        """
         found = {self: None}
         queue = [self]
         for graph in queue:
             for node in graph:
+                if not node.regions or not enter(node):
+                    continue
                 for region in node.regions:
                     if region not in found:
                         found[region] = None
@@ -341,8 +351,16 @@ class Graph:
         return all(region.is_pristine() for node in self if node.regions for region in node.regions)
 
     def total_version(self) -> int:
-        """A number that changes when this graph or a region below it changes."""
-        return sum(graph.version for graph in self.graphs())
+        """A number that grows when this graph or a region below it changes."""
+        return max(graph.version for graph in self.graphs())
+
+    def forget_facts(self) -> None:
+        """Drop the facts of all values in it: its inputs get another source."""
+        if all(value.facts is None for value in self.inputs):
+            return
+        for graph in self.graphs():
+            for value in (*graph.inputs, *(v for node in graph for v in node.results)):
+                value.facts = None
 
     @property
     def is_static(self) -> bool:
@@ -351,6 +369,10 @@ class Graph:
         return all(value.is_static for value in values)
 
     # Editing
+
+    def touch(self) -> None:
+        """Note a change."""
+        self.version = next(_CLOCK)
 
     def _input(self, aval: Any, index: int = 0) -> Value:
         value = Value(aval, None, index)
@@ -376,7 +398,7 @@ class Graph:
     def _number_inputs(self) -> None:
         for index, value in enumerate(self.inputs):
             value.index = index
-        self.version += 1
+        self.touch()
 
     def set_outputs(self, values: Sequence[Value]) -> None:
         """Return `values` from now on."""
@@ -388,7 +410,7 @@ class Graph:
         assert after is not None
         node.prev, node.next, node.graph = after, before, self
         after.next = before.prev = node
-        self.version += 1
+        self.touch()
         return node
 
     def append(self, node: Node) -> Node:
@@ -416,7 +438,7 @@ class Graph:
         before, after = node.prev, node.next
         assert before is not None and after is not None
         before.next, after.prev = after, before
-        self.version += 1
+        self.touch()
 
     def to_text(self, *, scopes: bool = False) -> str:
         """The graph in text form; see `printer.to_text`."""

@@ -84,9 +84,10 @@ class ResidualBlock(nnx.Module):
     ) -> None:
         self.first = ConvNorm(channels_in, channels_out, config, stride=stride, rngs=rngs)
         self.second = ConvNorm(channels_out, channels_out, config, rngs=rngs)
-        self.shortcut = None
+        shortcut = None
         if stride != 1 or channels_in != channels_out:
-            self.shortcut = ConvNorm(channels_in, channels_out, config, kernel=1, stride=stride, rngs=rngs)
+            shortcut = ConvNorm(channels_in, channels_out, config, kernel=1, stride=stride, rngs=rngs)
+        self.shortcut = shortcut
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps [batch, h, w, channels_in] to [batch, ceil(h / stride), ceil(w / stride), channels_out]."""

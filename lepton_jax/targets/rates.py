@@ -60,7 +60,13 @@ TPU: Final = Rates(
     name="tpu",
     platform="tpu",
     flops=_per_dtype(
-        float32=66e12, float64=1e12, bfloat16=197e12, float16=66e12, int8=394e12, uint8=394e12, complex64=16e12
+        float32=66e12,
+        float64=1e12,
+        bfloat16=197e12,
+        float16=66e12,
+        int8=394e12,
+        uint8=394e12,
+        complex64=16e12,
     ),
     vector_flops=4e12,
     bytes_per_second=0.82e12,

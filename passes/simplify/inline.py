@@ -19,6 +19,9 @@ class Inline(Pass):
     After:
         %1 = select_n %p %y %x
 
+    Inside `custom_jvp` and `custom_vjp` functions nothing is inlined: it would only make JAX
+    build them anew.
+
     A function with one caller is always inlined, one with several while it is small: XLA
     lowers a shared function once, so large ones stay shared. Calls with shardings,
     donation or compiler options stay. Exact. It saves tracing and lowering time, not
@@ -36,7 +39,7 @@ class Inline(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Inline inner calls first, so that each function is as small as it gets."""
         left = self.growth
-        for inner in reversed(graph.graphs()):
+        for inner in reversed(graph.graphs(enter=_worth_entering)):
             for node in list(inner):
                 if not is_plain_call(node):
                     continue
@@ -49,3 +52,7 @@ class Inline(Pass):
 
     def _pays(self, node: Node, size: int) -> bool:
         return size <= self.limit or len(node.regions[0].parents) == 1
+
+
+def _worth_entering(node: Node) -> bool:
+    return not node.op.startswith("custom_")

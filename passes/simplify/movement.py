@@ -59,5 +59,6 @@ class Movement(Pass):
     level: Level | None = None
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
-        """Apply the rules until none fires."""
-        run_rules(graph, RULES, ctx, level=self.level)
+        """Apply the rules until none fires; a value that has lost a reader may let one more fire."""
+        while run_rules(graph, RULES, ctx, level=self.level):
+            pass

@@ -1,4 +1,4 @@
-"""Probabilistic models: regression with kernels, filters, hidden states, mixtures, chains, variational bounds."""
+"""Probabilistic models: Gaussian processes, filters, hidden states, mixtures, chains, variational bounds."""
 
 from __future__ import annotations
 

@@ -50,31 +50,30 @@ def decoder(params: Any, latent: jax.Array) -> jax.Array:
 
 
 def pools(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Average and max pooling with overlaps and padding, a cumulative window, global pooling."""
+    """Average and max pooling with overlaps and padding, a dilated minimum, global pooling."""
     window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
     total = lax.reduce_window(x, 0.0, lax.add, window, strides, "SAME")
     count = lax.reduce_window(jnp.ones_like(x), 0.0, lax.add, window, strides, "SAME")
     padding = ((0, 0), (1, 1), (1, 0), (0, 0))
     top = lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
-    low = lax.reduce_window(
-        x, jnp.inf, lax.min, (1, 2, 2, 1), (1, 1, 1, 1), "VALID", window_dilation=(1, 2, 2, 1)
-    )
+    spread, still = (1, 2, 2, 1), lax.stop_gradient(x)
+    low = lax.reduce_window(still, jnp.inf, lax.min, spread, (1, 1, 1, 1), "VALID", window_dilation=spread)
     return total / count, top, low, x.mean((1, 2))
 
 
 def augment(key: jax.Array, images: jax.Array) -> jax.Array:
     """Random flips, shifts, cut-outs and mixing of uint8 images: float32 around zero."""
 
-    def one(key: jax.Array, image: jax.Array) -> jax.Array:
-        flip, shift, hole = jax.random.split(key, 3)
-        image = jnp.where(jax.random.bernoulli(flip), image[:, ::-1], image)
+    def one(draw: jax.Array, image: jax.Array) -> jax.Array:
+        image = jnp.where(draw[0] < 0.5, image[:, ::-1], image)
         padded = jnp.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
-        top, left = jax.random.randint(shift, (2,), 0, 3)
+        top, left = (3 * draw[1:3]).astype(jnp.int32)
         image = lax.dynamic_slice(padded, (top, left, 0), image.shape)
-        row, column = jax.random.randint(hole, (2,), 0, SIZE - 1)
+        row, column = jnp.floor((SIZE - 1) * draw[3:]).astype(jnp.int32)
         return lax.dynamic_update_slice(image, jnp.zeros((2, 2, CHANNELS), image.dtype), (row, column, 0))
 
-    batch = jax.vmap(one)(jax.random.split(key, len(images)), images).astype(jnp.float32) / 127.5 - 1.0
+    draws = jax.random.uniform(key, (len(images), 5))
+    batch = jax.vmap(one)(draws, images).astype(jnp.float32) / 127.5 - 1.0
     return 0.7 * batch + 0.3 * jnp.flip(batch, 0)
 
 
@@ -109,7 +108,7 @@ def life(board: jax.Array) -> tuple[jax.Array, jax.Array]:
     return lax.scan(step, board, None, length=5)
 
 
-def warp(image: jax.Array, flow: jax.Array) -> jax.Array:
+def warp(image: jax.Array, flow: jax.Array) -> Any:
     """Bilinear sampling of an image [height, width, channels] at the grid moved by a flow."""
     grid = jnp.stack(jnp.mgrid[:SIZE, :SIZE], axis=-1) + flow
     corner = jnp.floor(grid).astype(jnp.int32)

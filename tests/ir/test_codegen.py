@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -51,17 +50,19 @@ SAME: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "float8": (lambda x: x.astype(jnp.float8_e4m3fn).astype(jnp.float32), (X,)),
     "int4": (lambda x: x.astype(jnp.int4) * np.asarray([1, -3, 2, 0, 1], jnp.int4), (X,)),
     "constants": (lambda x: x @ BIG.reshape(5, 20) + np.float32(1) + BIG[:20] + BIG[:20], (X,)),
-    "weak constant": (functools.partial(jnp.multiply, jnp.asarray(2.0)), (X,)),
     "weak literals": (lambda p, x: jnp.where(p, 1e-5, 0) + x, (X > 0, X)),
     "key constant": (lambda x: x + jax.random.normal(jax.random.key(3), (5,)), (X,)),
     "random": (lambda k: jax.random.normal(jax.random.fold_in(jax.random.split(k)[1], 2), (3,)), (key(),)),
     "seeds": (lambda s: jax.vmap(jax.random.key)(s), (np.arange(3),)),
     "rbg": (lambda s: jax.random.bits(jax.random.key(s, impl="rbg")), (np.int32(3),)),
     "key data": (lambda k: jax.random.wrap_key_data(jax.random.key_data(k)), (key(),)),
-    "gather": (lambda x, i: x[i] + x[:, 1], (X, np.array([0, 3, 3, 1]))),
+    "gather": (lambda x, i: x[i] + x[:, 1:2], (X, np.array([0, 3, 3, 1]))),
     "scatter": (lambda x: x.at[0].set(1.0).at[1, 2].add(2.0).at[2].max(x[0]).at[3].multiply(2.0), (X,)),
     "scatter apply": (lambda x: x.at[jnp.array([1, 2])].apply(jnp.sin), (X,)),
-    "dynamic slice": (lambda x, i: lax.dynamic_update_slice(x, lax.dynamic_slice(x, (i, 0), (1, 2)), (0, i)), (X, 1)),
+    "dynamic slice": (
+        lambda x, i: lax.dynamic_update_slice(x, lax.dynamic_slice(x, (i, 0), (1, 2)), (0, i)),
+        (X, 1),
+    ),
     "convolution": (
         lambda x, w: lax.conv_general_dilated(x, w, (1, 2), "SAME", precision="highest"),
         (np.ones((1, 2, 6, 6), np.float32), np.ones((3, 2, 3, 3), np.float32)),
@@ -96,10 +97,16 @@ SAME: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "no equations": (lambda x: (x, x), (X,)),
     "scan": (lambda x: lax.scan(lambda c, a: (c + a, c * BIG[0]), x[0], x), (X,)),
     "scan of constants": (lambda x, y: lax.scan(lambda c, _: (c * y, None), x, None, length=3), (X, X)),
-    "while": (lambda x, n: lax.while_loop(lambda s: s[1] < n, lambda s: (s[0] * x, s[1] + 1), (x, 0)), (X, 3)),
+    "while": (
+        lambda x, n: lax.while_loop(lambda s: s[1] < n, lambda s: (s[0] * x, s[1] + 1), (x, 0)),
+        (X, 3),
+    ),
     "cond": (lambda x: lax.cond(x[0, 0] > 0, lambda: x + 1, lambda: x * 2), (X,)),
     "switch": (lambda x, i: lax.switch(i, [jnp.sin, jnp.cos, lambda a: a + BIG[:5]], x), (X, 1)),
-    "jit": (lambda x: jax.jit(lambda a: a + 1)(x) + jax.jit(jnp.sin, donate_argnums=0, keep_unused=True)(x), (X,)),
+    "jit": (
+        lambda x: jax.jit(lambda a: a + 1)(x) + jax.jit(jnp.sin, donate_argnums=0, keep_unused=True)(x),
+        (X,),
+    ),
     "inline jit": (lambda x: jax.jit(lambda a: a + 1, inline=True)(x), (X,)),
     "checkpoint": (lambda x: jax.checkpoint(jnp.sin, prevent_cse=False)(x), (X,)),
     "policy": (jax.checkpoint(jnp.sin, policy=jax.checkpoint_policies.dots_saveable), (X,)),
@@ -109,7 +116,10 @@ SAME: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "gradient": (jax.grad(lambda x: jax.nn.logsumexp(jnp.tanh(x)) ** 2), (X,)),
     "remat gradient": (jax.grad(jax.checkpoint(lambda x: jnp.sin(jnp.sin(x)).sum())), (X,)),
     "batched": (jax.vmap(lambda r: lax.cond(r[0] > 0, jnp.sum, jnp.max, r)), (X,)),
-    "linear algebra": (lambda a: (jnp.linalg.cholesky(a @ a.T), jnp.linalg.eigh(a), jnp.linalg.qr(a)), (SQUARE,)),
+    "linear algebra": (
+        lambda a: (jnp.linalg.cholesky(a @ a.T), jnp.linalg.eigh(a), jnp.linalg.qr(a)),
+        (SQUARE,),
+    ),
     "device_put": (lambda x: jax.device_put(x) + 1, (X,)),
     "barrier": (lambda x: lax.optimization_barrier((x, x * 2)), (X,)),
     "composition": (lambda x: lax.associative_scan(jnp.multiply, x), (X,)),
@@ -137,7 +147,10 @@ def rewritten(fun: Callable[..., Any], args: Any) -> Callable[..., list[Any]]:
 def bits(tree: Any) -> list[Any]:
     """The leaves of a tree as numpy arrays, PRNG keys as their data."""
     leaves = jax.tree.leaves(tree)
-    data = [jax.random.key_data(x) if jnp.issubdtype(jnp.asarray(x).dtype, jax.dtypes.prng_key) else x for x in leaves]
+    data = [
+        jax.random.key_data(x) if jnp.issubdtype(jnp.asarray(x).dtype, jax.dtypes.prng_key) else x
+        for x in leaves
+    ]
     return [np.asarray(x) for x in data]
 
 
@@ -167,14 +180,14 @@ def test_numbers_of_the_generated_program_bit_for_bit(name: str) -> None:
 
 
 def test_the_source_reads_like_a_program() -> None:
-    def gate(x: jax.Array, n: jax.Array) -> jax.Array:
+    def gate(x: jax.Array, n: jax.Array) -> Any:
         return lax.fori_loop(0, n, lambda _, c: jax.nn.relu(c) * x, x)
 
     source = to_python(trace(gate, np.ones(3, np.float32), np.int32(2)), {})
     assert source == GATE
 
 
-GATE = '''\
+GATE = """\
 import numpy as np
 from lepton_jax.ir.codegen import bind
 
@@ -188,28 +201,38 @@ def relu(v0):
     return [v1]
 
 
-def body(v0):
+def body_2(v0):
     [v1] = bind("jit", [v0], regions=[relu], name="relu")
     return [v1]
 
 
-def body_2(v0, v1, v2, v3):
-    v4 = bind("add", [v1, np.int32(1)])
-    [v5] = bind("custom_jvp_call", [v3], regions=[body])  # its derivative rule is a function and is not kept
+def body(v0, v1, v2, v3):
+    v4 = bind("add", [v1, 1])
+    [v5] = bind("custom_jvp_call", [v3], regions=[body_2])  # the derivative is that of the body
     v6 = bind("mul", [v5, v0], out_dtype=None)
     return [v4, v2, v6]
 
 
 def gate(v0, v1):
-    [_, _, v4] = bind("while", [v0, np.int32(0), v1, v0], regions=[cond, body_2], cond_nconsts=0, body_nconsts=1)
+    [_, _, v4] = bind("while", [v0, 0, v1, v0], regions=[cond, body], cond_nconsts=0, body_nconsts=1)
     return [v4]
-'''
+"""
+
+
+def test_a_weak_constant_stays_weak_and_a_constant() -> None:
+    two = jnp.asarray(2.0)  # weak
+
+    def scaled(x: jax.Array) -> Any:
+        return two * x
+
+    assert to_python(trace(scaled, X), {}).count('weak(2.0, "float32")') == 1
+    assert trace(rewritten(scaled, (X,)), X).to_text() == trace(scaled, X).to_text()
 
 
 def test_a_shared_call_is_written_once_and_stays_shared() -> None:
     step = jax.jit(lambda x: jnp.sin(x) * 2)
 
-    def twice(x: jax.Array) -> jax.Array:
+    def twice(x: jax.Array) -> Any:
         return step(step(x))
 
     arrays: dict[str, np.ndarray] = {}
@@ -222,14 +245,14 @@ def test_large_constants_go_into_the_dictionary_and_each_array_once() -> None:
     table = np.asarray(np.arange(40), jnp.bfloat16)
     arrays: dict[str, np.ndarray] = {}
     source = to_python(trace(lambda x: x * table + table, table), arrays, "f")
-    assert [(a.shape, a.dtype) for a in arrays.values()] == [((40,), np.uint16)]
+    assert [(a.shape, str(a.dtype)) for a in arrays.values()] == [((40,), "uint16")]
     assert source.count("ARRAYS") == 1
     assert "array([0.0, 1.0]" in to_python(trace(lambda x: x * table[:2], table[:2]), {})
 
 
 def test_names_that_python_or_the_file_needs_are_not_taken() -> None:
     def bind(x: jax.Array) -> jax.Array:
-        return jax.jit(float)(x) if False else jax.jit(np_)(x) * jnp.inf
+        return jnp.multiply(jax.jit(np_)(x), jnp.inf)
 
     def np_(x: jax.Array) -> jax.Array:
         return x + 1
@@ -257,7 +280,9 @@ def test_names_that_python_or_the_file_needs_are_not_taken() -> None:
         ),
         (jax.checkpoint(jnp.sin, policy=lambda *_, **__: True), "remat2: parameter 'policy'"),
         (
-            lambda x: jax.shard_map(jnp.sin, mesh=jax.make_mesh((1,), ("a",)), in_specs=jax.P(), out_specs=jax.P())(x),
+            lambda x: jax.shard_map(
+                jnp.sin, mesh=jax.make_mesh((1,), ("a",)), in_specs=jax.P(), out_specs=jax.P()
+            )(x),
             "shard_map: parameter 'mesh'",
         ),
     ],
@@ -315,7 +340,7 @@ def test_custom_rules_become_the_derivative_of_the_body(name: str) -> None:
 
 
 def test_under_x64() -> None:
-    def wide(x: jax.Array) -> jax.Array:
+    def wide(x: jax.Array) -> Any:
         return x * 2.0 + np.float64(0.1) + jnp.arange(5, dtype=jnp.int64)
 
     with jax.enable_x64(True):

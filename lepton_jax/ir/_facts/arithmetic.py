@@ -12,17 +12,12 @@ import numpy as np
 
 from lepton_jax.ir._facts import intervals as iv
 from lepton_jax.ir._facts.lattice import (
-    Band,
     Claims,
     Facts,
-    complement,
-    elements,
     everything,
     float_limits,
     int_range,
     kind_of,
-    meet,
-    same_bits,
     scalar,
 )
 from lepton_jax.ir._facts.registry import elementwise
@@ -36,7 +31,7 @@ _EXACT: Final[dict[str, Callable[[Any, Any], Any]]] = {
 }
 
 
-def _linear(a: Facts, b: Facts) -> Claims:
+def linear(a: Facts, b: Facts) -> Claims:
     """The structure of a sum, difference, maximum or minimum."""
     return {
         "uniform": a.uniform & b.uniform,
@@ -59,9 +54,9 @@ def _is_transpose(a: Value, b: Value) -> bool:
     return tuple(a.node.params["permutation"]) == (*range(rank - 2), rank - 1, rank - 2)
 
 
-def _commutative(node: Node, a: Facts, b: Facts) -> Claims:
+def commutative(node: Node, a: Facts, b: Facts) -> Claims:
     """The same where the order of the operands does not matter."""
-    claims = _linear(a, b)
+    claims = linear(a, b)
     if _transposes(node.operands[0], node.operands[1]):
         claims["exactly_symmetric"] = True
     return claims
@@ -107,7 +102,7 @@ def _no_infinite_difference(a: iv.Interval, b: iv.Interval) -> bool:
 @elementwise("add", "add_any")
 def _add(node: Node, facts: Sequence[Facts]) -> Claims:
     a, b = facts
-    claims = _commutative(node, a, b) | iv.claim(iv.total(iv.ends(a), iv.ends(b)), node.result.dtype)
+    claims = commutative(node, a, b) | iv.claim(iv.total(iv.ends(a), iv.ends(b)), node.result.dtype)
     claims["no_nan"] = a.no_nan and b.no_nan and _no_infinite_difference(iv.ends(a), iv.ends(b))
     claims["iota"] = _shifted(a, b, 1) or _shifted(b, a, 1)
     claims["splat"] = _exact_splat(node, a, b)
@@ -121,7 +116,7 @@ def _sub(node: Node, facts: Sequence[Facts]) -> Claims:
     if node.operands[0] is node.operands[1] and a.finite:
         return {"splat": scalar(0, dtype)}
     difference = iv.total(iv.ends(a), iv.negated(iv.ends(b)))
-    claims = _linear(a, b) | iv.claim(difference, dtype)
+    claims = linear(a, b) | iv.claim(difference, dtype)
     claims["no_nan"] = a.no_nan and b.no_nan and _no_infinite_difference(iv.ends(a), iv.negated(iv.ends(b)))
     claims["iota"] = _shifted(a, b, -1)
     claims["splat"] = _exact_splat(node, a, b)
@@ -131,7 +126,7 @@ def _sub(node: Node, facts: Sequence[Facts]) -> Claims:
 @elementwise("mul")
 def _mul(node: Node, facts: Sequence[Facts]) -> Claims:
     a, b = facts
-    claims = _commutative(node, a, b)
+    claims = commutative(node, a, b)
     if node.operands[0] is node.operands[1]:
         return claims | square(node, a)
     claims.update(iv.claim(iv.product(iv.ends(a), iv.ends(b)), node.result.dtype))
@@ -139,7 +134,7 @@ def _mul(node: Node, facts: Sequence[Facts]) -> Claims:
     claims["upper"] = (a.upper and (b.finite or b.upper)) or (b.upper and a.finite)
     claims["no_nan"] = a.no_nan and b.no_nan and not (_meets_infinity(a, b) or _meets_infinity(b, a))
     claims["splat"] = _exact_splat(node, a, b)
-    if kind_of(node.result.dtype) == "int" or a.finite and b.finite:
+    if kind_of(node.result.dtype) == "int" or (a.finite and b.finite):
         claims["splat"] = claims["splat"] if claims["splat"] is not None else _zero_times(node, a, b)
     if a.iota is not None and b.splat is not None and float(b.splat).is_integer():
         claims["iota"] = _scaled(a.iota, int(b.splat))
@@ -232,51 +227,6 @@ def _sign(node: Node, facts: Sequence[Facts]) -> Claims:
     return claims
 
 
-@elementwise("max")
-def _max(node: Node, facts: Sequence[Facts]) -> Claims:
-    a, b = facts
-    claims = _commutative(node, a, b)
-    claims.update(least=max(a.least, b.least), most=max(a.most, b.most))
-    claims["no_nan"] = a.no_nan and b.no_nan
-    claims["nonzero"] = (a.nonzero and b.nonzero) or a.least > 0 or b.least > 0
-    if b.most <= a.least and b.no_nan:
-        return claims | _winner(a, b)
-    return claims | _winner(b, a) if a.most <= b.least and a.no_nan else claims
-
-
-@elementwise("min")
-def _min(node: Node, facts: Sequence[Facts]) -> Claims:
-    a, b = facts
-    claims = _commutative(node, a, b)
-    claims.update(least=min(a.least, b.least), most=min(a.most, b.most))
-    claims["no_nan"] = a.no_nan and b.no_nan
-    claims["nonzero"] = (a.nonzero and b.nonzero) or a.most < 0 or b.most < 0
-    if a.most <= b.least and b.no_nan:
-        return claims | _winner(a, b)
-    return claims | _winner(b, a) if b.most <= a.least and a.no_nan else claims
-
-
-def _winner(a: Facts, b: Facts) -> Claims:
-    """The result is `a`, but where both are zero its sign may be that of `b`."""
-    claims = everything(a)
-    if a.nonzero or b.nonzero or (a.splat is not None and b.splat is not None and same_bits(a.splat, b.splat)):
-        return claims
-    return claims | {"splat": None, "constant": None}
-
-
-@elementwise("clamp")
-def _clamp(node: Node, facts: Sequence[Facts]) -> Claims:
-    low, x, high = facts
-    claims = {
-        "least": min(max(x.least, low.least), high.least),
-        "most": min(max(x.most, low.most), high.most),
-        "no_nan": low.no_nan and x.no_nan and high.no_nan,
-        "uniform": low.uniform & x.uniform & high.uniform,
-    }
-    same = low.exactly_symmetric and high.exactly_symmetric
-    return claims | {"symmetric": same and x.symmetric, "exactly_symmetric": same and x.exactly_symmetric}
-
-
 @elementwise("div")
 def _div(node: Node, facts: Sequence[Facts]) -> Claims:
     a, b = facts
@@ -296,7 +246,10 @@ def _div(node: Node, facts: Sequence[Facts]) -> Claims:
 
 def _int_div(a: Facts, b: Facts) -> Claims:
     """Division that rounds towards zero; by zero it is what the backend says."""
-    claims: Claims = {"uniform": a.uniform & b.uniform, "exactly_symmetric": a.exactly_symmetric and b.exactly_symmetric}
+    claims: Claims = {
+        "uniform": a.uniform & b.uniform,
+        "exactly_symmetric": a.exactly_symmetric and b.exactly_symmetric,
+    }
     if b.least <= 0 <= b.most:
         return claims
     corners = [_truncated(int(x), int(y)) for x in iv.ends(a) for y in iv.ends(b)]
@@ -311,7 +264,10 @@ def _truncated(x: int, y: int) -> int:
 @elementwise("rem")
 def _rem(node: Node, facts: Sequence[Facts]) -> Claims:
     a, b = facts
-    claims: Claims = {"uniform": a.uniform & b.uniform, "exactly_symmetric": a.exactly_symmetric and b.exactly_symmetric}
+    claims: Claims = {
+        "uniform": a.uniform & b.uniform,
+        "exactly_symmetric": a.exactly_symmetric and b.exactly_symmetric,
+    }
     claims["least"], claims["most"] = min(a.least, 0), max(a.most, 0)
     if kind_of(node.result.dtype) == "float":
         claims["no_nan"] = a.finite and b.no_nan and b.nonzero
@@ -348,48 +304,3 @@ def _pow(node: Node, facts: Sequence[Facts]) -> Claims:
     if a.positive and kind_of(node.result.dtype) == "float":
         claims.update(least=0.0, no_nan=a.no_nan and b.no_nan)
     return claims
-
-
-@elementwise("select_n")
-def _select(node: Node, facts: Sequence[Facts]) -> Claims:
-    which, *cases = facts
-    if which.splat is not None and 0 <= int(which.splat) < len(cases):
-        return everything(cases[int(which.splat)])
-    return _select_between(which, cases)
-
-
-def _select_between(which: Facts, cases: list[Facts]) -> Claims:
-    either = cases[0]
-    for case in cases[1:]:
-        either = meet(either, case)
-    claims = elements(either)
-    claims["uniform"] = which.uniform.intersection(*(case.uniform for case in cases))
-    claims["lower"], claims["upper"] = either.lower, either.upper
-    for name in ("symmetric", "exactly_symmetric"):
-        claims[name] = which.exactly_symmetric and all(getattr(case, name) for case in cases)
-    if len(cases) == 2 and which.band is not None:
-        claims.update(_masked(which.band, cases[0], cases[1], claims))
-    if len(cases) == 2 and cases[0].is_zero and cases[1].is_one:
-        claims["one_hot"] = which.one_hot
-    return claims
-
-
-def _masked(band: Band, outer: Facts, inner: Facts, claims: Claims) -> Claims:
-    """The structure of a matrix that is `inner` in a band and `outer` elsewhere."""
-    if not band.inside:
-        outer, inner = inner, outer
-    covers_upper = band.high is None and (band.low is None or band.low <= 1)
-    covers_lower = band.low is None and (band.high is None or band.high >= -1)
-    found: Claims = {
-        "lower": claims["lower"]
-        or (outer.lower and band.high is not None and band.high <= 0)
-        or (inner.lower and covers_upper),
-        "upper": claims["upper"]
-        or (outer.upper and band.low is not None and band.low >= 0)
-        or (inner.upper and covers_lower),
-    }
-    if outer.is_zero and inner.is_one:
-        found["band"] = Band(band.low, band.high)
-    elif outer.is_one and inner.is_zero:
-        found["band"] = complement(Band(band.low, band.high))
-    return found

@@ -65,7 +65,11 @@ def _range(array: Array) -> Claims:
     plain = _plain(array)
     no_nan = not bool(np.any(plain != plain))
     if kind == "complex":
-        return {"no_nan": no_nan, "finite": bool(np.isfinite(plain).all()), "nonzero": bool((plain != 0).all())}
+        return {
+            "no_nan": no_nan,
+            "finite": bool(np.isfinite(plain).all()),
+            "nonzero": bool((plain != 0).all()),
+        }
     if kind == "other":
         return {}
     if kind == "float":
@@ -103,7 +107,8 @@ def _matrix(plain: Array) -> Claims:
     binary = bool(np.all((plain == 0) | (plain == 1)))
     if binary:
         numbers = plain.astype(np.int64)
-        claims["one_hot"] = next((d for d in reversed(range(plain.ndim)) if numbers.sum(d).max() <= 1), None)
+        axes = reversed(range(plain.ndim))
+        claims["one_hot"] = next((d for d in axes if np.all(numbers.sum(d) <= 1)), None)
     if plain.ndim < 2:
         return claims
     rows, columns = plain.shape[-2:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import jax.numpy as jnp
@@ -148,7 +148,7 @@ def _all_signs(splat: Any) -> bool:
 # Dtypes
 
 
-@lru_cache(maxsize=None)
+@cache
 def kind_of(dtype: Any) -> Kind:
     """What arithmetic a dtype has. Floats without infinities (most of 8 bits or less) are `other`."""
     if dtype is None or _jax.is_extended(dtype):
@@ -164,7 +164,7 @@ def kind_of(dtype: Any) -> Kind:
     return "other"
 
 
-@lru_cache(maxsize=None)
+@cache
 def int_range(dtype: Any) -> tuple[int, int]:
     """The least and the greatest number of an integer dtype or bool."""
     if kind_of(dtype) == "bool":
@@ -173,14 +173,14 @@ def int_range(dtype: Any) -> tuple[int, int]:
     return int(info.min), int(info.max)
 
 
-@lru_cache(maxsize=None)
+@cache
 def float_limits(dtype: Any) -> tuple[float, float, int]:
     """Of a floating dtype: the greatest number, the least normal one, and how many bits integers may have."""
     info = jnp.finfo(dtype)
     return float(info.max), float(info.tiny), int(info.nmant) + 1
 
 
-@lru_cache(maxsize=None)
+@cache
 def _of_dtype(dtype: Any) -> Facts:
     if kind_of(dtype) not in ("bool", "int"):
         return UNKNOWN

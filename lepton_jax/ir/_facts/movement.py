@@ -117,7 +117,9 @@ def _kept_dimensions(old: tuple[int, ...], new: tuple[int, ...]) -> dict[int, in
     if 0 in old:
         return {}
     behind = {(length, static_size(new[d + 1 :])): d for d, length in enumerate(new) if length > 1}
-    places = {d: behind.get((length, static_size(old[d + 1 :]))) for d, length in enumerate(old) if length > 1}
+    places = {
+        d: behind.get((length, static_size(old[d + 1 :]))) for d, length in enumerate(old) if length > 1
+    }
     return {d: place for d, place in places.items() if place is not None}
 
 

@@ -82,7 +82,9 @@ def _reduce_logic(node: Node, facts: Sequence[Facts]) -> Claims:
     if kind_of(node.result.dtype) != "bool":
         return {}
     neutral = node.op == "reduce_and"
-    if f.splat is not None and (bool(f.splat) == neutral or _length(node.operands[0].shape, node.params["axes"])):
+    if f.splat is not None and (
+        bool(f.splat) == neutral or _length(node.operands[0].shape, node.params["axes"])
+    ):
         return {"splat": np.bool_(f.splat)}
     return {"uniform": _kept(node, f, node.params["axes"])}
 
@@ -183,7 +185,10 @@ def _is_gram(node: Node) -> bool:
     other, other_places = _untransposed(b)
     if base is not other or node.result.ndim != len(left_batch) + 2:
         return False
-    pairs = [(places[i], other_places[j]) for i, j in zip((*left, *left_batch), (*right, *right_batch), strict=True)]
+    pairs = [
+        (places[i], other_places[j])
+        for i, j in zip((*left, *left_batch), (*right, *right_batch), strict=True)
+    ]
     return all(i == j for i, j in pairs)
 
 

@@ -49,7 +49,8 @@ def elementwise(*names: str) -> Callable[[Single], Single]:
                 return {}
             return function(node, fit_all(node, facts))
 
-        return transfer(*names)(on_broadcast) and function
+        transfer(*names)(on_broadcast)
+        return function
 
     return register
 

@@ -200,8 +200,7 @@ def _python(number: Any) -> Any:
 
 
 def _wrapped(number: int, dtype: Any) -> Scalar:
-    bits = np.iinfo(dtype).bits
-    return Scalar(np.asarray(number % 2**bits, np.uint64).astype(np.dtype(dtype)), dtype)
+    return Scalar(np.asarray(number % 2**64, np.uint64), dtype)
 
 
 def _shifted(x: Value, sign: int, scalar: Scalar, negative: bool) -> Outcome:

@@ -24,13 +24,13 @@ Kind = Literal["bool", "int", "float", "complex", "other"]
 
 @functools.cache
 def kind_of(dtype: Any) -> Kind:
-    """What arithmetic a dtype has; floats of 8 bits or less, keys and float0 are `other`."""
+    """What arithmetic a dtype has; numbers narrower than a byte, floats of 8 bits, keys and float0 are `other`."""
     if dtype is None or dtype == jax.dtypes.float0 or jnp.issubdtype(dtype, jax.dtypes.extended):
         return "other"
     if dtype == np.bool_:
         return "bool"
     if jnp.issubdtype(dtype, np.integer):
-        return "int"
+        return "int" if jnp.iinfo(dtype).bits >= 8 else "other"
     if jnp.issubdtype(dtype, np.complexfloating):
         return "complex"
     return "float" if jnp.issubdtype(dtype, np.floating) and np.dtype(dtype).itemsize > 1 else "other"
@@ -44,6 +44,11 @@ def is_float(value: Value) -> bool:
 def is_int(value: Value) -> bool:
     """Whether its elements are integers (not booleans)."""
     return kind_of(value.dtype) == "int"
+
+
+def is_bool(value: Value) -> bool:
+    """Whether its elements are booleans."""
+    return kind_of(value.dtype) == "bool"
 
 
 def is_discrete(value: Value) -> bool:

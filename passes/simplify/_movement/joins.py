@@ -39,7 +39,7 @@ def _joined(windows: Sequence[Window], axis: int) -> Outcome:
 @movement_rule("concatenate")
 def concatenate_of_empty(node: Node, ctx: PassContext) -> Outcome:
     """concatenate([x]) → x, and pieces of size zero along the axis are left out"""
-    axis = node.params["dimension"]
+    axis = int(node.params["dimension"])
     pieces = [piece for piece in node.operands if piece.shape[axis] != 0] or node.operands[:1]
     if len(pieces) == 1:
         return pieces[0]
@@ -53,7 +53,7 @@ def concatenate_of_concatenate(node: Node, ctx: PassContext) -> Outcome:
     Only where nothing else reads the inner one, so that nothing is copied twice, and up to 64
     pieces, so that long chains do not take quadratic time.
     """
-    axis = node.params["dimension"]
+    axis = int(node.params["dimension"])
     pieces: list[Value] = []
     for piece in node.operands:
         inner = made_by(piece, node, "concatenate") if used_once(piece) else None
@@ -69,7 +69,7 @@ def concatenate_of_concatenate(node: Node, ctx: PassContext) -> Outcome:
 @movement_rule("concatenate")
 def concatenate_of_adjacent(node: Node, ctx: PassContext) -> Outcome:
     """concatenate([x[a:b], x[b:c]]) → x[a:c], also of slices that a split has made; all of x is x itself"""
-    axis = node.params["dimension"]
+    axis = int(node.params["dimension"])
     merged: list[Window] = []
     given: list[Value | None] = []
     for piece in node.operands:
@@ -105,7 +105,7 @@ def slice_of_concatenate(node: Node, ctx: PassContext) -> Outcome:
     inner = made_by(node.operands[0], node, "concatenate")
     if inner is None or node.result.shape[inner.params["dimension"]] == 0:
         return None
-    axis = inner.params["dimension"]
+    axis = int(inner.params["dimension"])
     start, limit = node.params["start_indices"], node.params["limit_indices"]
     touched = [*_touched(inner.operands, axis, start[axis], limit[axis])]
     if len(touched) == 1:

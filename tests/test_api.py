@@ -1,0 +1,436 @@
+"""`lepton.optimize` behaves as `jax.jit` does, wherever JAX functions go."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import lepton_jax as lepton
+
+
+class Pair(NamedTuple):
+    a: Any
+    b: Any
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["w"], meta_fields=["name"])
+@dataclass
+class Layer:
+    w: Any
+    name: str = "layer"
+
+
+def noisy(x: Any) -> Any:
+    """A function with something to optimise."""
+    y = jnp.transpose(jnp.transpose(x)) * 1.0
+    return jnp.sin(y) + jnp.sin(y) + lax.cond(True, lambda v: v, jnp.cos, y)
+
+
+def test_decorator_forms() -> None:
+    @lepton.optimize
+    def plain(x: Any) -> Any:
+        return noisy(x)
+
+    @lepton.optimize("default,-cse")
+    def with_text(x: Any) -> Any:
+        return noisy(x)
+
+    @lepton.optimize(passes="none", level="exact")
+    def with_names(x: Any) -> Any:
+        return noisy(x)
+
+    x = jnp.arange(6.0).reshape(2, 3)
+    for fun in (plain, with_text, with_names, lepton.optimize(noisy, "max")):
+        np.testing.assert_allclose(fun(x), jax.jit(noisy)(x), rtol=1e-6)
+    assert plain.report.equations_after < plain.report.equations_before
+    assert "same-node" in plain.report.rules and "same-node" not in with_text.report.rules
+    assert with_names.report.rules == {}
+    assert plain.__name__ == "plain"
+
+
+def test_arguments_are_checked() -> None:
+    with pytest.raises(ValueError, match="no level 'fast'; the levels are: exact, reassociate, approximate"):
+        lepton.optimize(noisy, level="fast")
+    with pytest.raises(ValueError, match="cpu"):
+        lepton.optimize(noisy, target="abacus")
+    with pytest.raises(lepton.PipelineError, match=r"no pass or preset 'defualt'; presets: none"):
+        lepton.optimize(noisy, "defualt")
+    with pytest.raises(TypeError, match="expects a function, not int"):
+        lepton.optimize(3)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="Pipeline, not int"):
+        lepton.optimize(noisy, 3)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="passes given twice"):
+        lepton.optimize("default", passes="none")
+    with pytest.raises(ValueError, match="no report yet"):
+        _ = lepton.optimize(lambda x: x).report
+
+
+def test_wrong_calls_say_what_jit_says() -> None:
+    def fun(x: Any, y: Any) -> Any:
+        return jnp.dot(x, y)
+
+    def branches(x: Any) -> Any:
+        return x if x > 0 else -x
+
+    def returns_text(x: Any) -> Any:
+        return "text"
+
+    calls: list[tuple[Any, tuple[Any, ...]]] = [
+        (fun, (jnp.ones(3),)),
+        (fun, (jnp.ones(3), jnp.ones(4))),
+        (fun, (jnp.ones(3), "text")),
+        (branches, (1.0,)),
+        (returns_text, (1.0,)),
+    ]
+    for function, args in calls:
+        with pytest.raises(Exception) as plain:
+            jax.jit(function)(*args)
+        with pytest.raises(Exception) as ours:
+            lepton.optimize(function)(*args)
+        assert type(ours.value) is type(plain.value)
+        first = str(plain.value).splitlines()[0]
+        assert first[:60] in str(ours.value), (first, str(ours.value))
+
+
+def test_concretization_error_names_the_argument() -> None:
+    def fun(threshold: Any) -> Any:
+        return 1 if threshold > 0 else 2
+
+    with pytest.raises(jax.errors.TracerBoolConversionError, match="threshold"):
+        lepton.optimize(fun)(jnp.ones(()))
+
+
+def test_pytrees_come_back_as_they_were() -> None:
+    def fun(pair: Pair, layer: Layer, nothing: None, *rest: Any, **named: Any) -> Any:
+        return {
+            "pair": Pair(pair.a * 1.0, None),
+            "layer": Layer(layer.w + 0.0, layer.name),
+            "rest": rest,
+            "named": [named["k"], ()],
+            "nothing": nothing,
+        }
+
+    args = (Pair(jnp.ones(2), 3), Layer(jnp.ones((2, 2)), "dense"), None, 1.5, jnp.arange(3))
+    expected = jax.jit(fun)(*args, k=jnp.ones(1))
+    result = lepton.optimize(fun)(*args, k=jnp.ones(1))
+    assert jax.tree.structure(result) == jax.tree.structure(expected)
+    assert isinstance(result["pair"], Pair) and result["layer"].name == "dense"
+    jax.tree.map(np.testing.assert_array_equal, result, expected)
+
+
+@pytest.mark.parametrize("x64", [False, True])
+def test_dtypes_and_weak_types(x64: bool) -> None:
+    def fun(x: Any, n: Any, z: Any) -> Any:
+        return x * 1, n + 0, z - 0.0, x * n, 2.0, jnp.float16(1) * x, n
+
+    with jax.enable_x64(x64):
+        for args in ((1.0, 2, 1j), (jnp.ones(3), jnp.arange(3), jnp.ones(3, jnp.complex64)), (True, False, 0.0)):
+            expected = jax.jit(fun)(*args)
+            result = lepton.optimize(fun)(*args)
+            for a, b in zip(expected, result, strict=True):
+                assert (a.dtype, a.shape, a.weak_type) == (b.dtype, b.shape, b.weak_type)
+                np.testing.assert_array_equal(a, b)
+
+
+def test_prng_keys_in_and_out() -> None:
+    def fun(key: Any) -> Any:
+        first, second = jax.random.split(key)
+        return first, jax.random.normal(second, (3,)) * 1.0
+
+    key = jax.random.key(7)
+    (a, x), (b, y) = jax.jit(fun)(key), lepton.optimize(fun)(key)
+    assert jax.random.key_data(a).tolist() == jax.random.key_data(b).tolist()
+    np.testing.assert_array_equal(x, y)
+
+
+def test_static_arguments() -> None:
+    traces = []
+
+    @lepton.optimize(static_argnums=1, static_argnames=("flag",))
+    def fun(x: Any, power: int, *, flag: bool = False) -> Any:
+        traces.append((power, flag))
+        assert isinstance(power, int) and isinstance(flag, bool)
+        return x**power if flag else x
+
+    x = jnp.arange(3.0)
+    np.testing.assert_array_equal(fun(x, 2, flag=True), x**2)
+    np.testing.assert_array_equal(fun(x, 2, flag=False), x)
+    np.testing.assert_array_equal(fun(x, 3, flag=True), x**3)
+    fun(x, 2, flag=True)
+    assert traces == [(2, True), (2, False), (3, True)]
+    assert fun.trace(x, 3, flag=True).graph.num_nodes() >= 1
+    with pytest.raises(ValueError, match="hashable"):
+        fun(x, [2], flag=True)  # type: ignore[arg-type]
+    by_name = lepton.optimize(lambda x, power: x**power, static_argnums=1)
+    np.testing.assert_array_equal(by_name(x, power=2), x**2)
+    np.testing.assert_array_equal(by_name(x, 3), x**3)
+    assert by_name.trace(x, 3).report.equations_before > 0
+
+
+def test_donation() -> None:
+    fun = lepton.optimize(lambda x: x + 1.0, donate_argnums=0)
+    x = jnp.ones(8)
+    np.testing.assert_array_equal(fun(x), np.full(8, 2.0))
+    assert x.is_deleted()
+
+
+def test_one_trace_for_one_shape() -> None:
+    count = 0
+
+    def fun(x: Any) -> Any:
+        nonlocal count
+        count += 1
+        return noisy(x)
+
+    f = lepton.optimize(fun)
+    assert lepton.optimize(fun) is f
+    assert lepton.optimize(fun, "none") is not f
+    x = jnp.ones((2, 3))
+    f(x), f(x + 1), f(np.ones((2, 3), np.float32)), jax.jit(f)(x), f.lower(x), f.trace(x)
+    assert count == 1
+    f(jnp.ones((3, 2)))
+    assert count == 2
+    wrapped = functools.wraps(fun)(lambda x: fun(x) + 1)
+    np.testing.assert_allclose(lepton.optimize(wrapped)(x), fun(x) + 1, rtol=1e-6)
+
+
+def test_under_and_over_transformations() -> None:
+    def fun(x: Any) -> Any:
+        return jnp.sum(noisy(x) * x)
+
+    f = lepton.optimize(fun)
+    x = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)
+    xs = jnp.stack([x, x + 1])
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    close(jax.jit(f)(x), fun(x))
+    close(jax.grad(f)(x), jax.grad(fun)(x))
+    close(lepton.optimize(jax.grad(fun))(x), jax.grad(fun)(x))
+    close(lepton.optimize(jax.grad(f))(x), jax.grad(fun)(x))
+    close(jax.hessian(f)(x), jax.hessian(fun)(x))
+    close(jax.jacfwd(f)(x), jax.jacfwd(fun)(x))
+    close(jax.jvp(f, (x,), (x,))[1], jax.jvp(fun, (x,), (x,))[1])
+    close(jax.vmap(f)(xs), jax.vmap(fun)(xs))
+    close(lepton.optimize(jax.vmap(fun))(xs), jax.vmap(fun)(xs))
+    close(jax.vmap(jax.grad(f))(xs), jax.vmap(jax.grad(fun))(xs))
+    close(jax.grad(jax.checkpoint(f))(x), jax.grad(fun)(x))
+    close(lepton.optimize(jax.grad(jax.checkpoint(fun)))(x), jax.grad(fun)(x))
+    close(lax.map(f, xs), jax.vmap(fun)(xs))
+    close(jax.linearize(f, x)[1](x), jax.jvp(fun, (x,), (x,))[1])
+    assert jax.eval_shape(f, x).shape == f.eval_shape(x).shape == ()
+
+
+def test_custom_rules_keep_their_meaning() -> None:
+    @jax.custom_vjp
+    def clipped(x: Any) -> Any:
+        return jnp.sin(x) * 1.0
+
+    clipped.defvjp(lambda x: (clipped(x), x), lambda x, g: (jnp.clip(g, -0.1, 0.1),))
+
+    @jax.custom_jvp
+    def odd(x: Any) -> Any:
+        return jnp.transpose(jnp.transpose(x)) + x * 0
+
+    odd.defjvp(lambda p, t: (odd(*p), 7.0 * t[0]))
+
+    def fun(x: Any) -> Any:
+        return jnp.sum(clipped(x) + odd(x.reshape(1, -1)).reshape(-1))
+
+    x = jnp.arange(3.0)
+    for g in (jax.grad(lepton.optimize(fun)), lepton.optimize(jax.grad(fun)), lepton.optimize(jax.grad(lepton.optimize(fun)))):
+        np.testing.assert_allclose(g(x), jax.grad(fun)(x), rtol=1e-6)
+
+
+def test_shard_map_and_shardings() -> None:
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = NamedSharding(mesh, P("i"))
+    x = jax.device_put(jnp.arange(4.0), sharding)
+
+    def local(v: Any) -> Any:
+        return lax.psum(v * 1.0 + 0.0, "i")
+
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=P("i"), out_specs=P())
+    inside = jax.shard_map(lepton.optimize(local), mesh=mesh, in_specs=P("i"), out_specs=P())
+    np.testing.assert_array_equal(lepton.optimize(mapped)(x), mapped(x))
+    np.testing.assert_array_equal(inside(x), mapped(x))
+    f = lepton.optimize(lambda v: lax.with_sharding_constraint(v * 2.0, sharding))
+    assert f(x).sharding.is_equivalent_to(sharding, 1)
+
+
+def test_explicit_mesh() -> None:
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.arange(8.0).reshape(4, 2), P("i", None))
+        fun = noisy
+        expected, result = jax.jit(fun)(x), lepton.optimize(fun)(x)
+        assert jax.typeof(result).sharding == jax.typeof(expected).sharding
+        np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
+def test_export() -> None:
+    f = lepton.optimize(noisy)
+    x = jnp.ones((2, 3))
+    data = jax.export.export(f)(x).serialize()
+    np.testing.assert_allclose(jax.export.deserialize(data).call(x), noisy(x), rtol=1e-6)
+
+
+def test_export_with_symbolic_dimensions() -> None:
+    def fun(x: Any) -> Any:
+        y = jnp.transpose(jnp.transpose(x * 1.0)).reshape(-1)
+        return jnp.concatenate([y, y])[: x.shape[0]] + lax.scan(lambda c, v: (c + v, v * 1.0), 0.0, y)[0]
+
+    (b,) = jax.export.symbolic_shape("b")
+    exported = jax.export.export(lepton.optimize(fun))(jax.ShapeDtypeStruct((b, 3), jnp.float32))
+    for n in (1, 4):
+        x = jnp.arange(3.0 * n).reshape(n, 3)
+        np.testing.assert_allclose(exported.call(x), fun(x), rtol=1e-6)
+
+
+def test_threads() -> None:
+    f = lepton.optimize(noisy)
+    shapes = [(n % 5 + 1, 3) for n in range(40)]
+    start = threading.Barrier(4)
+
+    def work(index: int) -> Any:
+        if index < 4:
+            start.wait()
+        return f(jnp.ones(shapes[index]))
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(work, range(40)))
+    for shape, result in zip(shapes, results, strict=True):
+        np.testing.assert_allclose(result, noisy(jnp.ones(shape)), rtol=1e-6)
+
+
+def test_methods() -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.w = jnp.eye(3)
+
+        @functools.partial(lepton.optimize, static_argnums=0)
+        def forward(self, x: Any) -> Any:
+            return x @ self.w * 1.0
+
+    model = Model()
+    x = jnp.ones((2, 3))
+    np.testing.assert_array_equal(model.forward(x), x)
+    bound = lepton.optimize(model.forward)
+    np.testing.assert_array_equal(bound(x), x)
+
+
+def test_closed_over_tracers() -> None:
+    def outer(x: Any) -> Any:
+        inner = lepton.optimize(lambda y: (y * x * 1.0).sum())
+        return jax.grad(inner)(x) + inner(x)
+
+    x = jnp.arange(3.0)
+    with jax.checking_leaks():
+        np.testing.assert_allclose(jax.jit(outer)(x), outer(x), rtol=1e-6)
+        np.testing.assert_allclose(jax.vmap(outer)(jnp.stack([x, x]))[0], outer(x), rtol=1e-6)
+    assert jax.jacfwd(outer)(x).shape == (3, 3)
+
+
+def test_stages() -> None:
+    f = lepton.optimize(noisy)
+    x = jnp.ones((2, 3))
+    traced = f.trace(x)
+    assert traced.graph_before.num_nodes() > traced.graph.num_nodes()
+    assert traced.report.equations_before == traced.graph_before.num_nodes()
+    assert "sin" in traced.graph.to_text()
+    assert traced.out_info.shape == (2, 3)
+    compiled = traced.lower().compile()
+    np.testing.assert_allclose(compiled(x), noisy(x), rtol=1e-6)
+    assert isinstance(f, jax.stages.Wrapped)
+    np.testing.assert_allclose(f.lower(jax.ShapeDtypeStruct((2, 3), jnp.float32)).compile()(x), noisy(x), rtol=1e-6)
+    f.clear_cache()
+    assert f.trace(x).graph.num_nodes() == traced.graph.num_nodes()
+
+
+def test_trace_after_call_from_jit() -> None:
+    f = lepton.optimize(lambda x: noisy(x))
+    jax.jit(f)(jnp.ones((2, 3)))
+    assert f.trace(jnp.ones((2, 3))).report.equations_before > 0
+
+
+def test_names_survive() -> None:
+    def fun(x: Any) -> Any:
+        with jax.named_scope("encoder"), jax.named_scope("attention"):
+            return jnp.sin(jnp.transpose(jnp.transpose(x)) * 2.0)
+
+    f = lepton.optimize(fun)
+    x = jnp.ones((2, 3))
+    assert any(node.scope == "encoder/attention" for node in f.trace(x).graph)
+    assert "encoder/attention" in f.lower(x).as_text(debug_info=True)
+
+
+def test_explain_says_what_fired_and_what_nearly_did() -> None:
+    text = str(lepton.optimize(noisy).explain(jnp.ones((2, 3))))
+    assert "transpose" in text and "test_api.py" in text
+    assert "fired" in text and "nearly fired" in text
+
+
+def test_measure_keeps_a_decision() -> None:
+    f = lepton.optimize(noisy, measure=True, verify=True)
+    x = jnp.ones((64, 64))
+    np.testing.assert_allclose(f(x), noisy(x), rtol=1e-6)
+    np.testing.assert_allclose(f(x), noisy(x), rtol=1e-6)
+    notes = " ".join(f.report.notes)
+    assert "measure:" in notes and "verify: equal" in notes
+    np.testing.assert_allclose(jax.jit(f)(x), noisy(x), rtol=1e-6)
+
+
+class _Breaks(lepton.Pass):
+    """A pass that changes what the program computes."""
+
+    name = "breaks"
+
+    def run(self, graph: lepton.ir.Graph, ctx: lepton.PassContext) -> None:
+        for node in graph.walk():
+            if node.op == "sin" and ctx.fire("drop-sin", node):
+                node.result.replace_uses(node.operands[0])
+
+
+class _Fails(lepton.Pass):
+    """A pass that leaves what cannot be evaluated."""
+
+    name = "fails"
+
+    def run(self, graph: lepton.ir.Graph, ctx: lepton.PassContext) -> None:
+        for node in graph.walk():
+            if node.op == "sin" and ctx.fire("lose-operand", node):
+                node.set_operands([])
+
+
+def test_verify_option_falls_back_to_the_plain_program() -> None:
+    x = jnp.ones(3)
+    f = lepton.optimize(jnp.sin, lepton.Pipeline((_Breaks(),)), verify=True)
+    np.testing.assert_allclose(f(x), jnp.sin(x))
+    assert any("plain program is kept" in note for note in f.report.notes)
+
+
+def test_a_program_that_cannot_be_evaluated_is_run_plain() -> None:
+    x = jnp.ones(3)
+    f = lepton.optimize(lambda x: jnp.sin(x), lepton.Pipeline((_Fails(),)), strict=False)
+    with pytest.warns(lepton.PassWarning, match="plain jax.jit"):
+        np.testing.assert_allclose(f(x), jnp.sin(x))
+    np.testing.assert_allclose(f(x), jnp.sin(x))
+    np.testing.assert_allclose(jax.grad(lambda x: f(x).sum())(x), jnp.cos(x))
+
+
+def test_verify_finds_a_broken_pass() -> None:
+    good = lepton.verify(noisy, jnp.ones((2, 3)))
+    assert good.ok and good.worst < 64, str(good)
+    bad = lepton.verify(lepton.optimize(noisy, lepton.Pipeline((_Breaks(),))), jnp.ones((2, 3)))
+    assert not bad.ok
+    with pytest.raises(lepton.VerificationError, match="times what rounding explains"):
+        bad.raise_if_failed()
