@@ -104,7 +104,7 @@ class StaticArguments:
         """The static arguments of `fun`; where only numbers or only names are given, they stand for both."""
         numbers, names = set(options.static_argnums), set(options.static_argnames)
         if bool(numbers) == bool(names):
-            return cls(frozenset(), frozenset())
+            return cls(frozenset(numbers), frozenset(names))
         try:
             parameters = list(inspect.signature(fun).parameters.values())
         except (ValueError, TypeError):
