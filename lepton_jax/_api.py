@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
 
 import jax
 
+from lepton_jax import _nnx
 from lepton_jax._explain import Explanation
 from lepton_jax._measure import Choice, choose
 from lepton_jax._options import Names, Numbers, Options, StaticArguments, make_options
@@ -27,6 +28,10 @@ _MOST_PROGRAMS: Final = 64
 
 class _Again(Exception):
     """The optimised program cannot be evaluated: abandon this trace, and trace the plain function."""
+
+
+class _Modules(Exception):
+    """The arguments hold NNX modules: trace again, with their state passed in and out."""
 
 
 class Traced:
@@ -74,17 +79,19 @@ class Optimized(Generic[P, R]):
         def staged(*args: Any, **kwargs: Any) -> Any:
             return self._staged(args, kwargs)
 
-        self._jit = jax.jit(staged, **options.jit_arguments)
-        self._checks = options.verify or options.measure
+        self._jit: Any = jax.jit(staged, **options.jit_arguments)
+        self._call: Callable[..., Any] = self._checked if options.verify or options.measure else self._jit
+        self._with_modules = False
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the optimised function."""
         try:
-            if self._checks:
-                return self._checked(args, kwargs)  # type: ignore[no-any-return]
-            return self._jit(*args, **kwargs)  # type: ignore[no-any-return]
-        except _Again:
-            return self._jit(*args, **kwargs)  # type: ignore[no-any-return]
+            return self._call(*args, **kwargs)  # type: ignore[no-any-return]
+        except (_Again, _Modules):
+            return self._retry(self._call_now, args, kwargs)  # type: ignore[no-any-return]
+
+    def _call_now(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A method, when the function stands in a class."""
@@ -97,8 +104,11 @@ class Optimized(Generic[P, R]):
         key = self._key(args, kwargs)
         if key in self._plain:
             return self.__wrapped__(*args, **kwargs)
+        if not self._with_modules and _nnx.holds_modules((args, kwargs)):
+            raise _Modules
+        run = _nnx.stage_modules if self._with_modules else stage
         try:
-            results, program = stage(self.__wrapped__, self.options, self._static, args, kwargs)
+            results, program = run(self.__wrapped__, self.options, self._static, args, kwargs)
         except EvaluationFailed as failure:
             if self.options.is_strict:
                 raise
@@ -147,10 +157,20 @@ class Optimized(Generic[P, R]):
         return self._retry(self._jit.eval_shape, args, kwargs)
 
     def _retry(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call a method of `self._jit`, again where the trace was abandoned for another way."""
         try:
             return method(*args, **kwargs)
         except _Again:
             return method(*args, **kwargs)
+        except _Modules:
+            self._pass_modules()
+            return self._retry(getattr(self._jit, method.__name__, self._call_now), args, kwargs)
+
+    def _pass_modules(self) -> None:
+        """From now on pass the state of NNX modules in and out."""
+        staged = functools.wraps(self.__wrapped__)(lambda *args, **kwargs: self._staged(args, kwargs))
+        self._with_modules = True
+        self._call = self._jit = _nnx.jit(staged, **self.options.jit_arguments)
 
     def clear_cache(self) -> None:
         """Forget all traces and compiled programs."""
@@ -189,7 +209,12 @@ class Optimized(Generic[P, R]):
 
     # Checked calls: verify=True, measure=True
 
-    def _checked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _checked(self, *args: Any, **kwargs: Any) -> Any:
+        if _nnx.holds_modules((args, kwargs)):
+            raise TypeError(
+                "verify and measure run a function more than once, which would change the NNX modules given "
+                "to it more than once: use nnx.split and nnx.merge, or leave them out"
+            )
         key = self._key(args, kwargs)
         choice = self._choices.get(key)
         if choice is None:

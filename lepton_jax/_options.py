@@ -103,14 +103,14 @@ class StaticArguments:
     def of(cls, fun: Callable[..., Any], options: Options) -> StaticArguments:
         """The static arguments of `fun`; where only numbers or only names are given, they stand for both."""
         numbers, names = set(options.static_argnums), set(options.static_argnames)
-        if bool(numbers) == bool(names):
-            return cls(frozenset(numbers), frozenset(names))
         try:
             parameters = list(inspect.signature(fun).parameters.values())
         except (ValueError, TypeError):
             return cls(frozenset(numbers), frozenset(names))
         by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         numbers = {n % len(by_place) if n < 0 and by_place else n for n in numbers}
-        numbers |= {i for i, p in enumerate(by_place) if p.name in names}
-        names |= {p.name for i, p in enumerate(by_place) if i in numbers and p.kind is p.POSITIONAL_OR_KEYWORD}
+        if not names:
+            names = {p.name for i, p in enumerate(by_place) if i in numbers and p.kind is not p.POSITIONAL_ONLY}
+        elif not numbers:
+            numbers = {i for i, p in enumerate(by_place) if p.name in names}
         return cls(frozenset(numbers), frozenset(names))

@@ -60,13 +60,13 @@ def jacobians(x: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def physics_residual(params: Any, points: jax.Array) -> jax.Array:
+def physics_residual(params: Any, points: jax.Array) -> Any:
     """Residual of the heat equation of a network of (time, place): derivatives of a network by its inputs."""
 
     def field(t: jax.Array, x: jax.Array) -> jax.Array:
         return small_network(params, jnp.stack([t, x, t * x]))[0]
 
-    def residual(point: jax.Array) -> jax.Array:
+    def residual(point: jax.Array) -> Any:
         curvature = jax.grad(jax.grad(field, 1), 1)(point[0], point[1])
         return jax.grad(field)(point[0], point[1]) - 0.1 * curvature
 
@@ -147,7 +147,7 @@ def fixed_point(a: jax.Array, b: jax.Array) -> Any:
         root = solve(params)
         return root, (params, root)
 
-    def backward(kept: Any, gradient: jax.Array) -> tuple[Any]:
+    def backward(kept: Any, gradient: jax.Array) -> Any:
         params, root = kept
         _, by_x = jax.vjp(lambda x: f(params, x), root)
         _, by_params = jax.vjp(lambda p: f(p, root), params)
@@ -197,7 +197,7 @@ PROGRAMS = [
         lambda: (network_params(), network_params(), floats(4, 3)),
         exportable=True,
     ),
-    Program("jacobians", jacobians, lambda: (floats(3),), (0,), vmappable=True, exportable=True),
+    Program("jacobians", jacobians, lambda: (floats(3),), vmappable=True, exportable=True),
     Program("physics_residual", physics_residual, lambda: (network_params(), floats(5, 2)), (0,)),
     Program(
         "custom_jvp_softplus", stable_softplus, lambda: (floats(5),), (0,), vmappable=True, exportable=True

@@ -116,10 +116,9 @@ def backtracking(x: jax.Array) -> tuple[Any, Any]:
 
     value, gradient = jax.value_and_grad(valley)(x)
 
-    def too_long(state: Any) -> jax.Array:
-        return (valley(x - state[0] * gradient) > value - 0.3 * state[0] * gradient @ gradient) & (
-            state[1] < 30
-        )
+    def too_long(state: Any) -> Any:
+        least = value - 0.3 * state[0] * gradient @ gradient
+        return (valley(x - state[0] * gradient) > least) & (state[1] < 30)
 
     size, count = lax.while_loop(too_long, lambda s: (s[0] * 0.5, s[1] + 1), (1.0, 0))
     return x - size * gradient, count

@@ -122,7 +122,7 @@ def warp(image: jax.Array, flow: jax.Array) -> Any:
     return result
 
 
-def patches(params: Any, images: jax.Array) -> jax.Array:
+def patches(params: Any, images: jax.Array) -> Any:
     """Embedding of the patches of a vision transformer with a class token, and a resized copy's mean."""
     cut = images.reshape(-1, 3, SIZE // 3, 3, SIZE // 3, CHANNELS).transpose(0, 1, 3, 2, 4, 5)
     tokens = affine(params["embed"], cut.reshape(len(images), 9, -1))

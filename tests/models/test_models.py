@@ -28,7 +28,7 @@ def decoder() -> Decoder:
 
 def apply(model: LeptonNet | Decoder, inputs: jax.Array) -> jax.Array:
     """The model's logits, compiled as one program."""
-    logits: jax.Array = jax.jit(lambda inputs: model(inputs))(inputs)
+    logits: jax.Array = jax.jit(model)(inputs)
     return logits
 
 
@@ -146,7 +146,7 @@ def test_create_makes_what_the_constructor_makes() -> None:
 
 @pytest.mark.parametrize("name", ["block1/attention", "block0/mlp", "embed", "head"])
 def test_decoder_scopes_address_its_parts(decoder: Decoder, name: str) -> None:
-    lowered = jax.jit(lambda tokens: decoder(tokens)).lower(jnp.zeros((1, 4), jnp.int32))
+    lowered = jax.jit(decoder).lower(jnp.zeros((1, 4), jnp.int32))
     assert f"/{name}/" in lowered.as_text(debug_info=True)
 
 

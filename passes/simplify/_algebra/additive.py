@@ -19,6 +19,7 @@ from lepton_jax.passes.simplify._algebra.operands import (
     kind_of,
     made_by,
     never_minus_zero,
+    number_facts,
     number_of,
     only_here,
     orders,
@@ -32,7 +33,7 @@ from lepton_jax.rewrite.rule import Outcome
 def add_nothing(node: Node, ctx: PassContext) -> Outcome:
     """x + 0 → x, where that keeps every bit: integers, x + -0.0, and x + 0.0 where x is never -0.0"""
     for x, zero in orders(node):
-        facts = facts_of(zero)
+        facts = number_facts(zero)
         if facts.is_zero and (facts.is_negative_zero or never_minus_zero(x)):
             return keep(x, node)
     return None
@@ -42,7 +43,7 @@ def add_nothing(node: Node, ctx: PassContext) -> Outcome:
 def add_zero(node: Node, ctx: PassContext) -> Outcome:
     """x + 0.0 → x. Not exact: -0.0 + 0.0 is 0.0."""
     for x, zero in orders(node):
-        if facts_of(zero).is_zero:
+        if number_facts(zero).is_zero:
             return keep(x, node)
     return None
 
@@ -51,7 +52,7 @@ def add_zero(node: Node, ctx: PassContext) -> Outcome:
 def subtract_nothing(node: Node, ctx: PassContext) -> Outcome:
     """x - 0 → x, where that keeps every bit: x - 0.0, integers, and x - -0.0 where x is never -0.0"""
     x, zero = node.operands
-    facts = facts_of(zero)
+    facts = number_facts(zero)
     exact = facts.is_zero and (facts.is_positive_zero or never_minus_zero(x))
     return keep(x, node) if exact else None
 
@@ -60,7 +61,7 @@ def subtract_nothing(node: Node, ctx: PassContext) -> Outcome:
 def subtract_zero(node: Node, ctx: PassContext) -> Outcome:
     """x - -0.0 → x. Not exact: -0.0 - -0.0 is 0.0."""
     x, zero = node.operands
-    return keep(x, node) if facts_of(zero).is_zero else None
+    return keep(x, node) if number_facts(zero).is_zero else None
 
 
 @node_rule("sub", needs_static=False)
@@ -79,7 +80,7 @@ def subtract_self(node: Node, ctx: PassContext) -> Outcome:
 def subtract_from_nothing(node: Node, ctx: PassContext) -> Outcome:
     """0 - x → -x, where that keeps every bit: -0.0 - x, integers, and x that is never zero"""
     zero, x = node.operands
-    facts = facts_of(zero)
+    facts = number_facts(zero)
     if not facts.is_zero or not (facts.is_negative_zero or is_discrete(x) or facts_of(x).nonzero):
         return None
     return rewrite(lax.neg, x) if x.shape == node.result.shape else None
@@ -89,7 +90,7 @@ def subtract_from_nothing(node: Node, ctx: PassContext) -> Outcome:
 def subtract_from_zero(node: Node, ctx: PassContext) -> Outcome:
     """0.0 - x → -x. Not exact: 0.0 - 0.0 is 0.0, not -0.0."""
     zero, x = node.operands
-    if not facts_of(zero).is_zero or x.shape != node.result.shape:
+    if not number_facts(zero).is_zero or x.shape != node.result.shape:
         return None
     return rewrite(lax.neg, x)
 

@@ -18,6 +18,7 @@ from lepton_jax.passes.simplify._algebra.operands import (
     keep,
     kind_of,
     made_by,
+    number_facts,
     number_of,
     only_here,
 )
@@ -140,7 +141,7 @@ def _choice(value: Value) -> tuple[Value, Any, Any] | None:
 def compare_difference_with_zero(node: Node, ctx: PassContext) -> Outcome:
     """x - y == 0 → x == y, for integers"""
     difference, zero = node.operands
-    inner = made_by(difference, "sub") if is_int(difference) and facts_of(zero).is_zero else None
+    inner = made_by(difference, "sub") if is_int(difference) and number_facts(zero).is_zero else None
     if inner is None or difference.shape != node.result.shape:
         return None
     return rewrite(_LAX[node.op], *inner.operands)

@@ -16,6 +16,7 @@ from lepton_jax.passes.simplify._algebra.operands import (
     is_int,
     keep,
     made_by,
+    number_facts,
     number_of,
     only_here,
 )
@@ -56,13 +57,13 @@ def _is_smaller(node: Node) -> bool:
 def shift_by_zero(node: Node, ctx: PassContext) -> Outcome:
     """x << 0 → x, x >> 0 → x"""
     x, by = node.operands
-    return keep(x, node) if facts_of(by).is_zero else None
+    return keep(x, node) if number_facts(by).is_zero else None
 
 
 @node_rule(*_SHIFTS, needs_static=False)
 def shift_of_zero(node: Node, ctx: PassContext) -> Outcome:
     """0 << k → 0, 0 >> k → 0"""
-    return fill(node, 0) if facts_of(node.operands[0]).is_zero and is_int(node.result) else None
+    return fill(node, 0) if number_facts(node.operands[0]).is_zero and is_int(node.result) else None
 
 
 @node_rule(*_SHIFTS, needs_static=False)

@@ -6,11 +6,11 @@ from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
-from lepton_jax.ir.facts import facts_of
 from lepton_jax.ir.graph import Node, Value
-from lepton_jax.passes.simplify._algebra.operands import fill, is_discrete, keep, made_by, number_of, orders
+from lepton_jax.passes.simplify._algebra.operands import fill, is_discrete, keep, made_by, number_facts, number_of, orders
 from lepton_jax.passes.simplify._algebra.patterns import identity
 from lepton_jax.rewrite import PassContext, Rule, node_rule, rewrite, rule
 from lepton_jax.rewrite.rule import Outcome
@@ -22,7 +22,7 @@ def _has_all_bits(value: Value) -> bool:
 
 
 def _has_no_bits(value: Value) -> bool:
-    return is_discrete(value) and facts_of(value).is_zero
+    return is_discrete(value) and number_facts(value).is_zero
 
 
 @node_rule("and", "or", needs_static=False)
@@ -78,7 +78,7 @@ def logic_with_not(node: Node, ctx: PassContext) -> Outcome:
     for x, y in orders(node):
         inner = made_by(y, "not")
         if inner is not None and inner.operands[0] is x and is_discrete(x):
-            return fill(node, 0 if node.op == "and" else ~jnp.zeros((), x.dtype))
+            return fill(node, 0 if node.op == "and" else ~np.zeros((), x.dtype))
     return None
 
 

@@ -20,6 +20,7 @@ from lepton_jax.passes.simplify._algebra.operands import (
     kind_of,
     made_by,
     never_minus_zero,
+    number_facts,
     number_of,
     orders,
 )
@@ -43,7 +44,7 @@ def _unit(node: Node, *kinds: str) -> Outcome:
     if kind_of(node.result.dtype) not in (kinds or ("int", "float")):
         return None
     for x, one in orders(node):
-        if facts_of(one).is_one:
+        if number_facts(one).is_one:
             return keep(x, node)
     return None
 
@@ -63,7 +64,7 @@ def mul_by_minus_one(node: Node, ctx: PassContext) -> Outcome:
 def mul_by_zero(node: Node, ctx: PassContext) -> Outcome:
     """x * 0 → 0, where that keeps every bit: integers, and finite x without a minus sign"""
     for x, zero in orders(node):
-        facts = facts_of(zero)
+        facts = number_facts(zero)
         if not facts.is_zero or not is_number(node.result):
             continue
         if is_int(x) or (_finite(x, node, ctx) and facts_of(x).nonnegative and never_minus_zero(x)):
@@ -75,7 +76,7 @@ def mul_by_zero(node: Node, ctx: PassContext) -> Outcome:
 def mul_finite_by_zero(node: Node, ctx: PassContext) -> Outcome:
     """x * 0.0 → 0.0, where x is known to be finite. Not exact: -1.0 * 0.0 is -0.0."""
     for x, zero in orders(node):
-        if facts_of(zero).is_zero and is_number(node.result) and facts_of(x).finite:
+        if number_facts(zero).is_zero and is_number(node.result) and facts_of(x).finite:
             return fill(node, 0)
     return None
 
@@ -112,7 +113,7 @@ def div_of_negs(node: Node, ctx: PassContext) -> Outcome:
 def div_by_one(node: Node, ctx: PassContext) -> Outcome:
     """x / 1 → x, for real numbers and integers"""
     x, one = node.operands
-    return keep(x, node) if facts_of(one).is_one and kind_of(x.dtype) in ("int", "float") else None
+    return keep(x, node) if number_facts(one).is_one and kind_of(x.dtype) in ("int", "float") else None
 
 
 @node_rule("div", needs_static=False)
@@ -141,8 +142,11 @@ def div_by_self(node: Node, ctx: PassContext) -> Outcome:
 def zero_div(node: Node, ctx: PassContext) -> Outcome:
     """0 / x → 0, where that keeps every bit: integers that are not zero, and x > 0"""
     zero, x = node.operands
-    number, facts = facts_of(zero), facts_of(x)
-    if not number.is_zero or not facts.nonzero or not facts.no_nan or not is_number(x):
+    number = number_facts(zero)
+    if not number.is_zero:
+        return None
+    facts = facts_of(x)
+    if not facts.nonzero or not facts.no_nan or not is_number(x):
         return None
     exact = is_int(x) or (is_float(x) and facts.positive)
     return fill(node, number.splat) if exact else None
@@ -152,9 +156,10 @@ def zero_div(node: Node, ctx: PassContext) -> Outcome:
 def zero_div_nonzero(node: Node, ctx: PassContext) -> Outcome:
     """0.0 / x → 0.0, where x is known to be neither zero nor NaN. Not exact: 0.0 / -1.0 is -0.0."""
     zero, x = node.operands
+    if not number_facts(zero).is_zero or not is_float(x):
+        return None
     facts = facts_of(x)
-    known = facts_of(zero).is_zero and facts.nonzero and facts.no_nan and is_float(x)
-    return fill(node, 0) if known else None
+    return fill(node, 0) if facts.nonzero and facts.no_nan else None
 
 
 @node_rule("div", needs_static=False)

@@ -7,19 +7,21 @@ have another shape than the result: `keep` and `fill` take care of that.
 from __future__ import annotations
 
 import functools
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lepton_jax.ir.facts import facts_of
+from lepton_jax.ir.facts import Facts, facts_of
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.rewrite import rewrite
 from lepton_jax.rewrite.rule import Outcome
 
 Kind = Literal["bool", "int", "float", "complex", "other"]
+
+UNKNOWN: Final = Facts()
 
 
 @functools.cache
@@ -62,9 +64,32 @@ def made_by(value: Value, *ops: str) -> Node | None:
     return node if node is not None and node.op in ops else None
 
 
+_MOVES: Final = frozenset(
+    {"broadcast_in_dim", "convert_element_type", "copy", "reshape", "rev", "slice", "squeeze", "transpose"}
+)
+_FURTHEST: Final = 4
+
+
+def number_facts(value: Value) -> Facts:
+    """The facts of a value that may be one number; nothing of any other, to save the time of finding out.
+
+    A number is a constant, a constant moved about, or an input of a region; what arithmetic
+    makes of numbers is a number only after folding.
+    """
+    here = value
+    for _ in range(_FURTHEST):
+        if here.node is None:
+            inner = here.is_const or (here.graph is not None and bool(here.graph.parents))
+            return facts_of(value) if inner else UNKNOWN
+        if here.node.op not in _MOVES:
+            return UNKNOWN
+        here = here.node.operands[0]
+    return UNKNOWN
+
+
 def number_of(value: Value) -> Any:
     """The number that every element is, as a scalar of the dtype; None if unknown or no number."""
-    return None if kind_of(value.dtype) == "other" else facts_of(value).splat
+    return None if kind_of(value.dtype) == "other" else number_facts(value).splat
 
 
 def orders(node: Node) -> tuple[tuple[Value, Value], tuple[Value, Value]]:
@@ -83,7 +108,7 @@ def is_normal(number: Any) -> bool:
     return bool(np.isfinite(number)) and abs(float(number)) >= float(jnp.finfo(number.dtype).tiny)
 
 
-_NEVER_MINUS_ZERO = frozenset({"abs", "exp", "exp2", "logistic", "square", "iota"})
+_NEVER_MINUS_ZERO: Final = frozenset({"abs", "exp", "exp2", "logistic", "square", "iota"})
 
 
 def never_minus_zero(value: Value) -> bool:
