@@ -88,6 +88,14 @@ def modules_of_the_tree() -> dict[str, str]:
     return found
 
 
+def pass_modules(modules: dict[str, str]) -> set[str]:
+    """The modules that hold a pass: those of the library that are neither packages nor private."""
+    library = {
+        name for name, file in modules.items() if name.startswith("lepton_jax.passes.") and "__" not in file
+    }
+    return {name for name in library if "._" not in name}
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an unpacked wheel, built from a copy of the tree."""
@@ -129,10 +137,10 @@ def test_every_module_and_every_pass_of_the_wheel_can_be_imported(wheel: Path, t
     paths = [str(wheel), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     seen = json.loads(run_python(IMPORT_ALL, *modules, options=("-S",), paths=paths, cwd=tmp_path))
     assert seen["files"] == {name: str(wheel / file) for name, file in modules.items()}
-    assert seen["passes"]
-    for name, (own_name, module) in seen["passes"].items():
-        assert name == own_name
-        assert module in modules
+    assert {name: own for name, (own, _) in seen["passes"].items()} == {name: name for name in seen["passes"]}
+    assert {module for _, module in seen["passes"].values()} == pass_modules(modules), (
+        "a pass has no entry point"
+    )
 
 
 def test_a_pass_of_another_package_is_found_listed_and_run(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ td, th { white-space: nowrap; }
 .plots { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px; }
 figure { margin: 0; padding: 12px 14px; } figcaption { font-weight: 600; font-size: 0.95rem; }
 svg { display: block; width: 100%; height: auto; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--soft); } svg text.label { fill: var(--ink); }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+svg text.label { fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 .grid { stroke: var(--grid); stroke-width: 1; } .one { stroke: var(--soft); stroke-dasharray: 4 3; }
 .spread { stroke: var(--lepton); stroke-width: 6; stroke-opacity: 0.4; stroke-linecap: round; }
 .line { fill: none; stroke-linejoin: round; }

@@ -53,7 +53,7 @@ def rules(row: Row, most: int | None = None) -> str:
     return ", ".join(f"{name} {count}" for name, count in shown) + (f", and {others} more" if others else "")
 
 
-def render(rows: Sequence[Row], most_rules: int = 6) -> str:
+def render(rows: Sequence[Row], most_rules: int = 4) -> str:
     """The whole table, with notes that explain its columns."""
     body = [cells(row)[:-1] for row in rows]
     widths = [max(map(len, column)) for column in zip(HEADERS[:-1], *body, strict=True)]

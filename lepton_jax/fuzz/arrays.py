@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from lepton_jax.fuzz.generate import BOOL, COMPLEX, FLOATS, INTS, Generator, maker
+from typing import Final
+
+from lepton_jax.fuzz.generator import Maker, BOOL, COMPLEX, FLOATS, INTS, Generator
 from lepton_jax.fuzz.program import Type
 
 
-@maker(9)
 def movement(g: Generator) -> None:
     """A value in another shape or order."""
     found = g.pick_any(least=1)
@@ -29,7 +30,6 @@ def movement(g: Generator) -> None:
     g.emit(g.choice(options), name)
 
 
-@maker(6)
 def there_and_back(g: Generator) -> None:
     """Movements that cancel."""
     found = g.pick_any(least=1)
@@ -92,7 +92,6 @@ def _pad(g: Generator, kind: Type) -> str:
     return f"lax.pad({{0}}, jnp.asarray({g.rng.choice([0, 1])}, {{0}}.dtype), {config})"
 
 
-@maker(4)
 def joined(g: Generator) -> None:
     """Values joined along an axis, or stacked."""
     found = g.pick_any(least=1)
@@ -112,7 +111,6 @@ def joined(g: Generator) -> None:
     g.emit(g.choice(options), name, fits[0])
 
 
-@maker(6)
 def indexed(g: Generator) -> None:
     """Rows picked or written, at fixed or computed places."""
     found = g.pick(lambda kind: kind.ndim >= 1 and kind.size > 0)
@@ -121,7 +119,8 @@ def indexed(g: Generator) -> None:
     name, kind = found
     rows = kind.shape[0]
     width = g.rng.randint(1, rows)
-    row, start = g.index(rows), g.index(rows - width + 1)
+    row, rows_read = g.index(rows, 1)
+    start, starts_read = g.index(rows - width + 1, 1)
     several = [g.rng.randrange(rows) for _ in range(g.rng.randint(1, 3))]
     rest = kind.shape[1:]
     options = [
@@ -138,10 +137,10 @@ def indexed(g: Generator) -> None:
         f"{{0}}.at[{row}].max({{0}}[0])" if kind.dtype not in (BOOL, COMPLEX) else "{0}[-1:]",
         f"jnp.take_along_axis({{0}}, jnp.zeros({(1, *rest)}, 'int32'), 0)",
     ]
-    g.emit(g.choice(options), name)
+    how = g.choice(options)
+    g.emit(how, name, *((rows_read or starts_read) if "{1}" in how else []))
 
 
-@maker(6)
 def reduction(g: Generator) -> None:
     """A value reduced along some axes, or along none."""
     found = g.pick_any(least=1)
@@ -164,7 +163,6 @@ def reduction(g: Generator) -> None:
     g.emit(g.choice(options), name)
 
 
-@maker(3)
 def cumulative(g: Generator) -> None:
     """A running sum, product or maximum."""
     found = g.pick(lambda kind: kind.dtype in (*FLOATS, "int32") and kind.ndim >= 1)
@@ -176,7 +174,6 @@ def cumulative(g: Generator) -> None:
     g.emit(f"lax.{g.choice(ways)}({{0}}, axis={axis}, reverse={reverse})", name)
 
 
-@maker(3)
 def ordered(g: Generator) -> None:
     """Values in order."""
     found = g.pick(lambda kind: kind.dtype in ("float32", *INTS) and kind.ndim >= 1 and kind.size > 0)
@@ -194,7 +191,6 @@ def ordered(g: Generator) -> None:
     g.emit(g.choice(options), name)
 
 
-@maker(6)
 def product(g: Generator) -> None:
     """A matrix product or another contraction."""
     found = g.pick_dtype(*FLOATS, "int32", COMPLEX, least=1)
@@ -217,7 +213,6 @@ def product(g: Generator) -> None:
     g.emit(g.choice(options), name, fits[0])
 
 
-@maker(1.5)
 def convolution(g: Generator) -> None:
     """A convolution along one axis of a value [batch, channels, width]."""
     found = g.pick(lambda kind: kind.dtype == "float32" and kind.ndim == 3 and kind.size > 0)
@@ -231,7 +226,6 @@ def convolution(g: Generator) -> None:
     g.emit(f"lax.conv_general_dilated({{0}}, {weights}, ({stride},), {padding})", name)
 
 
-@maker(1)
 def window(g: Generator) -> None:
     """A sliding maximum or sum."""
     found = g.pick(lambda kind: kind.dtype == "float32" and kind.ndim >= 1 and kind.size > 0)
@@ -242,9 +236,24 @@ def window(g: Generator) -> None:
     g.emit(f"lax.reduce_window({{0}}, {start}, {how}, {sizes}, {(1,) * len(sizes)}, 'SAME')", found[0])
 
 
-@maker(1)
 def fourier(g: Generator) -> None:
     """A Fourier transform of the last axis."""
     found = g.pick(lambda kind: kind.dtype in ("float32", COMPLEX) and kind.ndim >= 1 and kind.size > 0)
     if found is not None:
         g.emit(g.choice(["jnp.fft.fft({0})", "jnp.real(jnp.fft.ifft(jnp.fft.fft({0})))"]), found[0])
+
+
+MAKERS: Final[tuple[tuple[Maker, float], ...]] = (
+    (movement, 9),
+    (there_and_back, 6),
+    (joined, 4),
+    (indexed, 6),
+    (reduction, 6),
+    (cumulative, 3),
+    (ordered, 3),
+    (product, 6),
+    (convolution, 1.5),
+    (window, 1),
+    (fourier, 1),
+)
+"""Every maker of this module and how often it is tried."""

@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from jax.experimental import io_callback
 
-from lepton_jax.fuzz import flat, record, split
+from lepton_jax.fuzz.program import flat, record, split, thrice_the_cotangent, twice_the_tangent
 """
 
 
@@ -172,15 +172,6 @@ class Program:
         made: Callable[..., tuple[Any, ...]] = scope[self.body.name]
         return made
 
-    def args(self) -> list[Any]:
-        """Its arguments."""
-        return make_args(self.types, self.seed, self.hostile)
-
-    def batch(self, size: int = 2) -> list[Any]:
-        """Arguments with a leading axis, for vmap."""
-        rows = [make_args(self.types, self.seed + 1 + i, self.hostile) for i in range(size)]
-        return [jnp.stack(column) for column in zip(*rows, strict=True)]
-
     def with_body(self, body: Block) -> Program:
         """The same with another body."""
         return replace(self, body=body)
@@ -190,6 +181,13 @@ def make_args(types: Sequence[Type], seed: int, hostile: bool = False) -> list[A
     """Arrays of these types, the same at every call. Hostile floats hold nan, infinities and zeros too."""
     rng = np.random.default_rng(seed)
     return [_array(kind, rng, hostile) for kind in types]
+
+
+def make_batch(types: Sequence[Type], seed: int, size: int = 2) -> list[Any]:
+    """Arrays of these types with a new leading axis, for vmap."""
+    rows = [make_args(types, seed + 1 + i) for i in range(size)]
+    columns = zip(types, zip(*rows, strict=True), strict=True)
+    return [jnp.stack(column) if kind.dtype == KEY else np.stack(column) for kind, column in columns]
 
 
 def _array(kind: Type, rng: np.random.Generator, hostile: bool) -> Any:
@@ -225,15 +223,34 @@ def split(count: int, values: Sequence[Any]) -> tuple[tuple[Any, ...], tuple[Any
     return tuple(values[:count]), tuple(values[count:])
 
 
-_RECORDED: list[tuple[int, bytes]] = []
+def twice_the_tangent(fun: Callable[..., Any]) -> Any:
+    """`fun` with a custom forward rule: its tangents are twice what they should be."""
+
+    def rule(primals: Any, tangents: Any) -> Any:
+        results, found = jax.jvp(fun, primals, tangents)
+        return results, jax.tree.map(lambda t: 2 * t, found)
+
+    made = jax.custom_jvp(fun)
+    made.defjvp(rule)
+    return made
+
+
+def thrice_the_cotangent(fun: Callable[..., Any]) -> Any:
+    """`fun` with a custom backward rule: its cotangents are three times what they should be."""
+    made = jax.custom_vjp(fun)
+    made.defvjp(lambda *args: jax.vjp(fun, *args), lambda pull, g: tuple(3 * x for x in pull(g)))
+    return made
+
+
+_RECORDED: list[tuple[int, np.ndarray]] = []
 
 
 def record(tag: int, value: Any) -> None:
     """What programs with effects call back, in order."""
-    _RECORDED.append((int(tag), np.asarray(value).tobytes()))
+    _RECORDED.append((int(tag), np.array(value)))
 
 
-def recorded(run: Callable[[], Any]) -> tuple[Any, list[tuple[int, bytes]]]:
+def recorded(run: Callable[[], Any]) -> tuple[Any, list[tuple[int, np.ndarray]]]:
     """The result of `run()`, and what was recorded during it."""
     jax.effects_barrier()
     _RECORDED.clear()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lepton_jax.fuzz.generate import Generator, maker
+from typing import Final
+
+from lepton_jax.fuzz.generator import Maker, Generator
 from lepton_jax.fuzz.program import KEY, Block, Type
 
 _DEEPEST = 3
@@ -26,7 +28,6 @@ def _tuple(start: int, stop: int) -> str:
     return "(" + "".join(f"{{{i}}}, " for i in range(start, stop)).rstrip() + ")"
 
 
-@maker(5)
 def scan(g: Generator) -> None:
     """A scan with carries, inputs and outputs; its length may be 0 or 1."""
     size = _room(g)
@@ -48,7 +49,6 @@ def scan(g: Generator) -> None:
     g.emit(run, *operands, regions=[body])
 
 
-@maker(2.5)
 def while_loop(g: Generator) -> None:
     """A while loop with a counter; how often it runs may depend on a value."""
     size = _room(g)
@@ -56,12 +56,11 @@ def while_loop(g: Generator) -> None:
         return
     names, kinds = _operands(g, g.rng.randint(1, 3))
     body = g.block([Type((), "int32"), *kinds], size, kinds)
-    most = g.index(5)
+    most, read = g.index(5, len(names))
     run = f"lax.while_loop(lambda s: s[0] < {most}, lambda s: (s[0] + 1, *{{f0}}(*s)), (0, *{_tuple(0, len(names))}))[1:]"
-    g.emit(run, *names, regions=[body])
+    g.emit(run, *names, *read, regions=[body])
 
 
-@maker(2.5)
 def fori_loop(g: Generator) -> None:
     """A loop that runs a fixed number of times."""
     size = _room(g)
@@ -73,40 +72,41 @@ def fori_loop(g: Generator) -> None:
     g.emit(f"lax.fori_loop(0, {times}, lambda i, s: {{f0}}(i, *s), {_tuple(0, len(names))})", *names, regions=[body])
 
 
-@maker(3)
 def cond(g: Generator) -> None:
     """Two branches; the predicate may be a constant."""
     size = _room(g)
     which = g.pick(lambda kind: kind == Type((), "bool"))
     if not size:
         return
-    predicate = g.rng.choice(["True", "False"]) if which is None or g.rng.random() < 0.2 else which[0]
-    _branches(g, size, 2, f"lax.cond({predicate}, {{f0}}, {{f1}}")
+    if which is None or g.rng.random() < 0.2:
+        _branches(g, size, 2, f"lax.cond({g.rng.choice(['True', 'False'])}, {{f0}}, {{f1}}", [])
+    else:
+        _branches(g, size, 2, "lax.cond({0}, {f0}, {f1}", [which[0]])
 
 
-@maker(2)
 def switch(g: Generator) -> None:
     """Several branches; the index may be a constant."""
     size = _room(g)
     if size:
         count = g.rng.randint(1, 3)
         listed = ", ".join(f"{{f{i}}}" for i in range(count))
-        _branches(g, size, count, f"lax.switch({g.index(count)}, [{listed}]")
+        which, read = g.index(count, 0)
+        _branches(g, size, count, f"lax.switch({which}, [{listed}]", read)
 
 
-def _branches(g: Generator, size: int, count: int, head: str) -> None:
+def _branches(g: Generator, size: int, count: int, head: str, read: list[str]) -> None:
     names, kinds = _operands(g, g.rng.randint(1, 3))
     outputs = [g.rng.choice(kinds) if kinds else g.type() for _ in range(g.rng.randint(1, 2))]
     outputs = [Type((), "float32") if kind.dtype == KEY else kind for kind in outputs]
     blocks = [g.block(kinds, max(size // count, 1), outputs) for _ in range(count)]
-    g.emit(head + "".join(f", {{{i}}}" for i in range(len(names))) + ")", *names, regions=blocks)
+    args = "".join(f", {{{i}}}" for i in range(len(read), len(read) + len(names)))
+    g.emit(head + args + ")", *read, *names, regions=blocks)
 
 
 def _call(g: Generator, head: str, block: Block, names: list[str]) -> None:
     g.emit(head + "(" + ", ".join(f"{{{i}}}" for i in range(len(names))) + ")", *names, regions=[block])
 
 
-@maker(3)
 def jit(g: Generator) -> None:
     """A nested jit."""
     size = _room(g)
@@ -115,7 +115,6 @@ def jit(g: Generator) -> None:
         _call(g, g.rng.choice(["jax.jit({f0})", "jax.jit({f0})", "jax.jit({f0}, inline=True)"]), g.block(kinds, size), names)
 
 
-@maker(1.5)
 def jit_twice(g: Generator) -> None:
     """One jitted function called twice."""
     size = _room(g)
@@ -126,7 +125,6 @@ def jit_twice(g: Generator) -> None:
         g.emit(f"(lambda f: f(*f({listed})))(jax.jit({{f0}}))", *names, regions=[block])
 
 
-@maker(2)
 def checkpoint(g: Generator) -> None:
     """A rematerialised call."""
     size = _room(g)
@@ -141,7 +139,6 @@ def _floats(g: Generator, count: int) -> tuple[list[str], list[Type]]:
     return [name for name, _ in picked], [kind for _, kind in picked]
 
 
-@maker(1.5)
 def custom_jvp(g: Generator) -> None:
     """A function with a forward rule that is not its derivative, so that it matters."""
     size = _room(g)
@@ -152,7 +149,6 @@ def custom_jvp(g: Generator) -> None:
     _call(g, "twice_the_tangent({f0})", body, names)
 
 
-@maker(1.5)
 def custom_vjp(g: Generator) -> None:
     """A function with a backward rule that is not its derivative."""
     size = _room(g)
@@ -163,7 +159,6 @@ def custom_vjp(g: Generator) -> None:
     _call(g, "thrice_the_cotangent({f0})", body, names)
 
 
-@maker(2.5)
 def vmap(g: Generator) -> None:
     """A function mapped over the first axis of its arguments, or over none of one."""
     size = _room(g)
@@ -179,7 +174,6 @@ def vmap(g: Generator) -> None:
     _call(g, "jax.vmap({f0}, (0, 0, None))", body, [first[0], second[0], fixed[0]])
 
 
-@maker(1)
 def associative(g: Generator) -> None:
     """An associative scan."""
     found = g.pick(lambda kind: kind.dtype in ("float32", "int32") and kind.ndim >= 1 and kind.size > 0)
@@ -188,7 +182,6 @@ def associative(g: Generator) -> None:
         g.emit(f"lax.associative_scan({how}, {{0}}, reverse={g.rng.random() < 0.3})", found[0])
 
 
-@maker(2)
 def idle(g: Generator) -> None:
     """Loops and branches that do nothing, or the same either way."""
     found = g.pick_any()
@@ -206,7 +199,6 @@ def idle(g: Generator) -> None:
     g.emit(g.choice(options), found[0])
 
 
-@maker(1)
 def gradient(g: Generator) -> None:
     """The gradient of a region, inside the program."""
     size = _room(g)
@@ -215,3 +207,22 @@ def gradient(g: Generator) -> None:
         return
     body = g.block(kinds, size, [Type((), "float32")], quiet=True, straight=True)
     g.emit("jax.grad(lambda x: {f0}(x)[0])({0})", *names, regions=[body])
+
+
+MAKERS: Final[tuple[tuple[Maker, float], ...]] = (
+    (scan, 5),
+    (while_loop, 2.5),
+    (fori_loop, 2.5),
+    (cond, 3),
+    (switch, 2),
+    (jit, 3),
+    (jit_twice, 1.5),
+    (checkpoint, 2),
+    (custom_jvp, 1.5),
+    (custom_vjp, 1.5),
+    (vmap, 2.5),
+    (associative, 1),
+    (idle, 2),
+    (gradient, 1),
+)
+"""Every maker of this module and how often it is tried."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final
 
 import numpy as np
@@ -177,7 +178,11 @@ def _total(costs: Sequence[Cost]) -> Cost:
 
 def size_of(shape: Sequence[Any]) -> int:
     """The number of elements; a symbolic dimension counts as 1."""
-    return math.prod(d if type(d) is int else 1 for d in shape)
+    size = 1
+    for d in shape:
+        if type(d) is int:
+            size *= d
+    return size
 
 
 def bytes_of(value: Value) -> int:
@@ -188,17 +193,21 @@ def bytes_of(value: Value) -> int:
 def aval_bytes(aval: Any) -> int:
     """The bytes of an array with this abstract value."""
     dtype = getattr(aval, "dtype", None)
-    if dtype is None:
-        return 0
-    return math.ceil(size_of(aval.shape) * _bits(dtype) / 8)
+    return 0 if dtype is None else -(-size_of(aval.shape) * _bits(dtype) // 8)
 
 
+@cache
 def _bits(dtype: Any) -> int:
+    """How many bits one element takes."""
     if _jax.is_extended(dtype):
         return int(getattr(dtype, "itemsize", 8)) * 8
-    name = np.dtype(dtype).name
     narrow = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4_e2m1fn": 4}
-    return int(narrow.get(name, np.dtype(dtype).itemsize * 8))
+    return int(narrow.get(np.dtype(dtype).name, np.dtype(dtype).itemsize * 8))
+
+
+@cache
+def _name(dtype: Any) -> str:
+    return np.dtype(dtype).name
 
 
 # Single operations
@@ -273,8 +282,7 @@ def _written(node: Node) -> int:
 
 
 def _product(node: Node, flops: float) -> Cost:
-    dtype = np.dtype(node.operands[0].dtype).name
-    return Cost(flops, float(_traffic(node)), ((dtype, flops),), 1.0)
+    return Cost(flops, float(_traffic(node)), ((_name(node.operands[0].dtype), flops),), 1.0)
 
 
 def _complex_factor(node: Node) -> int:

@@ -13,22 +13,37 @@ from typing import Final, TypeAlias
 
 from lepton_jax.ir._facts import arithmetic as _arithmetic
 from lepton_jax.ir._facts import functions as _functions
+from lepton_jax.ir._facts import indexing as _indexing
 from lepton_jax.ir._facts import logic as _logic
 from lepton_jax.ir._facts import movement as _movement
 from lepton_jax.ir._facts import reductions as _reductions
 from lepton_jax.ir._facts import selection as _selection
+from lepton_jax.ir._facts.closing import (
+    close,
+    of_aval,
+    with_axis,
+    without_axis,
+)
 from lepton_jax.ir._facts.contents import of_array as of_array
 from lepton_jax.ir._facts.contents import of_constant
-from lepton_jax.ir._facts.lattice import CONSTANT_LIMIT as CONSTANT_LIMIT
-from lepton_jax.ir._facts.lattice import Band as Band
-from lepton_jax.ir._facts.lattice import Facts as Facts
-from lepton_jax.ir._facts.lattice import close, meet, of_aval, with_axis, without_axis
+from lepton_jax.ir._facts.lattice import (
+    CONSTANT_LIMIT as CONSTANT_LIMIT,
+)
+from lepton_jax.ir._facts.lattice import (
+    Band as Band,
+)
+from lepton_jax.ir._facts.lattice import (
+    Facts as Facts,
+)
+from lepton_jax.ir._facts.lattice import (
+    meet,
+)
 from lepton_jax.ir._facts.registry import TRANSFERS
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.regions import Slot, slots
 
 # Importing them has filled the table of transfer functions.
-_TABLES: Final = (_arithmetic, _functions, _logic, _movement, _reductions, _selection)
+_TABLES: Final = (_arithmetic, _functions, _indexing, _logic, _movement, _reductions, _selection)
 
 _Owner: TypeAlias = Node | Graph
 """What defines a value: its node, or the graph whose input it is."""
@@ -60,6 +75,9 @@ def _settle(value: Value) -> None:
     if owner is None:
         value.facts = of_constant(value) if value.is_const else of_aval(value.aval)
         return
+    if isinstance(owner, Node) and not owner.regions and not any(_unsettled(v) for v in owner.operands):
+        _conclude_node(owner)  # the common case
+        return
     active: set[_Owner] = {owner}
     stack: list[tuple[_Owner, Iterator[Value]]] = [(owner, _sources(owner))]
     while stack:
@@ -83,6 +101,13 @@ def _settle(value: Value) -> None:
         _conclude(current)
     if value.facts is None:
         value.facts = of_aval(value.aval)
+
+
+def _unsettled(value: Value) -> bool:
+    """Whether a value's facts are not known; those of constants are found out at once."""
+    if value.facts is None and value.is_const:
+        value.facts = of_constant(value)
+    return value.facts is None
 
 
 def _owner(value: Value) -> _Owner | None:

@@ -261,13 +261,14 @@ class Graph:
         parents: the nodes whose region it is.
     """
 
-    __slots__ = ("_ret", "_top", "compiled", "imported_at", "inputs", "jaxpr", "name", "parents", "version")
+    __slots__ = ("_ret", "_top", "compiled", "imported_at", "inputs", "key", "jaxpr", "name", "parents", "version")
 
     def __init__(self, name: str, avals: Sequence[Any], jaxpr: Any = None) -> None:
         self.name = name
         self.inputs = [self._input(aval, i) for i, aval in enumerate(avals)]
         self.version = 0
         self.imported_at = -1
+        self.key: tuple[int, Any] | None = None
         self.compiled: tuple[int, Callable[..., list[Any]]] | None = None
         self.jaxpr = jaxpr
         self.parents: list[Node] = []
@@ -346,9 +347,7 @@ class Graph:
 
     def is_pristine(self) -> bool:
         """Whether no pass has changed it or a region in it since it was imported."""
-        if self.version != self.imported_at:
-            return False
-        return all(region.is_pristine() for node in self if node.regions for region in node.regions)
+        return all(graph.version == graph.imported_at for graph in self.graphs())
 
     def total_version(self) -> int:
         """A number that grows when this graph or a region below it changes."""

@@ -71,7 +71,17 @@ def _hashable(value: Any) -> Any:
 
 
 def graph_key(graph: Graph) -> Any | None:
-    """A key that graphs of the same structure share, or None. Linear in the graph's size."""
+    """A key that graphs of the same structure share, or None.
+
+    Linear in the graph's size, shared regions counted once: a key is kept until the graph changes.
+    """
+    version = graph.total_version()
+    if graph.key is None or graph.key[0] != version:
+        graph.key = (version, _graph_key(graph))
+    return graph.key[1]
+
+
+def _graph_key(graph: Graph) -> Any | None:
     numbers: dict[Value, int] = {}
 
     def number(value: Value) -> Any:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lepton_jax.ir.facts import facts_of
+from lepton_jax.ir import _jax
+from lepton_jax.ir.facts import Facts, facts_of
 from lepton_jax.ir.graph import Graph, Node, Value
-from lepton_jax.ir.inline import copy_into
+from lepton_jax.ir.inline import copy_into, copy_node
 from lepton_jax.ir.regions import erase_dead_nodes, slots
 from lepton_jax.ir.structure import graph_key
 from lepton_jax.rewrite import Pass, PassContext, rewrite
@@ -38,10 +39,26 @@ class ConstantControl(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Outer nodes first: a branch that is never taken needs no work inside."""
-        for inner in graph.graphs():
-            for node in list(inner):
-                if node.alive and node.op in _RULES:
-                    _RULES[node.op](node, ctx)
+        graphs = {graph: None}
+        queue = [graph]
+        for inner in queue:
+            _simplify(inner, ctx)
+            for region in (region for node in inner for region in node.regions):
+                if region not in graphs:
+                    graphs[region] = None
+                    queue.append(region)
+
+
+def _simplify(graph: Graph, ctx: PassContext) -> None:
+    """Replace the nodes of one graph whose course is known, and those that come in their place."""
+    node = next(iter(graph), graph.ret)
+    while node is not graph.ret:
+        before = node.prev
+        if node.regions and node.op in _RULES:
+            _RULES[node.op](node, ctx)
+        after = node.next if node.alive or before is None else before.next
+        assert after is not None
+        node = after
 
 
 def _cond(node: Node, ctx: PassContext) -> None:
@@ -60,8 +77,20 @@ def _cond(node: Node, ctx: PassContext) -> None:
 
 
 def _replace_by_region(node: Node, region: int, args: list[Value]) -> None:
+    _replace(node, _write_region(node, region, args))
+
+
+def _write_region(node: Node, region: int, args: list[Value]) -> list[Value]:
+    """Write the nodes of a region before its node, under the node's name stack; returns its outputs there."""
     assert node.graph is not None
-    _replace(node, copy_into(node.regions[region], args, node.graph, node))
+    before = node.prev
+    outputs = copy_into(node.regions[region], args, node.graph, node)
+    fresh = node.prev
+    while fresh is not before and fresh is not None:
+        if fresh.source is not None and node.source is not None:
+            fresh.source = _jax.inlined_source(fresh.source, node.source, None)
+        fresh = fresh.prev
+    return outputs
 
 
 def _replace(node: Node, values: list[Value]) -> None:
@@ -110,8 +139,7 @@ def _one_trip_scan(node: Node) -> None:
         for slot in slots(node)
         if slot.operand is not None
     ]
-    assert node.graph is not None
-    outputs = copy_into(node.regions[0], args, node.graph, node)
+    outputs = _write_region(node, 0, args)
     carry = node.params["num_carry"]
     stacked = [write_before(rewrite(_stack_one, y), node, "one-trip-scan")[0] for y in outputs[carry:]]
     _replace(node, [*outputs[:carry], *stacked])
@@ -132,17 +160,34 @@ def _while(node: Node, ctx: PassContext) -> None:
     if node.effects or not all(v.is_static for v in node.operands):
         return
     with _Scratch() as scratch:
-        if scratch.is_false(cond, [*for_cond, *init]):
-            trips = 0
-        else:
-            after = scratch.run(body, [*for_body, *init])
-            if not scratch.is_false(cond, [*for_cond, *after]) or not scratch.is_true(cond, [*for_cond, *init]):
-                return
-            trips = 1
+        trips = _trips(scratch, node, [*for_cond, *init], [*for_body, *init])
     if trips == 0 and ctx.fire("zero-trip-while", node):
         _replace(node, init)
     elif trips == 1 and ctx.fire("one-trip-while", node):
         _replace_by_region(node, 1, [*for_body, *init])
+
+
+def _trips(scratch: _Scratch, node: Node, for_cond: list[Value], for_body: list[Value]) -> int | None:
+    """How often a while runs its body if that is known to be 0 or 1, otherwise None.
+
+    Args:
+        for_cond: what its cond reads first.
+        for_body: what its body reads first.
+    """
+    cond, body = node.regions
+    first = scratch.facts(cond, for_cond)
+    if first.high == 0:
+        return 0
+    if first.low != 1:
+        return None
+    consts = node.params["cond_nconsts"]
+    tested = [i for i, value in enumerate(cond.inputs[consts:]) if value.uses]
+    after = scratch.run(body, for_body, tested)
+    if after is None:
+        return None
+    known = dict(zip(tested, after, strict=True))
+    again = [known.get(i, value) for i, value in enumerate(for_cond[consts:])]
+    return 1 if scratch.facts(cond, [*for_cond[:consts], *again]).high == 0 else None
 
 
 class _Scratch:
@@ -157,14 +202,36 @@ class _Scratch:
     def __exit__(self, *error: object) -> None:
         erase_dead_nodes(self.graph)
 
-    def run(self, region: Graph, args: list[Value]) -> list[Value]:
-        return copy_into(region, args, self.graph, self.graph.ret)
+    def run(self, region: Graph, args: list[Value], wanted: list[int]) -> list[Value] | None:
+        """Some outputs of a region on `args`; None if they take more than plain operations."""
+        outputs = [region.outputs[i] for i in wanted]
+        needed = _makers(outputs)
+        if any(node.regions for node in needed):
+            return None
+        known = dict(zip(region.inputs, args, strict=True))
+        for node in region:
+            if node in needed:
+                copy = copy_node(node, [known.get(value, value) for value in node.operands])
+                self.graph.append(copy)
+                known.update(zip(node.results, copy.results, strict=True))
+        return [known.get(value, value) for value in outputs]
 
-    def is_false(self, region: Graph, args: list[Value]) -> bool:
-        return facts_of(self.run(region, args)[0]).high == 0
+    def facts(self, cond: Graph, args: list[Value]) -> Facts:
+        """What is known about the only output of a region on `args`."""
+        results = self.run(cond, args, [0])
+        return Facts() if results is None else facts_of(results[0])
 
-    def is_true(self, region: Graph, args: list[Value]) -> bool:
-        return facts_of(self.run(region, args)[0]).low == 1
+
+def _makers(values: list[Value]) -> set[Node]:
+    """The nodes of a graph that values are made of."""
+    found: set[Node] = set()
+    stack = [value.node for value in values]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            stack += [value.node for value in node.operands]
+    return found
 
 
-_RULES = {"cond": _cond, "scan": _scan, "while": _while}
+_RULES: Final = {"cond": _cond, "scan": _scan, "while": _while}

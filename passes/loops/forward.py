@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar
 
 from jax import lax
 
-from lepton_jax.ir.graph import Graph, Node, Value
-from lepton_jax.ir.regions import Slot, add_constant, drop_slots, editable, outer_of, slots
+from lepton_jax.ir.graph import Graph, Node, Value, constant
+from lepton_jax.ir.inline import is_plain_call
+from lepton_jax.ir.regions import LOOPS, Slot, add_constant, drop_slots, editable, outer_of, slots
 from lepton_jax.ir.structure import operand_key
 from lepton_jax.rewrite import Pass, PassContext, rewrite
 from lepton_jax.rewrite.replacement import write_before
@@ -37,28 +37,44 @@ class Forward(Pass):
     name: ClassVar[str] = "forward"
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
-        """Outer nodes first, so that what is found constant outside is constant inside."""
-        for inner in graph.graphs():
-            for node in list(inner):
-                if node.regions and node.alive:
-                    for simplify in _SIMPLIFICATIONS:
-                        simplify(node, ctx)
+        """Sweep, outer nodes first, until nothing fires: what passes through one region may pass through all."""
+        while True:
+            fired = ctx.counts.total()
+            for inner in graph.graphs():
+                for node in list(inner):
+                    if node.regions and node.alive:
+                        for simplify in _SIMPLIFICATIONS:
+                            simplify(node, ctx)
+            if ctx.counts.total() == fired:
+                return
 
 
 def _unchanged_carry(node: Node, ctx: PassContext) -> None:
     """A carry that comes out as it went in is a constant."""
-    if node.op not in ("scan", "while") or not editable(node):
+    if node.op not in LOOPS or not editable(node):
         return
-    while (slot := next(filter(partial(_is_unchanged, node), slots(node)), None)) is not None:
-        if not ctx.fire("unchanged-carry", node):
-            return
-        assert slot.operand is not None and slot.result is not None
-        outer = node.operands[slot.operand]
-        inner = [node.regions[r].inputs[i] for r, i in slot.inputs]
-        node.results[slot.result].replace_uses(outer)
-        for (r, _), value in zip(slot.inputs, inner, strict=True):
-            value.replace_uses(add_constant(node, r, outer))
-        drop_slots(node, [_slot_of_input(node, inner[-1])])
+    found = [slot for slot in slots(node) if _is_unchanged(node, slot) and ctx.fire("unchanged-carry", node)]
+    if not found:
+        return
+    body = node.regions[-1]
+    returned = {slot.outputs[0][1] for slot in found}
+    nothing = constant(None, None)  # in place of the outputs, which must not count as uses
+    body.set_outputs([nothing if i in returned else value for i, value in enumerate(body.outputs)])
+    carries: set[Value] = set()
+    for outer, result, inner in [_ends(node, slot) for slot in found]:
+        result.replace_uses(outer)
+        for region, value in inner:
+            carries.add(value)
+            if value.uses:
+                value.replace_uses(add_constant(node, region, outer))
+    drop_slots(node, [slot for slot in slots(node) if any(node.regions[r].inputs[i] in carries for r, i in slot.inputs)])
+
+
+def _ends(node: Node, slot: Slot) -> tuple[Value, Value, list[tuple[int, Value]]]:
+    """A carry's operand, its result, and its region inputs, each with the number of its region."""
+    assert slot.operand is not None and slot.result is not None
+    inner = [(r, node.regions[r].inputs[i]) for r, i in slot.inputs]
+    return node.operands[slot.operand], node.results[slot.result], inner
 
 
 def _is_unchanged(node: Node, slot: Slot) -> bool:
@@ -67,12 +83,6 @@ def _is_unchanged(node: Node, slot: Slot) -> bool:
         return False
     (r, out), (_, i) = slot.outputs[0], slot.inputs[-1]
     return node.regions[r].outputs[out] is node.regions[r].inputs[i]
-
-
-def _slot_of_input(node: Node, value: Value) -> Slot:
-    return next(
-        slot for slot in slots(node) for r, i in slot.inputs if node.regions[r].inputs[i] is value
-    )
 
 
 def _stacked_through(node: Node, ctx: PassContext) -> None:
@@ -170,6 +180,8 @@ def _scalar_constants(node: Node, ctx: PassContext) -> None:
 
 def _forwarded_results(node: Node, ctx: PassContext) -> None:
     """A result of a call or branch that is one of its arguments, whichever branch runs."""
+    if node.op == "jit" and not is_plain_call(node):  # it may put its result elsewhere
+        return
     for slot in slots(node):
         if slot.kind != "result" or slot.result is None or not node.results[slot.result].uses:
             continue

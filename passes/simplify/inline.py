@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 from lepton_jax.ir.graph import Graph, Node
@@ -43,15 +44,16 @@ class Inline(Pass):
             for node in list(inner):
                 if not is_plain_call(node):
                     continue
-                added = sum(1 for _ in node.regions[0])
-                if not self._pays(node, added) or added > left or not ctx.fire("inline-call", node):
+                added = self._added(node)
+                if added > min(left, self.limit) or not ctx.fire("inline-call", node):
                     continue
-                shared = len(node.regions[0].parents) > 1
-                left -= added if shared else 0
+                left -= added
                 inline_call(node)
 
-    def _pays(self, node: Node, size: int) -> bool:
-        return size <= self.limit or len(node.regions[0].parents) == 1
+    def _added(self, node: Node) -> int:
+        """How many equations the program gains: none if this is the only call. Counts to just above the limit."""
+        (region,) = node.regions
+        return sum(1 for _ in islice(region, self.limit + 1)) if len(region.parents) > 1 else 0
 
 
 def _worth_entering(node: Node) -> bool:

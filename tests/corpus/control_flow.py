@@ -1,4 +1,4 @@
-"""Loops and branches in one another, ordinary differential equations, windows, and reductions of one's own."""
+"""Loops and branches in one another, ordinary differential equations, and reductions of one's own."""
 
 from __future__ import annotations
 
@@ -52,11 +52,14 @@ def adaptive_steps(y: jax.Array, end: jax.Array) -> tuple[Any, ...]:
 
         return lax.cond(ok, accept, refuse)
 
+    def unfinished(state: Any) -> Any:
+        return (state[0] < end - 1e-6) & (state[3] + state[4] < 50)
+
     start = (jnp.zeros_like(end), y, jnp.float32(0.5), 0, 0)
-    return tuple(lax.while_loop(lambda s: (s[0] < end - 1e-6) & (s[3] + s[4] < 50), body, start))
+    return tuple(lax.while_loop(unfinished, body, start))
 
 
-def nested_loops(x: jax.Array, run: jax.Array) -> tuple[jax.Array, jax.Array]:
+def nested_loops(x: jax.Array, run: jax.Array) -> Any:
     """A while loop in a scan in a branch."""
 
     def collatz(carry: jax.Array, n: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -75,7 +78,7 @@ def interpreter(code: jax.Array, x: jax.Array) -> jax.Array:
     return lax.scan(lambda x, i: (lax.switch(i, instructions, x), x.sum()), x, code)[0]
 
 
-def piecewise(x: jax.Array, kind: jax.Array) -> tuple[jax.Array, jax.Array]:
+def piecewise(x: jax.Array, kind: jax.Array) -> tuple[Any, Any]:
     """Selections by mask, by list and by number, and a branch whose arms share work."""
     chosen = jnp.select([x < -0.5, x < 0.5], [-(x**2), x], default=jnp.sqrt(jnp.abs(x)))
     stacked = lax.select_n(kind, x, 2 * x, jnp.exp(x))
@@ -88,7 +91,7 @@ def nested_jit(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Jitted helpers called several times, inside names and with static arguments."""
 
     @partial(jax.jit, static_argnames="power")
-    def scaled(x: jax.Array, power: int) -> jax.Array:
+    def scaled(x: jax.Array, power: int) -> Any:
         with jax.named_scope("scaled"):
             return jax.jit(jnp.tanh)(x @ weight) ** power
 
@@ -128,7 +131,7 @@ def matrix_powers(a: jax.Array, n: int) -> jax.Array:
     return jnp.concatenate([power[None], chain, jnp.linalg.matrix_power(a, 3)[None]])
 
 
-def sharded_mean(x: jax.Array, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+def sharded_mean(x: jax.Array, weight: jax.Array) -> Any:
     """Collectives of a data-parallel loss on a mesh of one device."""
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",), axis_types=(AxisType.Auto,))
     rows, whole = PartitionSpec("data"), PartitionSpec()

@@ -78,7 +78,7 @@ def same(
     flat = to_callable(graph)
 
     def rewritten(*args: Any) -> Any:
-        return jax.tree.unflatten(tree, flat(*jax.tree.leaves(args)))
+        return jax.tree.unflatten(tree, map(jnp.asarray, flat(*jax.tree.leaves(args))))
 
     exact = level == "exact"
     wide = in_float64(from_jaxpr(closed))
@@ -95,8 +95,9 @@ def same(
     if vmap and args:
         stacked = [jnp.stack([jnp.asarray(a)] * 2) for a in args]
         check(jax.vmap(fun)(*stacked), jax.vmap(rewritten)(*stacked), None, exact=False)
-    again, _ = rewrite_jaxpr(jax.make_jaxpr(flat)(*closed.in_avals), "f", passes, level)
-    assert again.to_text() == graph.to_text(), "twice is not once"
+    traced = jax.make_jaxpr(flat)(*closed.in_avals)  # JAX may order the constants of a loop anew
+    again, _ = rewrite_jaxpr(traced, "f", passes, level)
+    assert again.to_text() in (graph.to_text(), from_jaxpr(traced, "f").to_text()), "twice is not once"
     return graph
 
 

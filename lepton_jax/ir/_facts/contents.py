@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from lepton_jax.ir import _jax
-from lepton_jax.ir._facts.lattice import CONSTANT_LIMIT, Claims, Facts, close, float_limits, kind_of, of_aval
+from lepton_jax.ir._facts.closing import (
+    close,
+    of_aval,
+    splat_facts,
+)
+from lepton_jax.ir._facts.dtypes import (
+    float_limits,
+    kind_of,
+    scalar,
+)
+from lepton_jax.ir._facts.lattice import (
+    CONSTANT_LIMIT,
+    Claims,
+    Facts,
+)
 from lepton_jax.ir.graph import Value
 
 Array = np.ndarray[Any, Any]
@@ -16,12 +30,17 @@ Array = np.ndarray[Any, Any]
 
 def of_constant(value: Value) -> Facts:
     """Facts of a constant value; of a large one only what its dtype says."""
+    if isinstance(value.const, _NUMBERS) and value.shape == ():
+        return splat_facts(scalar(value.const, value.dtype), ())
     if not _jax.is_array_aval(value.aval) or not value.is_static or math.prod(value.shape) > CONSTANT_LIMIT:
         return of_aval(value.aval)
     array = _jax.plain_constant(value.const)
     if array is None:
         return of_aval(value.aval)
     return of_array(np.asarray(array).astype(value.dtype, copy=False), value.aval)
+
+
+_NUMBERS: Final = (bool, int, float, complex, np.generic)
 
 
 def of_array(array: Array, aval: Any) -> Facts:
@@ -33,12 +52,12 @@ def contents(array: Array) -> Claims:
     """What the contents of an array say. An empty array says nothing."""
     if array.size == 0:
         return {}
+    first = array.reshape(-1)[:1]
+    if array.tobytes() == first.tobytes() * array.size:
+        return {"splat": first[0]}
     array = array.view()
     array.flags.writeable = False
     claims: Claims = {"constant": array, **_range(array)}
-    first = array.reshape(-1)[:1]
-    if array.tobytes() == first.tobytes() * array.size:
-        return {**claims, "splat": first[0]}
     plain = _plain(array)
     claims["uniform"] = frozenset(
         d for d in range(plain.ndim) if _equal(plain, np.broadcast_to(plain.take([0], d), plain.shape))

@@ -1,25 +1,20 @@
-"""The facts themselves: what they are, what one implies, and what two have in common."""
+"""The facts themselves: what they are, parts of them, and what two have in common."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
-import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax.ir import _jax
+from lepton_jax.ir._facts.dtypes import same_bits
 
 CONSTANT_LIMIT: Final = 4096
 """Contents of arrays with more elements than this are not looked at."""
 
 Claims: TypeAlias = dict[str, Any]
 """Fields of `Facts` that were found out; `close` adds what they imply."""
-
-Kind = Literal["bool", "int", "float", "complex", "other"]
 
 
 class Band(NamedTuple):
@@ -145,207 +140,6 @@ def _all_signs(splat: Any) -> bool:
     return all(math.copysign(1.0, part) < 0 for part in _parts(splat))
 
 
-# Dtypes
-
-
-@cache
-def kind_of(dtype: Any) -> Kind:
-    """What arithmetic a dtype has. Floats without infinities (most of 8 bits or less) are `other`."""
-    if dtype is None or _jax.is_extended(dtype):
-        return "other"
-    if dtype == np.bool_:
-        return "bool"
-    if jnp.issubdtype(dtype, jnp.integer):
-        return "int"
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        return "complex"
-    if jnp.issubdtype(dtype, jnp.floating) and np.dtype(dtype).itemsize > 1:
-        return "float"
-    return "other"
-
-
-@cache
-def int_range(dtype: Any) -> tuple[int, int]:
-    """The least and the greatest number of an integer dtype or bool."""
-    if kind_of(dtype) == "bool":
-        return 0, 1
-    info = jnp.iinfo(dtype)
-    return int(info.min), int(info.max)
-
-
-@cache
-def float_limits(dtype: Any) -> tuple[float, float, int]:
-    """Of a floating dtype: the greatest number, the least normal one, and how many bits integers may have."""
-    info = jnp.finfo(dtype)
-    return float(info.max), float(info.tiny), int(info.nmant) + 1
-
-
-@cache
-def _of_dtype(dtype: Any) -> Facts:
-    if kind_of(dtype) not in ("bool", "int"):
-        return UNKNOWN
-    least, most = int_range(dtype)
-    return Facts(least=least, most=most, no_nan=True, finite=True)
-
-
-def of_aval(aval: Any) -> Facts:
-    """What shape and dtype alone say."""
-    return _of_dtype(aval.dtype) if _jax.is_array_aval(aval) else UNKNOWN
-
-
-def holds_exactly(dtype: Any, number: int) -> bool:
-    """Whether a dtype holds this integer and all between it and zero."""
-    kind = kind_of(dtype)
-    if kind == "int":
-        low, high = int_range(dtype)
-        return low <= number <= high
-    return kind == "float" and abs(number) <= 2 ** float_limits(dtype)[2]
-
-
-def scalar(number: Any, dtype: Any) -> Any:
-    """A number as a scalar of a dtype."""
-    return np.asarray(number).astype(dtype)[()]
-
-
-def same_bits(a: Any, b: Any) -> bool:
-    """Whether two scalars are the same to the bit."""
-    return np.asarray(a).dtype == np.asarray(b).dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
-
-
-def static_size(shape: tuple[Any, ...]) -> int | None:
-    """The number of elements, or None when a dimension is symbolic."""
-    return math.prod(shape) if all(type(d) is int for d in shape) else None
-
-
-# What facts imply
-
-
-def close(aval: Any, claims: Mapping[str, Any]) -> Facts:
-    """Facts of a value of this shape and dtype from what was claimed, with all that it implies.
-
-    Claimed bounds of integers are those of exact arithmetic: when they leave the dtype's
-    range the result may have wrapped, and nothing is said.
-    """
-    base = of_aval(aval)
-    if not claims or not _jax.is_array_aval(aval):
-        return base
-    kind = kind_of(aval.dtype)
-    size = static_size(aval.shape)
-    known: Claims = {"least": base.least, "most": base.most, **claims}
-    if kind == "other" or size is None or size == 0:
-        known.pop("constant", None)
-    _close_iota(known, aval)
-    _close_matrix(known, aval.shape)
-    if known.get("splat") is not None:
-        _close_splat(known, aval)
-    _CLOSE_RANGE[kind](known, aval.dtype, size)
-    splat = known.get("splat")
-    if splat is not None:
-        known["uniform"] = frozenset(range(len(aval.shape)))
-        if known.get("constant") is None and size is not None and 0 < size <= CONSTANT_LIMIT:
-            known["constant"] = np.broadcast_to(np.asarray(splat), aval.shape)
-    return Facts(**known)
-
-
-def _close_iota(known: Claims, aval: Any) -> None:
-    iota = known.get("iota")
-    if iota is None:
-        return
-    dimension, start, step = iota
-    length, kind = aval.shape[dimension], kind_of(aval.dtype)
-    last = start + step * (length - 1) if type(length) is int and length > 0 else None
-    if last is None or not (holds_exactly(aval.dtype, start) and holds_exactly(aval.dtype, last)):
-        known["iota"] = None
-        return
-    known["uniform"] = known.get("uniform", frozenset()) | (frozenset(range(len(aval.shape))) - {dimension})
-    number = float if kind == "float" else int
-    known["least"] = max(known["least"], number(min(start, last)))
-    known["most"] = min(known["most"], number(max(start, last)))
-    known["no_nan"] = True
-
-
-def _close_matrix(known: Claims, shape: tuple[Any, ...]) -> None:
-    splat, band = known.get("splat"), known.get("band")
-    square = len(shape) > 1 and type(shape[-1]) is int and shape[-1] == shape[-2]
-    if len(shape) > 1 and splat is not None and bool(splat == 0):
-        known["lower"] = known["upper"] = True
-    if band is not None and band.inside:
-        known["lower"] = known.get("lower", False) or (band.high is not None and band.high <= 0)
-        known["upper"] = known.get("upper", False) or (band.low is not None and band.low >= 0)
-        known["identity"] = known.get("identity", False) or (square and band.low == band.high == 0)
-        if band.low is not None and band.low == band.high and known.get("one_hot") is None:
-            known["one_hot"] = len(shape) - 1
-    if square and band is not None and band.low is not None and band.high == -band.low:
-        known["exactly_symmetric"] = True
-    if known.get("identity"):
-        known["diagonal"] = known["permutation"] = True
-        known["band"] = Band(0, 0)
-    if known.get("permutation") and known.get("one_hot") is None:
-        known["one_hot"] = len(shape) - 1
-    if known.get("diagonal") or (known.get("lower") and known.get("upper")):
-        known["diagonal"] = known["lower"] = known["upper"] = True
-    if square and (known.get("diagonal") or splat is not None):
-        known["exactly_symmetric"] = True
-    if known.get("exactly_symmetric"):
-        known["symmetric"] = True
-    if band is not None or known.get("one_hot") is not None:
-        known["least"], known["most"] = max(known["least"], 0), min(known["most"], 1)
-        known["no_nan"] = True
-
-
-def _close_splat(known: Claims, aval: Any) -> None:
-    splat = known["splat"]
-    kind = kind_of(aval.dtype)
-    known["no_nan"] = bool(splat == splat)
-    if kind in ("bool", "int"):
-        known["least"] = known["most"] = int(splat)
-    elif kind == "float" and known["no_nan"]:
-        known["least"] = known["most"] = float(splat)
-        known["nonzero"] = abs(float(splat)) >= float_limits(aval.dtype)[1]
-    elif kind == "complex":
-        known["finite"] = bool(np.isfinite(splat))
-        known["nonzero"] = bool(splat != 0)
-
-
-def _close_int(known: Claims, dtype: Any, size: int | None) -> None:
-    low, high = int_range(dtype)
-    least, most = known["least"], known["most"]
-    if least < low or most > high or least > most:
-        least, most = low, high
-    known["least"], known["most"] = int(least), int(most)
-    known["no_nan"] = known["finite"] = True
-    known["nonzero"] = known.get("nonzero", False) or least > 0 or most < 0
-    if least == most and size:
-        known["splat"] = scalar(int(least), dtype)
-
-
-def _close_float(known: Claims, dtype: Any, size: int | None) -> None:
-    greatest, tiny, _ = float_limits(dtype)
-    least, most = float(known["least"]), float(known["most"])
-    if known.get("finite"):
-        known["no_nan"] = True
-        least, most = max(least, -greatest), min(most, greatest)
-    least = least if least >= -greatest else -math.inf
-    most = most if most <= greatest else math.inf
-    known["least"], known["most"] = least, most
-    known["finite"] = bool(known.get("no_nan")) and -math.inf < least and most < math.inf
-    known["nonzero"] = known.get("nonzero", False) or least >= tiny or most <= -tiny
-
-
-def _close_complex(known: Claims, dtype: Any, size: int | None) -> None:
-    known["least"], known["most"] = -math.inf, math.inf
-    known["no_nan"] = bool(known.get("no_nan") or known.get("finite"))
-
-
-_CLOSE_RANGE: Final = {
-    "bool": _close_int,
-    "int": _close_int,
-    "float": _close_float,
-    "complex": _close_complex,
-    "other": _close_complex,
-}
-
-
 def complement(band: Band) -> Band:
     """The places outside a band."""
     if not band.inside:
@@ -428,31 +222,3 @@ def matrix(facts: Facts) -> Claims:
 def everything(facts: Facts) -> Claims:
     """All that is said, for an operation that passes its operand on."""
     return {} if facts is UNKNOWN else {f.name: getattr(facts, f.name) for f in fields(Facts)}
-
-
-def with_axis(facts: Facts, aval: Any) -> Facts:
-    """Facts of values stacked along a new leading axis, from those of each."""
-    if facts is UNKNOWN:
-        return of_aval(aval)
-    claims = elements(facts) | matrix(facts)
-    claims["uniform"] = frozenset(d + 1 for d in facts.uniform)
-    if facts.one_hot is not None:
-        claims["one_hot"] = facts.one_hot + 1
-    if facts.iota is not None:
-        claims["iota"] = (facts.iota[0] + 1, *facts.iota[1:])
-    return close(aval, claims)
-
-
-def without_axis(facts: Facts, aval: Any) -> Facts:
-    """Facts of a slice along the leading axis, from those of the whole; `aval` is the slice's."""
-    if facts is UNKNOWN:
-        return of_aval(aval)
-    claims = elements(facts)
-    if len(aval.shape) > 1:
-        claims |= matrix(facts)
-    claims["uniform"] = frozenset(d - 1 for d in facts.uniform if d)
-    if facts.one_hot:
-        claims["one_hot"] = facts.one_hot - 1
-    if facts.iota is not None and facts.iota[0]:
-        claims["iota"] = (facts.iota[0] - 1, *facts.iota[1:])
-    return close(aval, claims)

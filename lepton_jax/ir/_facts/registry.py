@@ -6,7 +6,18 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 from lepton_jax.ir import _jax
-from lepton_jax.ir._facts.lattice import Claims, Facts, close, elements, kind_of
+from lepton_jax.ir._facts.closing import (
+    close,
+    splat_facts,
+)
+from lepton_jax.ir._facts.dtypes import (
+    kind_of,
+)
+from lepton_jax.ir._facts.lattice import (
+    Claims,
+    Facts,
+    elements,
+)
 from lepton_jax.ir.graph import Node
 
 Transfer: TypeAlias = Callable[[Node, Sequence[Facts]], list[Claims]]
@@ -45,8 +56,9 @@ def elementwise(*names: str) -> Callable[[Single], Single]:
 
     def register(function: Single) -> Single:
         def on_broadcast(node: Node, facts: Sequence[Facts]) -> Claims:
-            if any(kind_of(v.dtype) in ("complex", "other") for v in (*node.operands, *node.results)):
-                return {}
+            for value in (*node.operands, *node.results):
+                if kind_of(value.dtype) in ("complex", "other"):
+                    return {}
             return function(node, fit_all(node, facts))
 
         transfer(*names)(on_broadcast)
@@ -57,14 +69,17 @@ def elementwise(*names: str) -> Callable[[Single], Single]:
 
 def fit_all(node: Node, facts: Sequence[Facts]) -> list[Facts]:
     """The operands' facts as if each had the result's shape."""
-    out = node.results[0].aval
-    return [fit(v.aval, f, out.shape) for v, f in zip(node.operands, facts, strict=True)]
+    shape = node.results[0].aval.shape
+    return [
+        f if v.aval.shape == shape else fit(v.aval, f, shape)
+        for v, f in zip(node.operands, facts, strict=True)
+    ]
 
 
 def fit(aval: Any, facts: Facts, shape: tuple[Any, ...]) -> Facts:
     """Facts of an operand after JAX has broadcast it to `shape`."""
-    if aval.shape == shape:
-        return facts
+    if facts.splat is not None:
+        return splat_facts(facts.splat, shape)
     claims = elements(facts)
     same_rank = len(aval.shape) == len(shape)
     grown = [d for d in range(len(shape)) if not same_rank or aval.shape[d] != shape[d]]

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lepton_jax.ir._facts.arithmetic import commutative
+from lepton_jax.ir._facts.dtypes import (
+    same_bits,
+)
 from lepton_jax.ir._facts.lattice import (
     Band,
     Claims,
@@ -13,7 +16,6 @@ from lepton_jax.ir._facts.lattice import (
     elements,
     everything,
     meet,
-    same_bits,
 )
 from lepton_jax.ir._facts.registry import elementwise
 from lepton_jax.ir.graph import Node

@@ -16,6 +16,7 @@ from lepton_jax.passes.simplify._algebra.operands import (
     is_discrete,
     is_float,
     is_int,
+    keep,
     kind_of,
     made_by,
     never_minus_zero,
@@ -23,7 +24,6 @@ from lepton_jax.passes.simplify._algebra.operands import (
     number_of,
     only_here,
     orders,
-    keep,
 )
 from lepton_jax.rewrite import PassContext, Rule, node_rule, rewrite
 from lepton_jax.rewrite.rule import Outcome

@@ -74,4 +74,10 @@ def _select(which: jax.Array, *cases: jax.Array) -> jax.Array:
     return lax.select_n(which, *cases)
 
 
-RULES: Final[tuple[Rule, ...]] = (select_of_same, select_by_constant, select_by_not, select_of_truth, select_of_select)
+RULES: Final[tuple[Rule, ...]] = (
+    select_of_same,
+    select_by_constant,
+    select_by_not,
+    select_of_truth,
+    select_of_select,
+)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from jax import lax
 
-from lepton_jax.ir.facts import facts_of
+from lepton_jax.ir.facts import Facts, facts_of
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.simplify._algebra.convert import loses_nothing
 from lepton_jax.passes.simplify._algebra.operands import (
@@ -64,13 +64,18 @@ def compare_ranges(node: Node, ctx: PassContext) -> Outcome:
     if kind_of(x.dtype) not in ("int", "bool", "float"):
         return None
     a, b = facts_of(x), facts_of(y)
-    certain = _certain(node.op, (a.least, a.most), (b.least, b.most))
-    if certain is None and node.op in ("eq", "ne") and ((a.nonzero and b.is_zero) or (b.nonzero and a.is_zero)):
-        certain = node.op == "ne"
     of_nan = node.op == "ne"
+    certain = _certain(node.op, (a.least, a.most), (b.least, b.most))
+    if certain is None and node.op in ("eq", "ne") and (_apart(a, b) or _apart(b, a)):
+        certain = of_nan
     if certain is None or (certain != of_nan and not (a.no_nan and b.no_nan)):
         return None
     return fill(node, certain)
+
+
+def _apart(a: Facts, b: Facts) -> bool:
+    """Whether one is never zero and the other is zero."""
+    return a.nonzero and b.is_zero
 
 
 def _certain(op: str, a: tuple[float, float], b: tuple[float, float]) -> bool | None:
@@ -123,7 +128,7 @@ def compare_choice(node: Node, ctx: PassContext) -> Outcome:
 
 
 def _choice(value: Value) -> tuple[Value, Any, Any] | None:
-    """(condition, number where it is false, number where it is true) of a value that is a choice of two numbers."""
+    """(condition, number where it is false, number where it is true) of a choice of two numbers."""
     if is_bool(value):
         return value, False, True
     node = made_by(value, "convert_element_type", "select_n")
@@ -154,7 +159,7 @@ def compare_before_widening(node: Node, ctx: PassContext) -> Outcome:
     if a is None or b is None:
         return None
     (x,), (y,) = a.operands, b.operands
-    if x.dtype != y.dtype or is_bool(x) or not (loses_nothing(x, a.result.dtype) and loses_nothing(y, a.result.dtype)):
+    if x.dtype != y.dtype or is_bool(x) or not all(loses_nothing(v, a.result.dtype) for v in (x, y)):
         return None
     return rewrite(_LAX[node.op], x, y)
 

@@ -21,7 +21,7 @@ from lepton_jax.rewrite.rule import Outcome
 
 
 def loses_nothing(value: Value, target: Any) -> bool:
-    """Whether every number that a real value may hold, by its dtype or its known range, is one of `target`."""
+    """Whether every number that a real value may hold, by dtype or known range, is one of `target`."""
     source = value.dtype
     if source == target:
         return True
@@ -58,10 +58,10 @@ def convert_to_same(node: Node, ctx: PassContext) -> Outcome:
 
 @node_rule("convert_element_type", needs_static=False)
 def convert_of_convert(node: Node, ctx: PassContext) -> Outcome:
-    """convert(convert(x)) → convert(x), where the first conversion loses nothing; x where x has the dtype already.
+    """convert(convert(x)) → convert(x), where the first conversion loses nothing; x if it has the dtype.
 
-    Examples: bf16 → f32 → bf16 and i8 → f32 → i8 vanish, i32 → f64 → f32 becomes i32 → f32. A real number
-    that turns into an integer on the way back must fit it, since what else it would give is not defined.
+    Examples: bf16 → f32 → bf16 and i8 → f32 → i8 vanish, i32 → f64 → f32 becomes i32 → f32.
+    Integers that come back from floats must fit, since what else they would give is not defined.
     """
     middle = node.operands[0]
     inner = made_by(middle, "convert_element_type")
@@ -69,7 +69,8 @@ def convert_of_convert(node: Node, ctx: PassContext) -> Outcome:
         return None
     (x,) = inner.operands
     target = node.result.dtype
-    if "other" in (kind_of(x.dtype), kind_of(middle.dtype), kind_of(target)) or kind_of(middle.dtype) == "bool":
+    kinds = [kind_of(dtype) for dtype in (x.dtype, middle.dtype, target)]
+    if "other" in kinds or kinds[1] == "bool":
         return None
     if not loses_nothing(x, middle.dtype):
         ctx.miss("convert-of-convert", node, f"{x.dtype} to {middle.dtype} may round or overflow")

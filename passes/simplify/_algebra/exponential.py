@@ -19,7 +19,7 @@ def log_of_exp(x: Any) -> Any:
 
 @rule(one_float, level="reassociate", single_use=False)
 def exp_of_log(x: Any) -> Any:
-    """exp(log(x)) → x, where x is known to be positive (below zero it is NaN, and at zero it has no derivative)"""
+    """exp(log(x)) → x, where x is known to be positive (below zero it is NaN, at zero it has no slope)"""
     return jnp.exp(jnp.log(x))
 
 

@@ -1,4 +1,4 @@
-"""Constant factors: merged along chains of products and quotients, taken out of sums, given the sign of a neg."""
+"""Constant factors: merged along chains, taken out of sums, given the sign of a neg."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from lepton_jax.rewrite.rule import Outcome
 
 @dataclass(frozen=True)
 class Scaled:
-    """(top / bottom) · x, or (top / bottom) / x where `under`; both numbers in double precision or integers."""
+    """(top / bottom) · x, or (top / bottom) / x where `under`; both in double precision, or integers."""
 
     x: Value
     top: Any
@@ -86,9 +86,10 @@ def _inner(value: Value, node: Node, *ops: str) -> Scaled | None:
 
 def _write(product: Scaled, node: Node, ctx: PassContext) -> Outcome:
     dtype = node.result.dtype
+    divides = product.top == 1 and not product.under
     with np.errstate(all="ignore"):
-        divides = product.top == 1 and not product.under
-        factor = Scalar(product.bottom if divides else np.float64(product.top) / np.float64(product.bottom), dtype)
+        number = product.bottom if divides else np.float64(product.top) / np.float64(product.bottom)
+        factor = Scalar(number, dtype)
     if not is_normal(factor.array):
         ctx.miss("merge-factors", node, "the product of the constants overflows or underflows")
         return None

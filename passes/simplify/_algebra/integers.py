@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import jax
 import jax.numpy as jnp
@@ -93,11 +93,11 @@ def _shift(x: jax.Array, op: str, by: Scalar) -> jax.Array:
 def shift_of_nonnegative(node: Node, ctx: PassContext) -> Outcome:
     """x >> k → 0, where x is known to lie in 0 … 2^k - 1"""
     x, by = node.operands
-    facts, number = facts_of(x), number_of(by)
-    bits: Any = None if number is None else int(number)
-    if bits is None or not 0 <= bits < jnp.iinfo(x.dtype).bits or not 0 <= facts.least <= facts.most < 2**bits:
+    number = number_of(by)
+    if number is None or not 0 <= number < jnp.iinfo(x.dtype).bits:
         return None
-    return fill(node, 0)
+    facts = facts_of(x)
+    return fill(node, 0) if facts.least >= 0 and facts.most < 2 ** int(number) else None
 
 
 RULES: Final[tuple[Rule, ...]] = (

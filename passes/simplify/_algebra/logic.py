@@ -10,7 +10,15 @@ import numpy as np
 from jax import lax
 
 from lepton_jax.ir.graph import Node, Value
-from lepton_jax.passes.simplify._algebra.operands import fill, is_discrete, keep, made_by, number_facts, number_of, orders
+from lepton_jax.passes.simplify._algebra.operands import (
+    fill,
+    is_discrete,
+    keep,
+    made_by,
+    number_facts,
+    number_of,
+    orders,
+)
 from lepton_jax.passes.simplify._algebra.patterns import identity
 from lepton_jax.rewrite import PassContext, Rule, node_rule, rewrite, rule
 from lepton_jax.rewrite.rule import Outcome

@@ -42,7 +42,7 @@ def max_of_same(node: Node, ctx: PassContext) -> Outcome:
 def max_of_ordered(node: Node, ctx: PassContext) -> Outcome:
     """max(x, y) → x, where x is known to be greater than y and y not to be NaN; min likewise.
 
-    Of floating numbers it must be strictly greater, or y infinite: where they are equal the derivatives differ.
+    Floats must be strictly greater, or y infinite: where they are equal the derivatives differ.
     """
     if kind_of(node.result.dtype) not in ("int", "bool", "float"):
         return None
@@ -113,7 +113,7 @@ def clamp_of_inside(node: Node, ctx: PassContext) -> Outcome:
 
 @node_rule("clamp", needs_static=False)
 def clamp_of_clamp(node: Node, ctx: PassContext) -> Outcome:
-    """clamp(a, clamp(c, x, d), b) → clamp(c', x, d'), where all are constants; c' and d' are c and d clamped"""
+    """clamp(a, clamp(c, x, d), b) → clamp(c', x, d'), all of them constants; c' and d' are c and d clamped"""
     low, inner, high = node.operands
     made = made_by(inner, "clamp")
     if made is None or not only_here(inner) or not (is_float(inner) or is_discrete(inner)):
@@ -131,4 +131,11 @@ def _clamp(x: Any, low: Scalar, high: Scalar) -> jax.Array:
     return lax.clamp(low.array, x, high.array)
 
 
-RULES: Final[tuple[Rule, ...]] = (max_of_same, max_of_ordered, max_of_max, merge_bounds, clamp_of_inside, clamp_of_clamp)
+RULES: Final[tuple[Rule, ...]] = (
+    max_of_same,
+    max_of_ordered,
+    max_of_max,
+    merge_bounds,
+    clamp_of_inside,
+    clamp_of_clamp,
+)

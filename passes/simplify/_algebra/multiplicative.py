@@ -36,7 +36,7 @@ def mul_by_one(node: Node, ctx: PassContext) -> Outcome:
 
 @node_rule("mul", level="reassociate", needs_static=False)
 def complex_mul_by_one(node: Node, ctx: PassContext) -> Outcome:
-    """x * 1 → x, for complex numbers. Not exact: the product with the zero imaginary part makes NaN of infinity."""
+    """x * 1 → x, for complex numbers. Not exact: infinity times the imaginary zero is NaN."""
     return _unit(node, "complex")
 
 

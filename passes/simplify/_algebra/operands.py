@@ -7,6 +7,7 @@ have another shape than the result: `keep` and `fill` take care of that.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, Final, Literal
 
 import jax
@@ -26,7 +27,7 @@ UNKNOWN: Final = Facts()
 
 @functools.cache
 def kind_of(dtype: Any) -> Kind:
-    """What arithmetic a dtype has; numbers narrower than a byte, floats of 8 bits, keys and float0 are `other`."""
+    """What arithmetic a dtype has; numbers of less than 8 bits, floats of 8, keys and float0 are `other`."""
     if dtype is None or dtype == jax.dtypes.float0 or jnp.issubdtype(dtype, jax.dtypes.extended):
         return "other"
     if dtype == np.bool_:
@@ -105,7 +106,12 @@ def only_here(value: Value) -> bool:
 
 def is_normal(number: Any) -> bool:
     """Whether a real floating number is finite and neither zero nor subnormal."""
-    return bool(np.isfinite(number)) and abs(float(number)) >= float(jnp.finfo(number.dtype).tiny)
+    return _tiny(number.dtype) <= abs(float(number)) < math.inf
+
+
+@functools.cache
+def _tiny(dtype: Any) -> float:
+    return float(jnp.finfo(dtype).tiny)
 
 
 _NEVER_MINUS_ZERO: Final = frozenset({"abs", "exp", "exp2", "logistic", "square", "iota"})

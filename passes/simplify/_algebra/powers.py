@@ -163,7 +163,7 @@ def even_power_of_sign(node: Node, ctx: PassContext) -> Outcome:
 
 @node_rule("square", level="reassociate", needs_static=False)
 def square_of_sqrt(node: Node, ctx: PassContext) -> Outcome:
-    """sqrt(x)² → x, where x is known to be positive (below zero it is NaN, and at zero it has no derivative)"""
+    """sqrt(x)² → x, where x is known to be positive (below zero it is NaN, at zero it has no slope)"""
     inner = made_by(node.operands[0], "sqrt")
     return None if inner is None else _positive_root(inner, node, ctx)
 

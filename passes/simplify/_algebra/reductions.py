@@ -118,13 +118,13 @@ def argmax_of_number(node: Node, ctx: PassContext) -> Outcome:
 
 @node_rule(*_IDEMPOTENT)
 def reduce_broadcast(node: Node, ctx: PassContext) -> Outcome:
-    """reduce(broadcast(x)) → broadcast(reduce(x)), where a dimension goes that the broadcast made; not sums"""
+    """reduce(broadcast(x)) → broadcast(reduce(x)), where a dimension goes that the broadcast made"""
     return _before_broadcast(node)
 
 
 @node_rule("reduce_sum")
 def sum_integer_broadcast(node: Node, ctx: PassContext) -> Outcome:
-    """sum(broadcast(x)) → n * broadcast(sum(x)), where n dimensions go that the broadcast made; for integers"""
+    """sum(broadcast(x)) → n * broadcast(sum(x)), for integers"""
     return _before_broadcast(node) if is_discrete(node.result) else None
 
 
@@ -141,12 +141,14 @@ def _before_broadcast(node: Node) -> Outcome:
     (x,) = spread.operands
     places = tuple(spread.params["broadcast_dimensions"])
     count = math.prod(_new_lengths(node, x, places))
-    if count < 2 or x.ndim == 0 and number_of(x) is not None:
+    if count < 2 or (x.ndim == 0 and number_of(x) is not None):
         return None
-    factor = Scalar(count if node.op == "reduce_sum" else 1, node.result.dtype)
-    if factor.array != (count if node.op == "reduce_sum" else 1):
+    times = count if node.op == "reduce_sum" else 1
+    factor = Scalar(times, node.result.dtype)
+    if factor.array != times:
         return None
-    return rewrite(_reduce_first, x, op=node.op, axes=_axes(node), places=places, shape=node.result.shape, factor=factor)
+    shape = node.result.shape
+    return rewrite(_reduce_first, x, op=node.op, axes=_axes(node), places=places, shape=shape, factor=factor)
 
 
 def _new_lengths(node: Node, x: Value, places: tuple[int, ...]) -> list[int]:

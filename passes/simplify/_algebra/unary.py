@@ -21,6 +21,7 @@ from lepton_jax.passes.simplify._algebra.operands import (
 from lepton_jax.rewrite import PassContext, Rule, node_rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
+
 @node_rule("abs", needs_static=False)
 def abs_of_nonnegative(node: Node, ctx: PassContext) -> Outcome:
     """|x| → x, where x is known not to be negative, nor -0.0 (its derivative at zero is 1 in JAX, too)"""

@@ -7,7 +7,14 @@ from typing import Any, Final
 from jax import lax
 
 from lepton_jax.ir.graph import Node, Value
-from lepton_jax.passes.simplify._movement.common import bind, changed, is_free, made_by, movement_rule, used_once
+from lepton_jax.passes.simplify._movement.common import (
+    bind,
+    changed,
+    is_free,
+    made_by,
+    movement_rule,
+    used_once,
+)
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
@@ -87,4 +94,3 @@ def _can_swap(precision: Any) -> bool:
 
 
 RULES: Final[tuple[Rule, ...]] = (dot_of_transpose, transpose_of_dot)
-

@@ -11,7 +11,14 @@ from jax import lax
 
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.simplify._movement.broadcasts import broadcast_of
-from lepton_jax.passes.simplify._movement.common import bind, changed, is_free, made_by, movement_rule, used_once
+from lepton_jax.passes.simplify._movement.common import (
+    bind,
+    changed,
+    is_free,
+    made_by,
+    movement_rule,
+    used_once,
+)
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
@@ -32,7 +39,7 @@ def _rounds(value: Value) -> bool:
 
 
 def _of_transpose(node: Node) -> tuple[Value, tuple[int, ...], bool] | None:
-    """Operand, axes and whether their order stays, for a reduction of a transpose that needs none after it."""
+    """The transpose's operand, the axes there, and whether these stay in order, if the kept ones do."""
     inner = made_by(node.operands[0], node, "transpose")
     if inner is None or not is_free(node):
         return None

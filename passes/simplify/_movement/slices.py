@@ -46,7 +46,7 @@ def whole(value: Value) -> Window:
 
 
 def window_of(value: Value, node: Node) -> Window:
-    """The block of another array that `value` is, by a slice without strides or a split; else all of itself."""
+    """The block that `value` is of another array, by a slice without strides or a split; else of itself."""
     maker = made_by(value, node, "slice", "split")
     if maker is None:
         return whole(value)
@@ -132,7 +132,9 @@ def slice_of_broadcast(node: Node, ctx: PassContext) -> Outcome:
     full = (node.params["start_indices"], node.params["limit_indices"], strides_of(node))
     rest = (0, None, 1)
     start, limit, strides = (
-        tuple(bounds[dims[d]] if d in cut else (x.shape[d] if other is None else other) for d in range(x.ndim))
+        tuple(
+            bounds[dims[d]] if d in cut else (x.shape[d] if other is None else other) for d in range(x.ndim)
+        )
         for bounds, other in zip(full, rest, strict=True)
     )
     return rewrite(broadcast_part, x, part=(start, limit, strides), shape=shape, dims=dims)
@@ -183,9 +185,7 @@ def slice_of_pad(node: Node, ctx: PassContext) -> Outcome:
     return rewrite(padded_part, x, fill, start=start, limit=limit, padding=tuple(padding))
 
 
-def entry_of_stack(
-    x: jax.Array, *, axis: int, start: tuple[int, ...], limit: tuple[int, ...]
-) -> jax.Array:
+def entry_of_stack(x: jax.Array, *, axis: int, start: tuple[int, ...], limit: tuple[int, ...]) -> jax.Array:
     """A part of `x` with a new dimension of size one."""
     return lax.expand_dims(take(x, start=start, limit=limit), (axis,))
 
@@ -214,4 +214,3 @@ RULES: Final[tuple[Rule, ...]] = (
     slice_of_pad,
     slice_of_stack,
 )
-

@@ -57,7 +57,11 @@ def slice_of_update(node: Node, ctx: PassContext) -> Outcome:
 
 @movement_rule("dynamic_update_slice")
 def update_of_update(node: Node, ctx: PassContext) -> Outcome:
-    """dynamic_update_slice(dynamic_update_slice(x, u, i), v, i) → dynamic_update_slice(x, v, i) for v of u's shape"""
+    """Two updates of one place → the second
+
+    dynamic_update_slice(dynamic_update_slice(x, u, i), v, i) → dynamic_update_slice(x, v, i) for u
+    and v of one shape.
+    """
     inner = made_by(node.operands[0], node, "dynamic_update_slice")
     if inner is None or inner.operands[1].shape != node.operands[1].shape:
         return None

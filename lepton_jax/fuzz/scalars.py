@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from lepton_jax.fuzz.generate import BOOL, COMPLEX, FLOATS, INTS, Generator, broadcasts, convert, maker
+from typing import Final
+
+from lepton_jax.fuzz.generator import Maker, BOOL, COMPLEX, FLOATS, INTS, Generator, broadcasts, convert
 from lepton_jax.fuzz.program import Type
 
 
@@ -145,7 +147,6 @@ def _known(kind: Type) -> bool:
     return kind.dtype in (*FLOATS, *INTS, BOOL, COMPLEX)
 
 
-@maker(8)
 def unary(g: Generator) -> None:
     """A function of one value."""
     found = g.pick(_known)
@@ -153,7 +154,6 @@ def unary(g: Generator) -> None:
         g.emit(g.choice(_UNARY[family(found[1].dtype)]), found[0])
 
 
-@maker(10)
 def binary(g: Generator) -> None:
     """A function of two values that broadcast."""
     found = g.pick(_known)
@@ -163,7 +163,6 @@ def binary(g: Generator) -> None:
         g.emit(g.choice(_BINARY[family(found[1].dtype)]), *operands)
 
 
-@maker(9)
 def neutral(g: Generator) -> None:
     """Arithmetic that changes nothing, or leaves nothing."""
     found = g.pick(_known)
@@ -171,7 +170,6 @@ def neutral(g: Generator) -> None:
         g.emit(g.choice(_NEUTRAL[family(found[1].dtype)]), found[0])
 
 
-@maker(5)
 def repeated(g: Generator) -> None:
     """A statement written before, written again; sums and products the other way round."""
     visible = {name for name, _ in g.scope}
@@ -183,7 +181,6 @@ def repeated(g: Generator) -> None:
     g.emit(old.template, *turned)
 
 
-@maker(3)
 def constant(g: Generator) -> None:
     """A constant: zeros, ones, an identity, a ramp, odd numbers."""
     shape = g.shape()
@@ -196,7 +193,6 @@ def constant(g: Generator) -> None:
     g.emit(made if not made.startswith("np.") else f"jnp.asarray({made})")
 
 
-@maker(4)
 def comparison(g: Generator) -> None:
     """A bool from two values, or from one."""
     found = g.pick(lambda kind: kind.dtype in (*FLOATS, *INTS))
@@ -210,7 +206,6 @@ def comparison(g: Generator) -> None:
         g.emit("{0} " + sign + " {1}", found[0], mate)
 
 
-@maker(5)
 def select(g: Generator) -> None:
     """A choice between two values, between a value and zero, or between limits."""
     found = g.pick(_known)
@@ -228,7 +223,6 @@ def select(g: Generator) -> None:
         g.emit(g.choice(["lax.clamp(jnp.asarray(-1, {0}.dtype), {0}, jnp.asarray(2, {0}.dtype))"]), name)
 
 
-@maker(5)
 def conversion(g: Generator) -> None:
     """A value in another dtype."""
     found = g.pick_any()
@@ -236,7 +230,6 @@ def conversion(g: Generator) -> None:
         g.emit(convert(found[1], Type(found[1].shape, g.type().dtype)), found[0])
 
 
-@maker(2)
 def bits(g: Generator) -> None:
     """The bits of a value as another type."""
     found = g.pick_dtype("float32", "int32")
@@ -248,7 +241,6 @@ def bits(g: Generator) -> None:
         g.emit("lax.bitcast_convert_type(({0} & 0x7FFFFF) | 0x3F800000, 'float32')", found[0])
 
 
-@maker(1.5)
 def complex_parts(g: Generator) -> None:
     """Complex numbers from floats, and back."""
     found = g.pick_dtype(COMPLEX)
@@ -260,7 +252,6 @@ def complex_parts(g: Generator) -> None:
         g.emit(g.choice(["lax.complex({0}, {0})", "{0} * 1j", "{0} + 0j"]), real[0])
 
 
-@maker(4)
 def draw(g: Generator) -> None:
     """Random numbers from a typed key, and new keys."""
     found = g.pick_key()
@@ -279,9 +270,25 @@ def draw(g: Generator) -> None:
     g.emit(g.choice(options), found[0])
 
 
-@maker(2)
 def effect(g: Generator) -> None:
     """A value recorded, in order."""
     found = g.pick(lambda kind: kind.size <= 4)
     if found is not None and not g.quiet:
         g.effect(f"io_callback(record, None, {g.rng.randrange(1000)}, {{0}}, ordered=True)", found[0])
+
+
+MAKERS: Final[tuple[tuple[Maker, float], ...]] = (
+    (unary, 8),
+    (binary, 10),
+    (neutral, 9),
+    (repeated, 5),
+    (constant, 3),
+    (comparison, 4),
+    (select, 5),
+    (conversion, 5),
+    (bits, 2),
+    (complex_parts, 1.5),
+    (draw, 8),
+    (effect, 6),
+)
+"""Every maker of this module and how often it is tried."""

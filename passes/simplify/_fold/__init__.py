@@ -1,0 +1,1 @@
+"""What the fold pass computes with: numpy, which needs no compilation and no device."""
