@@ -59,11 +59,11 @@ def in_float64(graph: Graph) -> Callable[..., list[Any]]:
         A function; its floating point results are float64 or complex128 numpy arrays.
     """
 
+    compiled = jax.jit(lambda *args: _evaluate(graph, args))
+
     def fun(*args: Any) -> list[Any]:
         with jax.enable_x64(True):
-            wide = [_widen(x) for x in args]
-            results = jax.jit(lambda *a: _evaluate(graph, a))(*wide)
-            return [jax.device_get(r) for r in results]
+            return [jax.device_get(r) for r in compiled(*map(_widen, args))]
 
     return fun
 

@@ -30,7 +30,7 @@ thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 td, th { white-space: nowrap; }
 .plots { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px; }
 figure { margin: 0; padding: 12px 14px; } figcaption { font-weight: 600; font-size: 0.95rem; }
-svg { display: block; width: 100%; height: auto; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
 svg text.label { fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-width: 4px; }
 .grid { stroke: var(--grid); stroke-width: 1; } .one { stroke: var(--soft); stroke-dasharray: 4 3; }
@@ -54,6 +54,7 @@ summary { cursor: pointer; } .rules { columns: 3; margin: 8px 0; padding-left: 2
   td { border: 0; padding: 2px 0; white-space: normal; }
   td { display: flex; justify-content: space-between; gap: 12px; }
   td::before { content: attr(data-label); color: var(--soft); } }
+@media (max-width: 480px) { svg text { font-size: 15px; } }
 """
 
 

@@ -207,7 +207,7 @@ def _bits(dtype: Any) -> int:
 
 @cache
 def _name(dtype: Any) -> str:
-    return np.dtype(dtype).name
+    return str(np.dtype(dtype).name)
 
 
 # Single operations

@@ -21,7 +21,7 @@ from lepton_jax.rewrite.errors import PipelineError
 from lepton_jax.rewrite.registry import get_pass, pass_names
 
 _CLEANUP: Final = "inline,dce,cse,forward,dce"
-_SIMPLIFY: Final = "movement,cse,constant-control,forward,dce"
+_SIMPLIFY: Final = "fold,algebra,movement,cse,constant-control,forward,dce"
 
 PRESETS: Final[dict[str, str]] = {
     "none": "",

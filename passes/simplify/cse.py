@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
-from lepton_jax.ir.graph import Graph, Node
+from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.regions import add_constant, editable, outer_of
 from lepton_jax.ir.structure import node_key
 from lepton_jax.rewrite import Pass, PassContext
-
-Scope = dict[Any, Node]
 
 
 @dataclass(frozen=True)
@@ -26,19 +25,27 @@ class CommonSubexpressions(Pass):
     branches and calls are compared by structure. A region that computes again what was
     computed outside before it reads the outer value instead. Exact.
 
-    `optimization_barrier` and the bodies of differentiated checkpoints are left alone:
-    there the second computation is meant.
+    What is larger than what it is made of is computed again in a region: cheaper than to keep it.
+
+    `optimization_barrier`, draws from a hidden random state and the bodies of differentiated checkpoints
+    are left alone: there the second computation is meant.
     """
 
     name: ClassVar[str] = "cse"
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """One sweep in program order, regions with what is known outside them."""
-        _Sweep(ctx).graph(graph)
+        _Sweep(ctx).graph(graph, {}, {})
 
 
-_MEANT = frozenset({"optimization_barrier", "rng_uniform", "create_token", "after_all"})
-_CLOSED = frozenset({"remat2", "checkpoint"})
+Scope = dict[Any, Node]
+"""Nodes that were met, by what they compute."""
+
+Numbers = dict[Value, Value]
+"""Values, each with one outside its region that is the same."""
+
+_MEANT: Final = frozenset({"optimization_barrier", "rng_uniform", "create_token", "after_all"})
+_REMAT: Final = frozenset({"remat2", "checkpoint"})
 """Regions that must not read more from outside: recomputing is their purpose."""
 
 
@@ -46,52 +53,95 @@ class _Sweep:
     def __init__(self, ctx: PassContext) -> None:
         self.ctx = ctx
         self.done: set[Graph] = set()
+        self.meant: dict[Graph, bool] = {}
 
-    def graph(self, graph: Graph) -> None:
-        """Merge equal nodes of a graph."""
+    def graph(self, graph: Graph, numbers: Numbers, outside: Scope) -> dict[Node, Value]:
+        """Merge equal nodes of a graph.
+
+        Args:
+            numbers: what its values are outside; what is found out is added.
+            outside: the nodes before the node whose region the graph is.
+
+        Returns:
+            Its nodes whose result is known outside, with the value there.
+        """
         self.done.add(graph)
         known: Scope = {}
+        found: dict[Node, Value] = {}
         for node in graph:
-            if node.effects or node.op in _MEANT:
-                self.regions(node, known)
+            if self.is_meant(node):
+                self.read_outside(node, self.regions(node, known, numbers))
                 continue
-            key = node_key(node)
-            twin = None if key is None else known.get(key)
-            if twin is not None:
-                self.merge(node, twin)
+            keys = [node_key(node, numbers)]
+            elsewhere: list[dict[Node, Value]] = []
+            if node.regions and keys[0] not in known:
+                elsewhere = self.regions(node, known, numbers)
+                keys.append(node_key(node, numbers))
+            keys = [key for key in keys if key is not None]
+            if any(key in known and self.merge(node, known[key]) for key in keys):
                 continue
-            if key is not None:
-                known[key] = node
-            self.regions(node, known)
+            self.read_outside(node, elsewhere)
+            for key in keys:
+                known.setdefault(key, node)
+                if key in outside and not node.regions and len(node.results) == 1 and node.result.uses:
+                    numbers[node.result] = found[node] = outside[key].result
+        return found
 
-    def merge(self, node: Node, twin: Node) -> None:
+    def is_meant(self, node: Node) -> bool:
+        """Whether running a node twice is not the same as running it once."""
+        return bool(node.effects) or node.op in _MEANT or any(map(self.holds_meant, node.regions))
+
+    def holds_meant(self, region: Graph) -> bool:
+        """Whether a node of a region is meant."""
+        if region not in self.meant:
+            self.meant[region] = any(map(self.is_meant, region))
+        return self.meant[region]
+
+    def merge(self, node: Node, twin: Node) -> bool:
+        """Let the readers of a node read its twin."""
         if not self.ctx.fire("same-node", node):
-            return
+            return False
         for value, other in zip(node.results, twin.results, strict=True):
             value.replace_uses(other)
         assert node.graph is not None
         node.graph.erase(node)
+        return True
 
-    def regions(self, node: Node, known: Scope) -> None:
-        for index, region in enumerate(node.regions):
+    def regions(self, node: Node, known: Scope, numbers: Numbers) -> list[dict[Node, Value]]:
+        """Merge equal nodes of a node's regions; returns for each region what is known outside."""
+        if node.op in _REMAT and node.params.get("differentiated"):
+            return []
+        own = editable(node)
+        outside = known if own and node.op not in _REMAT else {}
+        found: list[dict[Node, Value]] = []
+        for region in node.regions:
             if region in self.done:
+                found.append({})
                 continue
-            self.graph(region)
-            if editable(node) and node.op not in _CLOSED:
-                self.read_outer(node, index, region, known)
+            same = outer_of(node, region) if own else {}
+            found.append(self.graph(region, {v: numbers.get(o, o) for v, o in same.items()}, outside))
+        return found
 
-    def read_outer(self, node: Node, index: int, region: Graph, known: Scope) -> None:
-        """Let a region read what was computed outside from the same operands."""
-        same = outer_of(node, region)
-        for inner in list(region):
-            if inner.effects or inner.regions or len(inner.results) != 1 or not inner.alive:
-                continue
-            if not inner.operands or not all(v in same or v.is_const for v in inner.operands):
-                continue
-            twin = known.get(node_key(inner, same))
-            if twin is None or not self.ctx.fire("same-as-outside", inner):
-                continue
-            captured = add_constant(node, index, twin.result)
-            inner.result.replace_uses(captured)
-            region.erase(inner)
-            same[captured] = twin.result
+    def read_outside(self, node: Node, elsewhere: list[dict[Node, Value]]) -> None:
+        """Let a node's regions read what was computed outside, last nodes first: others then need not."""
+        for index, found in enumerate(elsewhere):
+            region = node.regions[index]
+            given = {outer: inner for inner, outer in outer_of(node, region).items()} if found else {}
+            for inner in reversed(found):
+                value = found[inner]
+                if inner.result.uses:
+                    if value not in given and not _is_worth_keeping(inner):
+                        continue
+                    if not self.ctx.fire("same-as-outside", inner):
+                        continue
+                    if value not in given:
+                        given[value] = add_constant(node, index, value)
+                    inner.result.replace_uses(given[value])
+                region.erase(inner)
+
+
+def _is_worth_keeping(node: Node) -> bool:
+    """Whether a node's result is no larger than what it is made of."""
+    if not all(value.is_static for value in (*node.operands, node.result)):
+        return False
+    return math.prod(node.result.shape) <= max((math.prod(v.shape) for v in node.operands), default=0)

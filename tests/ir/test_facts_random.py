@@ -81,7 +81,10 @@ def moved(rng: random.Random, pool: list[Any]) -> Any:
     starts = [rng.randint(0, d // 2) for d in x.shape]
     stops = [rng.randint(s, d) for s, d in zip(starts, x.shape, strict=True)]
     edges = [(rng.randint(-1, 2), rng.randint(0, 2), rng.randint(0, 1)) for _ in x.shape]
-    edges = [(max(low, 0) if d == 0 else low, high, gap) for (low, high, gap), d in zip(edges, x.shape, strict=True)]
+    edges = [
+        (max(low, 0) if d == 0 else low, high, gap)
+        for (low, high, gap), d in zip(edges, x.shape, strict=True)
+    ]
     filler = jnp.asarray(rng.choice([0, 1]), x.dtype)
     dim = rng.randint(0, max(x.ndim - 1, 0))
     return rng.choice(
@@ -205,7 +208,9 @@ OPS: list[Op] = [
     with_regions,
     unary(jnp.negative, jnp.abs, jnp.sign, jnp.square, kinds="if"),
     unary(jnp.exp, jnp.tanh, jax.nn.sigmoid, jnp.log, jnp.log1p, jnp.expm1, jnp.sqrt, lax.rsqrt, jnp.cbrt),
-    unary(jnp.sin, jnp.cos, jnp.tan, jnp.arctan, jnp.sinh, jnp.cosh, jnp.arcsinh, lax.erf, lax.erfc, jnp.exp2),
+    unary(
+        jnp.sin, jnp.cos, jnp.tan, jnp.arctan, jnp.sinh, jnp.cosh, jnp.arcsinh, lax.erf, lax.erfc, jnp.exp2
+    ),
     unary(jnp.floor, jnp.ceil, jnp.round, jnp.isfinite, lax.stop_gradient, lax.erf_inv),
     unary(*(lambda x, y=y: lax.integer_pow(x, y) for y in (-2, -1, 0, 1, 2, 3)), kinds="f"),
     unary(lax.population_count, lax.clz, jnp.invert, kinds="iu"),

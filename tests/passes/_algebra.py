@@ -78,7 +78,7 @@ def short(graph: Graph) -> str:
 
 
 def check_case(case: Case) -> None:
-    """The rule fires at its level and not below; the graph is what the case says; a second run changes nothing."""
+    """The rule fires at its level and not below, gives the graph of the case, and a second run does nothing."""
     graph, report = run(case.fun, *case.args, passes="algebra", level=case.level)
     assert short(graph) == case.text
     assert case.rule in report.rules

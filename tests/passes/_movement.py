@@ -89,5 +89,7 @@ def check_case(case: Case) -> None:
 def check_lookalike(case: Lookalike) -> None:
     """The rule does not fire, and what else fires does no harm."""
     args = arrays(case.shapes)
-    assert case.rule not in fired(case.fun, *args, passes="movement"), case.why
-    same(case.fun, *args, passes="movement")
+    rules = fired(case.fun, *args, passes="movement")
+    assert case.rule not in rules, case.why
+    if rules:
+        same(case.fun, *args, passes="movement")

@@ -107,8 +107,8 @@ COMPARISONS = [
         "%1 = not %0; %1",
     ),
     Case("compare-choice", lambda b: b == True, (B,), "%0"),  # noqa: E712
-    Case("compare-choice", lambda b: b == False, (B,), "%1 = not %0; %1"),  # noqa: E712
-    Case("compare-choice", lambda b: b.astype(jnp.float32) > 0.5, (B,), "%0"),
+    Case("compare-choice", lambda b: jnp.equal(False, b), (B,), "%1 = not %0; %1"),
+    Case("compare-choice", lambda b: jnp.less(0.5, b.astype(jnp.float32)), (B,), "%0"),
     Case("compare-difference-with-zero", lambda n, m: n - m == 0, (N, M), "%2 = eq %0 %1; %2"),
     Case(
         "compare-before-widening",

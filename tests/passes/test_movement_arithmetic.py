@@ -249,7 +249,8 @@ CASES = [
         lambda a, b: product(((1,), (0,)), precision=("default", "highest"))(a, b).T,
         AB,
         (
-            "%2: f32[5,3] = dot_general[dimension_numbers=(((0,),(1,)),((),())) precision=(HIGHEST,DEFAULT)] %1 %0",
+            "%2: f32[5,3] = dot_general[dimension_numbers=(((0,),(1,)),((),())) "
+            "precision=(HIGHEST,DEFAULT)] %1 %0",
             "return %2",
         ),
     ),
@@ -258,7 +259,8 @@ CASES = [
         lambda a, b: product(((1,), (0,)), precision="highest", preferred_element_type=jnp.float32)(a, b).T,
         AB,
         (
-            "%2: f32[5,3] = dot_general[dimension_numbers=(((0,),(1,)),((),())) precision=(HIGHEST,HIGHEST) preferred_element_type=float32] %1 %0",
+            "%2: f32[5,3] = dot_general[dimension_numbers=(((0,),(1,)),((),())) "
+            "precision=(HIGHEST,HIGHEST) preferred_element_type=float32] %1 %0",
             "return %2",
         ),
     ),

@@ -69,7 +69,9 @@ def _only_one_is_zero(a: Facts, b: Facts) -> bool:
     return (a.is_zero and b.nonzero) or (b.is_zero and a.nonzero)
 
 
-_MIRRORED: Final = {"eq": "eq", "ne": "ne", "lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
+# The same comparison with its operands exchanged, and the one that holds where it does not (or NaN is met).
+MIRRORED: Final = {"eq": "eq", "ne": "ne", "lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
+NEGATED: Final = {"eq": "ne", "ne": "eq", "lt": "ge", "le": "gt", "gt": "le", "ge": "lt"}
 
 
 def _band(op: str, a: Facts, b: Facts, rank: int) -> Band | None:
@@ -77,7 +79,7 @@ def _band(op: str, a: Facts, b: Facts, rank: int) -> Band | None:
     if a.iota is None or b.iota is None:
         return None
     if a.iota[0] == rank - 1:
-        a, b, op = b, a, _MIRRORED[op]
+        a, b, op = b, a, MIRRORED[op]
     if a.iota is None or b.iota is None or (a.iota[0], b.iota[0]) != (rank - 2, rank - 1):
         return None
     (_, row, step), (_, column, other) = a.iota, b.iota
@@ -86,7 +88,7 @@ def _band(op: str, a: Facts, b: Facts, rank: int) -> Band | None:
     # row + step·i OP column + step·j, as a condition on j - i
     shift = (row - column) * step
     if step < 0:
-        op = _MIRRORED[op]
+        op = MIRRORED[op]
     return {
         "eq": Band(shift, shift),
         "ne": Band(shift, shift, inside=False),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lepton_jax.ir._facts.arithmetic import commutative
 from lepton_jax.ir._facts.dtypes import (
+    kind_of,
     same_bits,
 )
 from lepton_jax.ir._facts.lattice import (
@@ -17,6 +19,7 @@ from lepton_jax.ir._facts.lattice import (
     everything,
     meet,
 )
+from lepton_jax.ir._facts.logic import MIRRORED, NEGATED
 from lepton_jax.ir._facts.registry import elementwise
 from lepton_jax.ir.graph import Node
 
@@ -75,7 +78,37 @@ def _select(node: Node, facts: Sequence[Facts]) -> Claims:
     which, *cases = facts
     if which.splat is not None and 0 <= int(which.splat) < len(cases):
         return everything(cases[int(which.splat)])
+    if len(cases) == 2:
+        cases = [_known_where(node, case, k) for k, case in enumerate(cases)]
     return _select_between(which, cases)
+
+
+def _known_where(node: Node, case: Facts, taken: int) -> Facts:
+    """What is known of the elements of a case that are taken, if the predicate compares this case."""
+    test, value = node.operands[0].node, node.operands[1 + taken]
+    if test is None or not test.operands or value.shape != node.result.shape:
+        return case
+    if test.op == "is_finite" and test.operands[0] is value and taken:
+        return replace(case, finite=True, no_nan=True)
+    if test.op not in NEGATED:
+        return case
+    op = test.op if taken else NEGATED[test.op]
+    left, right = test.operands
+    if left is right is value:
+        return replace(case, no_nan=True) if op == "eq" else case
+    if right is value:
+        left, right, op = right, left, MIRRORED[op]
+    bound = right.facts
+    # Only `ne` is true of NaN: a comparison that holds excludes it, one that does not may be due to it.
+    ordered = bool(taken) != (test.op == "ne")
+    if left is not value or bound is None or not (ordered or bound.no_nan):
+        return case
+    beyond = 1 if kind_of(value.dtype) == "int" and op in ("gt", "lt") else 0
+    least = bound.least + beyond if op in ("gt", "ge", "eq") else case.least
+    most = bound.most - beyond if op in ("lt", "le", "eq") else case.most
+    return replace(
+        case, least=max(case.least, least), most=min(case.most, most), no_nan=case.no_nan or ordered
+    )
 
 
 def _select_between(which: Facts, cases: list[Facts]) -> Claims:

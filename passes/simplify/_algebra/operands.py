@@ -173,7 +173,8 @@ class Scalar:
 
     def __init__(self, number: Any, dtype: Any) -> None:
         self.dtype = np.dtype(dtype)
-        self.bits = np.asarray(number).astype(self.dtype).tobytes()
+        with np.errstate(all="ignore"):
+            self.bits = np.asarray(number).astype(self.dtype).tobytes()
 
     @property
     def array(self) -> np.ndarray[Any, Any]:

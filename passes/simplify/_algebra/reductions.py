@@ -145,7 +145,7 @@ def _before_broadcast(node: Node) -> Outcome:
         return None
     times = count if node.op == "reduce_sum" else 1
     factor = Scalar(times, node.result.dtype)
-    if factor.array != times:
+    if int(factor.array) != times:
         return None
     shape = node.result.shape
     return rewrite(_reduce_first, x, op=node.op, axes=_axes(node), places=places, shape=shape, factor=factor)

@@ -21,7 +21,15 @@ def _example() -> list[list[Any]]:
     return [[jax.ShapeDtypeStruct((2, 3, 4), jnp.float32)]]
 
 
-@rule(_example, attributes={"inner": (1, 0, 2), "outer": (2, 0, 1)}, single_use=False, guard=unplaced)
+def in_one_place(node: Node, ctx: PassContext) -> str | None:
+    """What is merged stands in one equation context, on arrays without shardings."""
+    inner = node.operands[0].node
+    if inner is not None and inner.context is not node.context:
+        return "the two stand in different contexts (mesh, compute type, metadata)"
+    return unplaced(node, ctx)
+
+
+@rule(_example, attributes={"inner": (1, 0, 2), "outer": (2, 0, 1)}, single_use=False, guard=in_one_place)
 def transpose_of_transpose(x: jax.Array, inner: Axes, outer: Axes) -> jax.Array:
     """transpose(transpose(x, p), q) → transpose(x, p[q])"""
     return lax.transpose(lax.transpose(x, inner), outer)
@@ -32,7 +40,7 @@ def _transpose_of_transpose(x: jax.Array, inner: Axes, outer: Axes) -> jax.Array
     return lax.transpose(x, tuple(inner[d] for d in outer))
 
 
-@rule(_example, attributes={"inner": (0,), "outer": (1,)}, single_use=False, guard=unplaced)
+@rule(_example, attributes={"inner": (0,), "outer": (1,)}, single_use=False, guard=in_one_place)
 def rev_of_rev(x: jax.Array, inner: Axes, outer: Axes) -> jax.Array:
     """rev(rev(x, d), e) → rev(x, the dimensions in one of d and e)"""
     return lax.rev(lax.rev(x, inner), outer)

@@ -1,0 +1,28 @@
+"""The examples run and do what they say."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def load(name: str) -> dict[str, Any]:
+    """The names that an example defines."""
+    return runpy.run_path(str(EXAMPLES / f"{name}.py"))
+
+
+def test_train_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("train_step")["main"](steps=60) < 0.5
+    assert "equations became" in capsys.readouterr().out
+
+
+def test_own_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    assert load("own_pass")["main"]().ok
+    out = capsys.readouterr().out
+    assert "tanh-from-exponentials" in out
+    assert "= tanh" in out
