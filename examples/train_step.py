@@ -39,7 +39,7 @@ def train_step(params: Params, state: Any, x: Any, y: Any) -> tuple[Params, Any,
     """One step of Adam with clipped gradients."""
     value, grads = jax.value_and_grad(loss)(params, x, y)
     updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state, value  # type: ignore[return-value]
+    return optax.apply_updates(params, updates), state, value
 
 
 def main(steps: int = 200) -> float:

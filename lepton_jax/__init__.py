@@ -1,9 +1,9 @@
 """Lepton: an optimising front end for JAX.
 
-    import lepton_jax as lepton
+import lepton_jax as lepton
 
-    @lepton.optimize
-    def loss(params, batch): ...
+@lepton.optimize
+def loss(params, batch): ...
 """
 
 from lepton_jax import ir as ir

@@ -8,7 +8,7 @@ import types
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Final, Generic, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, overload
 
 import jax
 
@@ -17,6 +17,7 @@ from lepton_jax._explain import Explanation
 from lepton_jax._measure import Choice, choose
 from lepton_jax._options import Names, Numbers, Options, StaticArguments, make_options
 from lepton_jax._stage import EvaluationFailed, Program, manager_for, stage, trace_call
+from lepton_jax.ir import _jax
 from lepton_jax.ir.graph import Graph
 from lepton_jax.rewrite import PassWarning, Pipeline, Report
 
@@ -34,7 +35,13 @@ class _Modules(Exception):
     """The arguments hold NNX modules: trace again, with their state passed in and out."""
 
 
-class Traced:
+if TYPE_CHECKING:
+    _Stage = jax.stages.Traced
+else:
+    _Stage = object
+
+
+class Traced(_Stage):
     """A function traced at one set of shapes, as `jax.stages.Traced`, with what Lepton did to it.
 
     Attributes:
@@ -63,6 +70,8 @@ class Optimized(Generic[P, R]):
     It follows `jax.stages`: `f.trace(*args).lower().compile()`, `f.lower(*args)`,
     `f.eval_shape(*args)`. `f.report` is the report of the latest trace.
     """
+
+    __name__: str
 
     def __init__(self, fun: Callable[P, R], options: Options) -> None:
         functools.update_wrapper(self, fun)
@@ -135,11 +144,11 @@ class Optimized(Generic[P, R]):
                 {k: v for k, v in kwargs.items() if k not in self._static.names},
             )
         )
-        return (tuple(fixed), tree, tuple(map(_type, leaves)), jax.config.jax_enable_x64)
+        return (tuple(fixed), tree, tuple(map(_type, leaves)), _jax.x64_enabled())
 
     # Stages, as jax.jit has them
 
-    def trace(self, *args: P.args, **kwargs: P.kwargs) -> Traced:
+    def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """Trace at the shapes of the arguments (arrays or `jax.ShapeDtypeStruct`s)."""
         inner = self._retry(self._jit.trace, args, kwargs)
         program = self._programs.get(self._key(args, kwargs))
@@ -148,11 +157,11 @@ class Optimized(Generic[P, R]):
             return fresh.trace(*args, **kwargs)
         return Traced(inner, program)
 
-    def lower(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
         """Lower at the shapes of the arguments: a `jax.stages.Lowered`."""
         return self._retry(self._jit.lower, args, kwargs)
 
-    def eval_shape(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """The shapes and dtypes of the results, without running anything."""
         return self._retry(self._jit.eval_shape, args, kwargs)
 
@@ -192,18 +201,19 @@ class Optimized(Generic[P, R]):
             raise ValueError(f"{self!r} has no report yet: call it or trace it first")
         return self._latest.report
 
-    def explain(self, *args: P.args, **kwargs: P.kwargs) -> Explanation:
+    def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """Which rules fire at these shapes, with the estimated saving, which nearly do, and why not."""
 
-        def traced(*args: Any, **kwargs: Any) -> Any:
+        report = Report()
+
+        @functools.wraps(self.__wrapped__)
+        def traced(*args: Any, **kwargs: Any) -> int:
             nonlocal report
             jaxpr, _ = trace_call(self.__wrapped__, self._static, args, kwargs)
             _, report = manager_for(self.options, explain=True).run(jaxpr, getattr(self, "__name__", "f"))
             return 0
 
-        report = Report()
         statics = {k: v for k, v in self.options.jit_arguments.items() if k.startswith("static")}
-        functools.update_wrapper(traced, self.__wrapped__)
         jax.jit(traced, **statics).trace(*args, **kwargs)
         return Explanation(report)
 

@@ -39,7 +39,8 @@ class Explanation:
     def __str__(self) -> str:
         lines = [str(self.report), "", "fired (times, estimated saving, where):"]
         lines += [
-            f"  {rule:<28} ×{count:<5} {_time(saving):>10}  {where}" for rule, count, saving, where in self.fired
+            f"  {rule:<28} ×{count:<5} {_time(saving):>10}  {where}"
+            for rule, count, saving, where in self.fired
         ]
         if not self.fired:
             lines.append("  nothing")

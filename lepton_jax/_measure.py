@@ -58,7 +58,9 @@ def choose(
     if options.measure:
         ratio = _ratio(plain, optimised, args, kwargs)
         if ratio < _WORTH:
-            return Choice(plain, [*choice.notes, f"measure: the plain program is kept, {1 / ratio:.2f}× as fast"])
+            return Choice(
+                plain, [*choice.notes, f"measure: the plain program is kept, {1 / ratio:.2f}× as fast"]
+            )
         choice.notes.append(f"measure: {ratio:.2f}× as fast as the plain program")
     return choice
 

@@ -74,7 +74,7 @@ def make_options(
         get_target(target)
     return Options(
         pipeline=Pipeline.parse(passes) if isinstance(passes, str) else passes,
-        level=level,  # type: ignore[arg-type]
+        level=level,
         target=target,
         static_argnums=_tuple(static_argnums),
         static_argnames=_tuple(static_argnames),
@@ -110,7 +110,9 @@ class StaticArguments:
         by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         numbers = {n % len(by_place) if n < 0 and by_place else n for n in numbers}
         if not names:
-            names = {p.name for i, p in enumerate(by_place) if i in numbers and p.kind is not p.POSITIONAL_ONLY}
+            names = {
+                p.name for i, p in enumerate(by_place) if i in numbers and p.kind is not p.POSITIONAL_ONLY
+            }
         elif not numbers:
             numbers = {i for i, p in enumerate(by_place) if p.name in names}
         return cls(frozenset(numbers), frozenset(names))

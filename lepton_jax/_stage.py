@@ -44,7 +44,9 @@ class Program:
         return from_jaxpr(self.jaxpr, self.name)
 
 
-def manager_for(options: Options, *, explain: bool = False, instruments: Sequence[Instrument] = ()) -> PassManager:
+def manager_for(
+    options: Options, *, explain: bool = False, instruments: Sequence[Instrument] = ()
+) -> PassManager:
     """The pass manager that the options ask for."""
     return PassManager(
         options.pipeline,

@@ -139,7 +139,9 @@ class _Verifier:
         statics = self.optimised.options.static_argnums or self.optimised.options.static_argnames
         if statics:
             raise TypeError("verify takes a function without static arguments: close over them")
-        programs = [("value", self.plain, self.optimised)]
+        programs: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [
+            ("value", self.plain, self.optimised)
+        ]
         if grad and self.floats:
             programs.append(("gradient", self.gradient(self.plain), self.gradient(self.optimised)))
         elif grad:
@@ -205,7 +207,7 @@ class _Verifier:
                 outs = [o for o in jax.tree.leaves(fun(*jax.tree.unflatten(tree, filled))) if _is_float(o)]
                 return sum((_weighted(i, o) for i, o in enumerate(outs)), jnp.zeros(()))
 
-            return jax.grad(total)([leaves[i] for i in self.floats])
+            return list(jax.grad(total)([leaves[i] for i in self.floats]))
 
         return grad
 

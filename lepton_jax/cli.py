@@ -48,7 +48,9 @@ def describe_passes() -> str:
         cls = get_pass(name)
         options = ", ".join(f"{f.name}={f.default}" for f in dataclasses.fields(cls))
         summary = (inspect.getdoc(cls) or "").splitlines()[0]
-        lines.append(f"  {name:<18} {summary} [{origin_of(name)}]" + (f" options: {options}" if options else ""))
+        lines.append(
+            f"  {name:<18} {summary} [{origin_of(name)}]" + (f" options: {options}" if options else "")
+        )
     lines.append("presets:")
     lines += [f"  {name:<18} {text or '(nothing)'}" for name, text in PRESETS.items()]
     return "\n".join(lines)

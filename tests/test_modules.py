@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import chex
 import equinox as eqx
 import flax.linen as nn
 import jax
@@ -53,7 +54,7 @@ def train_step(net: Net, optimizer: Any, x: Any) -> Any:
     return loss
 
 
-X = np.linspace(-1.0, 1.0, 6, dtype=np.float32).reshape(2, 3)
+X: Any = np.linspace(-1.0, 1.0, 6, dtype=np.float32).reshape(2, 3)
 
 
 def states_equal(a: Any, b: Any) -> None:
@@ -110,7 +111,7 @@ def test_split_and_merge() -> None:
 
     expected, result = jax.jit(pure)(state, X), lepton.optimize(pure)(state, X)
     np.testing.assert_allclose(result[0], expected[0], rtol=1e-5, atol=1e-6)
-    assert jax.tree.structure(result) == jax.tree.structure(expected)
+    chex.assert_trees_all_equal_structs(result, expected)
 
 
 def test_checked_calls_refuse_modules() -> None:
@@ -127,7 +128,7 @@ class LinenNet(nn.Module):
 
 
 def test_linen() -> None:
-    model = LinenNet()
+    model: Any = LinenNet()
     params = model.init(jax.random.key(0), X)
     f = lepton.optimize(model.apply)
     np.testing.assert_allclose(f(params, X), model.apply(params, X), rtol=1e-5, atol=1e-6)
@@ -155,5 +156,7 @@ def test_equinox() -> None:
     net = EquinoxNet(eqx.nn.Linear(3, 2, key=jax.random.key(0)), 1.0)
     expected = jax.vmap(net.dense)(X)
     np.testing.assert_allclose(net.forward(X), expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(eqx.filter_jit(lambda n, x: n.forward(x))(net, X), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        eqx.filter_jit(lambda n, x: n.forward(x))(net, X), expected, rtol=1e-5, atol=1e-6
+    )
     assert jax.grad(lambda n: jnp.sum(n.forward(X)))(net).dense.weight.shape == (2, 3)

@@ -14,10 +14,9 @@ from typing import Any, Final
 
 import jax
 import jax.extend.core as jex
+import jax.numpy as jnp
 import numpy as np
 from jax._src import source_info_util as _source_info
-from jax._src import xla_bridge as _xla_bridge
-from jax._src.core import JaxprEqnContext as _EqnContext
 from jax.extend.core import primitives as _primitives
 
 Literal = jex.Literal
@@ -25,7 +24,7 @@ DropVar = jex.DropVar
 Tracer = jax.core.Tracer
 ShapedArray = jax.core.ShapedArray
 
-_MERGED: Final = jex.ClosedJaxpr is jex.Jaxpr  # from 0.11
+_MERGED: Final = issubclass(jex.ClosedJaxpr, jex.Jaxpr)  # from 0.11
 
 
 # Jaxprs
@@ -133,7 +132,7 @@ def is_array_aval(aval: Any) -> bool:
 
 def is_extended(dtype: Any) -> bool:
     """Whether it is an extended dtype, such as that of PRNG keys."""
-    return bool(jax.dtypes.issubdtype(dtype, jax.dtypes.extended))
+    return bool(jnp.issubdtype(dtype, jax.dtypes.extended))
 
 
 def plain_constant(array: Any) -> Any | None:
@@ -141,7 +140,9 @@ def plain_constant(array: Any) -> Any | None:
 
     Tracers, PRNG keys and arrays spread over several processes have no plain contents.
     """
-    if isinstance(array, (Tracer, jax.ShapeDtypeStruct)) or is_extended(getattr(array, "dtype", np.dtype(bool))):
+    if isinstance(array, (Tracer, jax.ShapeDtypeStruct)) or is_extended(
+        getattr(array, "dtype", np.dtype(bool))
+    ):
         return None
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return None
@@ -149,11 +150,6 @@ def plain_constant(array: Any) -> Any | None:
 
 
 # Where an equation comes from
-
-
-def current_context() -> Any:
-    """The equation context in force now (mesh, compute type, metadata)."""
-    return _EqnContext()
 
 
 def inlined_source(source: Any, outer: Any, name: str | None) -> Any:
@@ -260,18 +256,18 @@ def jit_is_plain(params: Mapping[str, Any]) -> bool:
 
 def x64_enabled() -> bool:
     """Whether 64-bit types are on in this thread."""
-    return bool(jax.config.jax_enable_x64)
+    return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
+
+
+def matmul_precision() -> Any:
+    """The default precision of matrix products in this thread."""
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
 
 def backend_platform() -> str:
     """The platform of the default backend: cpu, gpu or tpu."""
     name = jax.default_backend()
     return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
-
-
-def backend_is_up() -> bool:
-    """Whether JAX has started a backend already, so that asking for it costs nothing."""
-    return bool(_xla_bridge.backends_are_initialized())
 
 
 @contextlib.contextmanager

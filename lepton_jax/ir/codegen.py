@@ -17,6 +17,7 @@ import numpy as np
 
 from lepton_jax.ir import _bind, _jax
 from lepton_jax.ir._bind import bind as bind
+from lepton_jax.ir._bind import spec as spec
 from lepton_jax.ir._describe import CUSTOM, described, is_known, key_kind
 from lepton_jax.ir._describe import CodegenError as CodegenError
 from lepton_jax.ir.graph import Graph, Node, Value
@@ -59,6 +60,17 @@ def to_python(graph: Graph, arrays: dict[str, np.ndarray], name: str | None = No
     writer = _Writer(arrays)
     writer.function(graph, identifier(graph.name) if name is None else name)
     return writer.source()
+
+
+def to_spec(aval: Any) -> str:
+    """An expression for the shape and dtype of an array, to be read with `spec`.
+
+    Raises:
+        CodegenError: it is not an array, or its shape or dtype cannot be written.
+    """
+    if not _jax.is_array_aval(aval):
+        raise CodegenError(f"an argument is not an array: {aval}")
+    return _Writer({}).spec(aval, "argument")
 
 
 def identifier(name: str) -> str:

@@ -59,7 +59,7 @@ def bind(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
         return _REBUILD[node.op](node, operands)
     raw = node.params if node.raw is None else node.raw
     results = node.primitive.bind(*operands, **node.primitive.get_bind_params(raw))
-    return results if node.primitive.multiple_results else [results]  # type: ignore[no-any-return]
+    return results if node.primitive.multiple_results else [results]
 
 
 # One function per operation with regions: run it with the regions it has now.
@@ -109,7 +109,9 @@ def _cond_with_consts(node: Node, operands: Sequence[Any], closed: Sequence[Any]
     start = 0
     for jaxpr, own in pairs:
 
-        def branch(*args: Any, jaxpr: Any = jaxpr, first: int = start, last: int = start + len(own)) -> list[Any]:
+        def branch(
+            *args: Any, jaxpr: Any = jaxpr, first: int = start, last: int = start + len(own)
+        ) -> list[Any]:
             return _jax.eval_jaxpr(jaxpr, [], [*args[first:last], *args[len(consts) :]])
 
         start += len(own)
@@ -122,7 +124,9 @@ def _jit(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
     (body,) = node.regions
     if _jax.jit_is_plain(p):
         return jax.jit(_cached_callable(body), keep_unused=p["keep_unused"], inline=p["inline"])(*operands)  # type: ignore[no-any-return]
-    return _bind_new(node, operands, jaxpr=_jax.trace_flat(to_callable(body), [jax.typeof(x) for x in operands]))
+    return _bind_new(
+        node, operands, jaxpr=_jax.trace_flat(to_callable(body), [jax.typeof(x) for x in operands])
+    )
 
 
 def _cached_callable(graph: Graph) -> Flat:
@@ -144,7 +148,7 @@ def _remat(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
 
 def _shard_map(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
     p = node.params
-    return jax.shard_map(  # type: ignore[no-any-return]
+    return jax.shard_map(
         to_callable(node.regions[0]),
         mesh=p["mesh"],
         in_specs=tuple(p["in_specs"]),
@@ -163,7 +167,7 @@ def _custom_jvp(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
         return jax.jvp(old, tuple(primals), tuple(tangents))
 
     fun.defjvp(rule)
-    return fun(*operands)  # type: ignore[no-any-return]
+    return fun(*operands)
 
 
 def _custom_vjp(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
@@ -171,7 +175,7 @@ def _custom_vjp(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
     old = _verbatim(node)
     fun = jax.custom_vjp(to_callable(node.regions[0]))
     fun.defvjp(lambda *args: jax.vjp(old, *args), lambda pull, cotangents: pull(cotangents))
-    return fun(*operands)  # type: ignore[no-any-return]
+    return fun(*operands)
 
 
 def _verbatim(node: Node) -> Flat:

@@ -64,18 +64,22 @@ class Value:
 
     @property
     def shape(self) -> tuple[Any, ...]:
+        """Its shape; empty for what has none."""
         return getattr(self.aval, "shape", ())
 
     @property
     def dtype(self) -> Any:
+        """Its dtype; None for what has none."""
         return getattr(self.aval, "dtype", None)
 
     @property
     def ndim(self) -> int:
+        """How many dimensions it has."""
         return len(self.shape)
 
     @property
     def is_const(self) -> bool:
+        """Whether it is a constant."""
         return self.const is not NO_CONSTANT
 
     @property
@@ -261,7 +265,18 @@ class Graph:
         parents: the nodes whose region it is.
     """
 
-    __slots__ = ("_ret", "_top", "compiled", "imported_at", "inputs", "key", "jaxpr", "name", "parents", "version")
+    __slots__ = (
+        "_ret",
+        "_top",
+        "compiled",
+        "imported_at",
+        "inputs",
+        "jaxpr",
+        "key",
+        "name",
+        "parents",
+        "version",
+    )
 
     def __init__(self, name: str, avals: Sequence[Any], jaxpr: Any = None) -> None:
         self.name = name

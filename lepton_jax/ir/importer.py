@@ -97,7 +97,9 @@ def _node(eqn: Any, operands: list[Value], shared: dict[int, Graph]) -> Node:
 
 def _region(op: str, index: int, jaxpr: Any, raw: Any, shared: dict[int, Graph]) -> Graph:
     if op != "jit":
-        return _import(jaxpr, _REGION_NAMES.get(op, {}).get(index, "body" if index == 0 else f"body{index}"), shared)
+        return _import(
+            jaxpr, _REGION_NAMES.get(op, {}).get(index, "body" if index == 0 else f"body{index}"), shared
+        )
     known = shared.get(id(jaxpr))
     if known is None:
         known = shared[id(jaxpr)] = _import(jaxpr, raw.get("name", "call"), shared)

@@ -72,7 +72,8 @@ def _graph_lines(graph: Graph, word: str, indent: str, scopes: bool) -> list[str
 def _node_lines(node: Node, names: _Names, indent: str, scopes: bool) -> list[str]:
     reads = " ".join(map(names.read, node.operands))
     results = ", ".join(
-        f"{names.define(v)}: {aval_text(v.aval)}" if v.uses else f"_: {aval_text(v.aval)}" for v in node.results
+        f"{names.define(v)}: {aval_text(v.aval)}" if v.uses else f"_: {aval_text(v.aval)}"
+        for v in node.results
     )
     line = f"{indent}{results + ' = ' if results else ''}{node.op}{params_text(node)} {reads}".rstrip()
     if node.effects:

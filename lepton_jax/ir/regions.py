@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from lepton_jax.ir._jax import jit_is_plain
 from lepton_jax.ir.graph import Graph, Node, Value
@@ -109,6 +109,7 @@ _SLOTS: Final[Mapping[str, Callable[[Node], list[Slot]]]] = {
     "shard_map": _opaque,  # its regions see shards, not the operands themselves
     "custom_linear_solve": _opaque,
 }
+
 
 def editable(node: Node) -> bool:
     """Whether slots of a node may be dropped or added: nobody else depends on its interface."""

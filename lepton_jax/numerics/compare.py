@@ -57,7 +57,7 @@ def compare_trees(
     """
     left, tree = jax.tree_util.tree_flatten_with_path(expected)
     right, other = jax.tree_util.tree_flatten_with_path(result)
-    if tree != other:
+    if str(tree) != str(other):
         return Difference(False, np.inf, np.inf, f"the results are {other}, not {tree}")
     exacts = [None] * len(left) if reference is None else jax.tree.leaves(reference)
     worst = largest = 0.0
@@ -82,7 +82,9 @@ def np_array(array: Any) -> np.ndarray[Any, Any]:
 
 def _compare(a: Any, b: Any, reference: Any, exact: bool) -> Difference:
     if a.shape != b.shape or a.dtype != b.dtype:
-        return Difference(False, np.inf, np.inf, f"{b.dtype}{list(b.shape)} instead of {a.dtype}{list(a.shape)}")
+        return Difference(
+            False, np.inf, np.inf, f"{b.dtype}{list(b.shape)} instead of {a.dtype}{list(a.shape)}"
+        )
     if not jnp.issubdtype(a.dtype, jnp.inexact):
         wrong = int((a != b).sum())
         if not wrong:

@@ -67,5 +67,7 @@ def _floats(dtype: Any, flavour: Flavour, shape: tuple[int, ...], rng: np.random
     if flavour == "extreme":
         low, high = np.log10(float(info.tiny)), np.log10(float(info.max))
         return (np.sign(normal) * 10.0 ** rng.uniform(low, high, shape)).astype(dtype)
-    specials = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, float(info.tiny) / 2, float(info.max)])
+    specials = np.array(
+        [np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0, float(info.tiny) / 2, float(info.max)]
+    )
     return np.where(rng.random(shape) < 0.3, rng.choice(specials, size=shape), normal).astype(dtype)

@@ -92,4 +92,6 @@ def _from_text(owner: str, key: str, text: str, wanted: Any) -> Any:
     try:
         return wanted(text)
     except ValueError:
-        raise PipelineError(f"option {key!r} of pass {owner!r} wants {wanted.__name__}; got {text!r}") from None
+        raise PipelineError(
+            f"option {key!r} of pass {owner!r} wants {wanted.__name__}; got {text!r}"
+        ) from None

@@ -117,7 +117,7 @@ class _Driver:
         """Stop rules that never end."""
         chain = node.rule
         if chain is not None and chain.depth >= _DEEPEST:
-            others = []
+            others: list[str] = []
             while chain is not None and len(others) < _DEEPEST:
                 others.append(chain.rule)
                 chain = chain.before

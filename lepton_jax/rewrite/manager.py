@@ -128,7 +128,9 @@ class PassManager:
         report.passes.append(PassRecord(str(step), seconds, dict(ctx.counts)))
 
 
-def _write_reproducer(closed: Any, name: str, pipeline: Pipeline, failure: _Failed, level: Level) -> Path | str:
+def _write_reproducer(
+    closed: Any, name: str, pipeline: Pipeline, failure: _Failed, level: Level
+) -> Path | str:
     """Write the program and the pipeline to a file that shows the failure when run."""
     from lepton_jax.rewrite.reproducer import write_reproducer
 

@@ -98,7 +98,9 @@ def _holder(graph: Graph, pattern: Callable[..., Any], name: str, value: Any) ->
         for key, held in node.params.items():
             if type(held) is type(value) and held == value:
                 return node, key
-    raise RuleError(f"no operation of the pattern {pattern.__name__} has a parameter {value!r} (attribute {name})")
+    raise RuleError(
+        f"no operation of the pattern {pattern.__name__} has a parameter {value!r} (attribute {name})"
+    )
 
 
 def _traced(pattern: Callable[..., Any], avals: tuple[Any, ...], static: Static) -> Graph:
@@ -166,9 +168,7 @@ def _prove(template: Template, node: Node, binding: Binding) -> Match | str:
         return search.reason or "it only looks alike"
     nodes = [v.node for v in (node.result, *exact.values()) if v.node is not None]
     inputs = set(values)
-    inside = [
-        n for n in dict.fromkeys(nodes) if not any(value in inputs for value in n.results)
-    ]
+    inside = [n for n in dict.fromkeys(nodes) if not any(value in inputs for value in n.results)]
     return Match(dict(zip(template.names, values, strict=True)), static, tuple(inside))
 
 

@@ -126,7 +126,9 @@ class _Parser:
     def take(self, wanted: str | None = None) -> str:
         token = self.peek()
         if wanted is not None and token != wanted:
-            raise PipelineError(f"expected {wanted!r} but found {token or 'the end'!r} in the pipeline {self.text!r}")
+            raise PipelineError(
+                f"expected {wanted!r} but found {token or 'the end'!r} in the pipeline {self.text!r}"
+            )
         self.at += 1
         return token
 
@@ -144,7 +146,9 @@ class _Parser:
             return self.removal(before, self.take())
         name = self.take()
         if not re.match(r"[A-Za-z_]", name):
-            raise PipelineError(f"expected the name of a pass but found {name!r} in the pipeline {self.text!r}")
+            raise PipelineError(
+                f"expected the name of a pass but found {name!r} in the pipeline {self.text!r}"
+            )
         options = self.options() if self.peek() == "{" else []
         if name == "fixpoint":
             return (*before, self.fixpoint(options))
@@ -160,7 +164,9 @@ class _Parser:
 
     def removal(self, before: tuple[Step, ...], name: str) -> tuple[Step, ...]:
         if name not in pass_names():
-            raise PipelineError(f"-{name}: there is no pass {name!r}; the passes are: {', '.join(pass_names())}")
+            raise PipelineError(
+                f"-{name}: there is no pass {name!r}; the passes are: {', '.join(pass_names())}"
+            )
         kept = _without(before, name)
         if kept == before:
             raise PipelineError(f"-{name}: no pass {name!r} stands before it in the pipeline {self.text!r}")

@@ -42,7 +42,9 @@ def _declared() -> dict[str, EntryPoint]:
     for entry in entry_points(group=GROUP):
         other = found.get(entry.name)
         if other is not None and other.value != entry.value:
-            raise RegistryError(f"two packages declare a pass {entry.name!r}: {other.value} and {entry.value}")
+            raise RegistryError(
+                f"two packages declare a pass {entry.name!r}: {other.value} and {entry.value}"
+            )
         found[entry.name] = entry
     return found
 
@@ -80,5 +82,3 @@ def get_pass(name: str) -> type[Pass]:
     if name not in _declared():
         raise PipelineError(f"there is no pass {name!r}; the passes are: {', '.join(pass_names())}")
     return _load(name)
-
-

@@ -10,7 +10,7 @@ from typing import Any, Final
 import jax
 
 from lepton_jax.ir import _jax
-from lepton_jax.ir.graph import Graph, Node, RuleChain, Value
+from lepton_jax.ir.graph import Node, RuleChain, Value
 from lepton_jax.ir.importer import copy_equations
 from lepton_jax.rewrite.errors import RuleError
 
@@ -51,8 +51,8 @@ def traced(made: Rewrite, node: Node) -> Any:
         made.static,
         avals,
         node.context,
-        jax.config.jax_enable_x64,
-        jax.config.jax_default_matmul_precision,
+        _jax.x64_enabled(),
+        _jax.matmul_precision(),
     )
     try:
         known = _TRACES.get(key)

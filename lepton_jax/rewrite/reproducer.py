@@ -16,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from lepton_jax.ir import _jax
+from lepton_jax.ir._describe import key_kind
 from lepton_jax.ir.codegen import CodegenError, identifier, to_python, to_spec
 from lepton_jax.ir.cost import Rates
 from lepton_jax.ir.importer import from_jaxpr
 from lepton_jax.rewrite.context import Level
 from lepton_jax.rewrite.errors import PipelineError
+from lepton_jax.rewrite.instruments import CheckStructure
+from lepton_jax.rewrite.manager import PassManager
 from lepton_jax.rewrite.pipeline import Pipeline
 from lepton_jax.rewrite.registry import get_pass, origin_of
 
@@ -94,7 +97,10 @@ def _comment(name: str, pipeline: str, level: str, error: Exception) -> str:
 def _script(head: str, source: str, specs: list[str], pipeline: str, level: str, has_arrays: bool) -> str:
     parts = [head, "", "from pathlib import Path", "", "import jax", "import numpy as np", ""]
     parts += ["from lepton_jax.ir.codegen import spec"]
-    parts += ["from lepton_jax.rewrite.reproducer import random_args, replay", "from lepton_jax.targets import get_target"]
+    parts += [
+        "from lepton_jax.rewrite.reproducer import random_args, replay",
+        "from lepton_jax.targets import get_target",
+    ]
     parts += ["", f'jax.config.update("jax_enable_x64", {_jax.x64_enabled()})']
     parts += ['ARRAYS = dict(np.load(Path(__file__).with_suffix(".npz")))'] if has_arrays else []
     parts += ["", source.rstrip(), "", ""]
@@ -116,7 +122,11 @@ def _registrations(pipeline: str) -> list[str]:
         if cls.__module__ == "__main__" or "<locals>" in cls.__qualname__:
             lines.append(f"# register the pass {cls.name} ({cls.__module__}.{cls.__qualname__}) here")
             continue
-        lines += ["from lepton_jax.rewrite import register", f"from {cls.__module__} import {cls.__qualname__}", ""]
+        lines += [
+            "from lepton_jax.rewrite import register",
+            f"from {cls.__module__} import {cls.__qualname__}",
+            "",
+        ]
         lines.append(f"register({cls.__qualname__})")
     return lines
 
@@ -134,7 +144,7 @@ def _random(shape: tuple[int, ...], dtype: Any, rng: np.random.Generator) -> Any
     if _jax.is_extended(dtype):
         words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, dtype)).shape
         data = jnp.asarray(rng.integers(0, 2**32, words, dtype=np.uint32))
-        return jax.random.wrap_key_data(data, impl=key_kind_of(dtype))
+        return jax.random.wrap_key_data(data, impl=key_kind(dtype, "argument"))
     if jnp.issubdtype(dtype, jnp.integer) or dtype == bool:
         low = -9 if jnp.issubdtype(dtype, jnp.signedinteger) else 0
         high = 2 if dtype == bool else 10
@@ -153,9 +163,6 @@ def replay(
     Raises:
         PassError: a pass fails, as it did before.
     """
-    from lepton_jax.rewrite.instruments import CheckStructure
-    from lepton_jax.rewrite.manager import PassManager
-
     manager = PassManager(Pipeline.parse(pipeline), rates, level, strict=True, instruments=[CheckStructure()])
     token = _REPLAYED.set(Path(file))
     try:

@@ -166,7 +166,9 @@ class PatternRule:
             for example in self.examples()
         ]
 
-    def _match(self, template: matcher.Template, node: Node, ctx: PassContext, name: str) -> matcher.Match | None:
+    def _match(
+        self, template: matcher.Template, node: Node, ctx: PassContext, name: str
+    ) -> matcher.Match | None:
         match = matcher.match(template, node)
         if isinstance(match, str):
             if match:

@@ -35,14 +35,11 @@ class CommonSubexpressions(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """One sweep in program order, regions with what is known outside them."""
-        _Sweep(ctx).graph(graph, {}, {})
+        _Sweep(ctx).graph(graph, {})
 
 
 Scope = dict[Any, Node]
 """Nodes that were met, by what they compute."""
-
-Numbers = dict[Value, Value]
-"""Values, each with one outside its region that is the same."""
 
 _MEANT: Final = frozenset({"optimization_barrier", "rng_uniform", "create_token", "after_all"})
 _REMAT: Final = frozenset({"remat2", "checkpoint"})
@@ -50,16 +47,24 @@ _REMAT: Final = frozenset({"remat2", "checkpoint"})
 
 
 class _Sweep:
+    """One sweep over a program.
+
+    Attributes:
+        same: values of regions, each with the outermost value known to be the same.
+        done: the graphs that were swept.
+        meant: whether graphs hold nodes that are meant to run as often as they stand there.
+    """
+
     def __init__(self, ctx: PassContext) -> None:
         self.ctx = ctx
+        self.same: dict[Value, Value] = {}
         self.done: set[Graph] = set()
         self.meant: dict[Graph, bool] = {}
 
-    def graph(self, graph: Graph, numbers: Numbers, outside: Scope) -> dict[Node, Value]:
+    def graph(self, graph: Graph, outside: Scope) -> dict[Node, Value]:
         """Merge equal nodes of a graph.
 
         Args:
-            numbers: what its values are outside; what is found out is added.
             outside: the nodes before the node whose region the graph is.
 
         Returns:
@@ -70,13 +75,13 @@ class _Sweep:
         found: dict[Node, Value] = {}
         for node in graph:
             if self.is_meant(node):
-                self.read_outside(node, self.regions(node, known, numbers))
+                self.read_outside(node, self.regions(node, known))
                 continue
-            keys = [node_key(node, numbers)]
+            keys = [node_key(node, self.same)]
             elsewhere: list[dict[Node, Value]] = []
             if node.regions and keys[0] not in known:
-                elsewhere = self.regions(node, known, numbers)
-                keys.append(node_key(node, numbers))
+                elsewhere = self.regions(node, known)
+                keys.append(node_key(node, self.same))
             keys = [key for key in keys if key is not None]
             if any(key in known and self.merge(node, known[key]) for key in keys):
                 continue
@@ -84,7 +89,8 @@ class _Sweep:
             for key in keys:
                 known.setdefault(key, node)
                 if key in outside and not node.regions and len(node.results) == 1 and node.result.uses:
-                    numbers[node.result] = found[node] = outside[key].result
+                    found[node] = value = outside[key].result
+                    self.same[node.result] = self.same.get(value, value)
         return found
 
     def is_meant(self, node: Node) -> bool:
@@ -107,7 +113,7 @@ class _Sweep:
         node.graph.erase(node)
         return True
 
-    def regions(self, node: Node, known: Scope, numbers: Numbers) -> list[dict[Node, Value]]:
+    def regions(self, node: Node, known: Scope) -> list[dict[Node, Value]]:
         """Merge equal nodes of a node's regions; returns for each region what is known outside."""
         if node.op in _REMAT and node.params.get("differentiated"):
             return []
@@ -118,8 +124,9 @@ class _Sweep:
             if region in self.done:
                 found.append({})
                 continue
-            same = outer_of(node, region) if own else {}
-            found.append(self.graph(region, {v: numbers.get(o, o) for v, o in same.items()}, outside))
+            if own:
+                self.same.update((v, self.same.get(o, o)) for v, o in outer_of(node, region).items())
+            found.append(self.graph(region, outside))
         return found
 
     def read_outside(self, node: Node, elsewhere: list[dict[Node, Value]]) -> None:

@@ -47,7 +47,12 @@ CASES = [
         (N,),
         "%1 = broadcast_in_dim[broadcast_dimensions=() shape=(3,)] 0; %1",
     ),
-    Case("subtract-self", lambda n: (lambda f: f - f)(unit(n)), (N,), "%1 = broadcast_in_dim[broadcast_dimensions=() shape=(3,)] 0.0; %1"),
+    Case(
+        "subtract-self",
+        lambda n: (lambda f: f - f)(unit(n)),
+        (N,),
+        "%1 = broadcast_in_dim[broadcast_dimensions=() shape=(3,)] 0.0; %1",
+    ),
     Case("subtract-from-nothing", lambda n: 0 - n, (N,), "%1 = neg %0; %1"),
     Case("subtract-from-nothing", lambda x: np.float32(-0.0) - x, (X,), "%1 = neg %0; %1"),
     Case("subtract-from-zero", lambda x: 0.0 - x, (X,), "%1 = neg %0; %1", R),

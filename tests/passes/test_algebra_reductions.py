@@ -74,9 +74,16 @@ REDUCTIONS = [
     Case("sum-broadcast", lambda s: jnp.sum(jnp.broadcast_to(s, (4, 3))), (S,), "%1 = mul %0 12.0; %1", R),
     Case(
         "sum-broadcast",
-        lambda x: jnp.sum(jnp.broadcast_to(x[:, None], (5, 3, 4)), (0, 2)),
+        lambda x: jnp.sum(lax.broadcast_in_dim(x, (5, 3, 4), (1,)), (0, 2)),
         (X,),
-        "%1 = broadcast_in_dim[broadcast_dimensions=(0,) shape=(3,1)] %0; %2 = squeeze[dimensions=(1,)] %1; %3 = mul %2 20.0; %3",
+        "%1 = mul %0 20.0; %1",
+        R,
+    ),
+    Case(
+        "sum-broadcast",
+        lambda a: jnp.sum(jnp.broadcast_to(a, (5, 2, 3)), 0),
+        (A,),
+        "%1 = squeeze[dimensions=(0,)] %0; %2 = mul %1 5.0; %2",
         R,
     ),
     Case("cumulate-one", lambda a: lax.cummax(a, 0), (A,), "%0"),

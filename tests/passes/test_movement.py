@@ -15,12 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lepton_jax.ir.export import to_callable
-from lepton_jax.ir.importer import from_jaxpr
 from lepton_jax.passes.simplify.movement import RULES, Movement
 from lepton_jax.rewrite import Pipeline
-from lepton_jax.rewrite.context import PassContext
-from lepton_jax.rewrite.driver import run_rules
-from lepton_jax.targets import get_target
 from tests.passes._check import fired, optimised, rewrite_jaxpr, same
 from tests.passes._movement import array, body, special
 from tests.passes._movement_programs import program
@@ -63,8 +59,12 @@ def test_a_value_that_loses_a_reader_is_looked_at_again() -> None:
         inner = lax.concatenate([x, x + 1], 0)
         return lax.concatenate([inner, x], 0), inner[:2]
 
-    graph = same(fun, array((2,)), passes="movement")
-    assert "concatenate[dimension=0] %0 %1 %0" in graph.to_text().replace("%2", "%1")
+    assert body(fun, array((2,))) == (
+        "%1: f32[2] = add %0 1.0",
+        "%2: f32[6] = concatenate[dimension=0] %0 %1 %0",
+        "return %2, %0",
+    )
+    same(fun, array((2,)), passes="movement")
 
 
 def test_new_nodes_say_where_they_come_from() -> None:
@@ -136,7 +136,7 @@ def test_operations_in_different_contexts_are_not_merged() -> None:
 
 
 def test_regions_are_rewritten_too() -> None:
-    def fun(x: jax.Array) -> jax.Array:
+    def fun(x: jax.Array) -> Any:
         def step(carry: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
             return carry + row[None, :].reshape(3), round_trip(carry[None])[0]
 
@@ -210,18 +210,3 @@ def test_random_programs_keep_every_bit_and_do_not_grow(seed: int) -> None:
         assert np.asarray(left).tobytes() == np.asarray(right).tobytes()
     again, _ = rewrite_jaxpr(jax.make_jaxpr(to_callable(graph))(x), "f", "dce,movement", "exact")
     assert again.to_text() == graph.to_text()
-
-
-def test_time_grows_with_the_length_of_a_program_and_no_faster() -> None:
-    """Counted in rules tried, not in seconds."""
-
-    def chain(x: jax.Array, length: int) -> jax.Array:
-        for _ in range(length):
-            x = jnp.concatenate([x[1:], x[:1]]) * jnp.broadcast_to(x[0], (8,))
-        return x
-
-    def tried(length: int) -> int:
-        graph = from_jaxpr(jax.make_jaxpr(lambda x: chain(x, length))(array((8,))))
-        return run_rules(graph, RULES, PassContext(get_target("cpu"))) + graph.num_nodes()
-
-    assert tried(200) <= 2.2 * tried(100)

@@ -1,0 +1,67 @@
+"""What tests of the passes on regions share: golden texts, programs that must stay as they are, and gates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from textwrap import dedent
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lepton_jax.ir.export import to_callable
+from lepton_jax.ir.graph import Graph
+from lepton_jax.ir.importer import from_jaxpr
+from lepton_jax.rewrite import CheckStructure, PassManager, Pipeline
+from lepton_jax.targets import get_target
+from tests.passes._check import check, run
+
+X = jnp.linspace(-1.0, 2.0, 3)
+ONE = jnp.float32(1.0)
+MATRIX = jnp.linspace(-1.0, 1.0, 9).reshape(3, 3)
+
+
+def assert_text(graph: Graph, expected: str) -> None:
+    """Assert that a graph reads like this."""
+    assert graph.to_text() == dedent(expected).strip()
+
+
+def assert_untouched(fun: Callable[..., Any], *args: Any, passes: str) -> Graph:
+    """Assert that a pipeline changes nothing: it fires nothing, and every node would be bound verbatim."""
+    graph, report = run(fun, *args, passes=passes)
+    assert report.rules == {}
+    assert graph.is_pristine()
+    return graph
+
+
+def ops(graph: Graph) -> list[str]:
+    """The operations of a graph and its regions, in order; shared regions once."""
+    return [node.op for node in graph.walk()]
+
+
+def assert_every_gate(fun: Callable[..., Any], *args: Any, passes: str) -> int:
+    """Forbid each single application in turn: the graph must stay sound and compute the same.
+
+    Returns:
+        How many applications there are.
+    """
+    closed = jax.make_jaxpr(fun)(*args)
+    leaves = jax.tree.leaves(args)
+    expected = jax.jit(to_callable(from_jaxpr(closed)))(*leaves)
+    pipeline = Pipeline.parse(passes)
+    forbidden = asked = 0
+    while forbidden <= asked:
+        numbers: list[int] = []
+
+        def gate(number: int, _pass: str, _rule: str, numbers: list[int] = numbers, no: int = forbidden) -> bool:
+            numbers.append(number)
+            return number != no
+
+        target = get_target("cpu")
+        manager = PassManager(pipeline, target, strict=True, instruments=[CheckStructure()], gate=gate)
+        graph, report = manager.run(closed)
+        assert sum(report.rules.values()) == len(numbers) - (forbidden in numbers)
+        check(expected, jax.jit(to_callable(graph))(*leaves))
+        asked = asked if forbidden else len(numbers)
+        forbidden += 1
+    return asked
