@@ -14,6 +14,7 @@ from lepton_jax._explain import Explanation as Explanation
 from lepton_jax._verify import Verification as Verification
 from lepton_jax._verify import VerificationError as VerificationError
 from lepton_jax._verify import verify as verify
+from lepton_jax._verify_each import VerifyEach as VerifyEach
 from lepton_jax.rewrite import LeptonError as LeptonError
 from lepton_jax.rewrite import Pass as Pass
 from lepton_jax.rewrite import PassContext as PassContext

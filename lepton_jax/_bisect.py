@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ class Culprit:
     Attributes:
         pass_name: the pass that made it.
         rule: its rule.
-        number: it was the so-manieth application, from 1.
+        number: which application it was, from 1.
         total: how many applications there are without bisection.
         op: the operation that it was applied to.
         where: the file and line that this operation comes from.
@@ -91,7 +91,7 @@ def bisect(
     search = _Search(fun, args, check, options)
     if not search.is_fine(0, reraise=True):
         raise BisectError("the function itself fails the check, with no rule applied")
-    total = search.count()
+    total = len(search.run(None).allowed)
     if search.is_fine(None):
         raise BisectError(f"the check passes with all {total} applications of {passes!r}")
     good, bad = 0, total
@@ -99,6 +99,16 @@ def bisect(
         middle = (good + bad) // 2
         good, bad = (middle, bad) if search.is_fine(middle) else (good, middle)
     return search.culprit(bad, total)
+
+
+@dataclass
+class _Run:
+    """One run of the passes: the graph and the report, or why there are none, and what was allowed."""
+
+    graph: Graph | None = None
+    report: Report | None = None
+    error: LeptonError | None = None
+    allowed: list[tuple[str, str]] = field(default_factory=list)
 
 
 class _Search:
@@ -120,73 +130,146 @@ class _Search:
 
         def limited(*args: Any, **kwargs: Any) -> Any:
             jaxpr, tree = trace_call(self.fun, self.static, args, kwargs)
-            graph, _ = self.manager(most).run(jaxpr, self.name)
-            results = evaluate(graph, dynamic_leaves(self.static, args, kwargs))
-            return jax.tree.unflatten(tree, results)
+            run = self.run(most, jaxpr)
+            if run.graph is None:
+                raise run.error or AssertionError
+            return jax.tree.unflatten(tree, evaluate(run.graph, dynamic_leaves(self.static, args, kwargs)))
 
         limited.__name__ = limited.__qualname__ = self.name
         return jax.jit(limited)
 
-    def manager(self, most: int | None) -> PassManager:
-        """A strict manager that allows so many applications."""
-
-        def gate(number: int, step: str, rule: str) -> bool:
-            return most is None or number <= most
-
-        options = self.options
-        return PassManager(
-            options.pipeline, get_target(options.target), options.level, strict=True, gate=gate
-        )
-
     def is_fine(self, most: int | None, reraise: bool = False) -> bool:
         """Whether the check passes with so many applications."""
         try:
-            with without_reproducers():
-                return bool(self.check(self.optimised(most)))
+            return bool(self.check(self.optimised(most)))
         except Exception:
             if reraise:
                 raise
             return False
 
-    def run(self, most: int | None) -> tuple[Graph, Report, list[tuple[str, str]]]:
-        """The graph and the report after so many applications, and the passes and rules that were allowed."""
-        allowed: list[tuple[str, str]] = []
+    def run(self, most: int | None, jaxpr: Any = None) -> _Run:
+        """Run the passes up to so many applications (None: all)."""
+        found = _Run()
 
         def gate(number: int, step: str, rule: str) -> bool:
             if most is not None and number > most:
                 return False
-            allowed.append((step, rule))
+            found.allowed.append((step, rule))
             return True
 
-        manager = self.manager(most)
-        manager.gate = gate
-        with without_reproducers():
-            graph, report = manager.run(self.jaxpr, self.name)
-        return graph, report, allowed
-
-    def count(self) -> int:
-        """How many applications there are; up to the failing one, if a pass fails."""
-        reached = 0
-
-        def gate(number: int, step: str, rule: str) -> bool:
-            nonlocal reached
-            reached = number
-            return True
-
-        manager = self.manager(None)
-        manager.gate = gate
+        options = self.options
+        target = get_target(options.target)
+        manager = PassManager(options.pipeline, target, options.level, strict=True, gate=gate)
         try:
             with without_reproducers():
-                manager.run(self.jaxpr, self.name)
-        except LeptonError:
-            pass
-        return reached
+                found.graph, found.report = manager.run(self.jaxpr if jaxpr is None else jaxpr, self.name)
+        except LeptonError as error:
+            found.error = error
+        return found
 
     def culprit(self, number: int, total: int) -> Culprit:
         """What application `number` is and does."""
-        before, _, _ = self.run(number - 1)
-        try:
-            after, report, allowed = self.run(number)
-        except LeptonError:
-            ...
-        raise NotImplementedError
+        before, after = self.run(number - 1), self.run(number)
+        step, rule = after.allowed[-1]
+        op, where = "an operation", "unknown"
+        if after.report is not None and len(after.report.applications) >= number:
+            record = after.report.applications[number - 1]
+            op, where = record.op, record.where
+        if before.graph is None or after.graph is None:
+            diff = str(before.error or after.error)
+        else:
+            diff = difference(before.graph.to_text(), after.graph.to_text())
+        return Culprit(step, rule, number, total, op, where, diff)
+
+
+# The command
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `lepton bisect`."""
+    parser.add_argument("function", metavar="module:function", help="the function that goes wrong")
+    parser.add_argument(
+        "--args", required=True, metavar="module:make_args", help="a function that makes its arguments, a tuple"
+    )
+    parser.add_argument(
+        "--check",
+        metavar="module:check",
+        help="a function that is given a function and says whether it is fine (default: compare results)",
+    )
+    parser.add_argument("--passes", default="default", help="the pipeline (default: default)")
+    parser.add_argument("--level", default="reassociate", help="the semantics level (default: reassociate)")
+    parser.add_argument(
+        "--tolerance", type=float, default=1e-4, help="how far results may be off, relative to the largest"
+    )
+
+
+def bisect_command(args: argparse.Namespace) -> int:
+    """Bisect as `lepton bisect` does, and print the culprit.
+
+    Returns:
+        0 if there is one, else 1.
+    """
+    try:
+        fun = _find(args.function)
+        values = tuple(_find(args.args)())
+        check = close_to(fun, values, args.tolerance) if args.check is None else _find(args.check)
+        print(bisect(fun, *values, check=check, passes=args.passes, level=args.level))
+    except (LeptonError, ImportError, ValueError) as error:
+        print(f"lepton bisect: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _find(name: str) -> Callable[..., Any]:
+    """The function that `module:function` names; modules of the working directory are found too.
+
+    Raises:
+        ValueError: it is not of that form, or the module has no such function.
+    """
+    module, _, path = name.partition(":")
+    if not module or not path:
+        raise ValueError(f"expected module:function, got {name!r}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    found: Any = importlib.import_module(module)
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{module} has no {path}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ValueError(f"{name} is not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def close_to(fun: Callable[..., Any], args: tuple[Any, ...], tolerance: float) -> Check:
+    """A check that compares results with those of `fun` under `jax.jit`.
+
+    Args:
+        tolerance: how far floats may be off, relative to the largest of an array; for small
+            floats at least four units in the last place. All else has to be equal.
+    """
+    want = jax.tree.map(_plain, jax.jit(fun)(*args))
+
+    def check(optimised: Callable[..., Any]) -> bool:
+        got = jax.tree.map(_plain, optimised(*args))
+        same = jax.tree.map(lambda a, b: _is_close(a, b, tolerance), want, got)
+        return all(jax.tree.leaves(same))
+
+    return check
+
+
+def _plain(x: Any) -> np.ndarray:
+    return np.asarray(jax.random.key_data(x) if _jax.is_extended(x.dtype) else x)
+
+
+def _is_close(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if not jnp.issubdtype(a.dtype, jnp.inexact):
+        return bool((a == b).all())
+    wide = np.complex128 if jnp.issubdtype(a.dtype, jnp.complexfloating) else np.float64
+    allowed = max(tolerance, 4 * float(jnp.finfo(a.dtype).eps))
+    x, y = a.astype(wide), b.astype(wide)
+    largest = np.abs(x[np.isfinite(x)]).max(initial=0.0)
+    return bool(np.allclose(x, y, 0, allowed * largest, equal_nan=True))

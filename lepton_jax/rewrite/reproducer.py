@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import getpass
 import os
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,6 +70,16 @@ def write_reproducer(
     if arrays:
         np.savez(file.with_suffix(".npz"), **arrays)  # type: ignore[arg-type]
     return file
+
+
+@contextlib.contextmanager
+def without_reproducers(instead: Path = Path("not written")) -> Iterator[None]:
+    """Write no files while this lasts; `instead` is named in their place."""
+    token = _REPLAYED.set(instead)
+    try:
+        yield
+    finally:
+        _REPLAYED.reset(token)
 
 
 def default_folder() -> Path:
@@ -164,9 +175,6 @@ def replay(
         PassError: a pass fails, as it did before.
     """
     manager = PassManager(Pipeline.parse(pipeline), rates, level, strict=True, instruments=[CheckStructure()])
-    token = _REPLAYED.set(Path(file))
-    try:
+    with without_reproducers(Path(file)):
         _, report = manager.run(_jax.trace_flat(program, specs), program.__name__)
-    finally:
-        _REPLAYED.reset(token)
     print(f"no pass failed\n{report}")

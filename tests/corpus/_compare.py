@@ -16,7 +16,7 @@ UNITS = 256
 
 def rounding_unit(fun: Callable[..., Any], *args: Any) -> float:
     """The unit of rounding of the narrowest format of a function: bfloat16, float16 or float32."""
-    text = str(jax.make_jaxpr(fun)(*args))
+    text = str(jax.jit(fun).trace(*args).jaxpr)  # jit keeps the trace for its next call
     present = [float(jnp.finfo(name).eps) for name in ("bfloat16", "float16") if f"{SHORT[name]}[" in text]
     return max([float(np.finfo(np.float32).eps), *present])
 

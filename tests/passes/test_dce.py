@@ -111,7 +111,7 @@ def test_carries_that_feed_only_each_other() -> None:
             a, b, c = carry
             return (b * x, a + x, c + x), None
 
-        return lax.scan(body, (ONE, ONE * 2, ONE * 3), xs)[0][2]
+        return lax.scan(body, (ONE, jnp.float32(2.0), jnp.float32(3.0)), xs)[0][2]
 
     graph = kept(f, X)
     (scan,) = graph
@@ -353,10 +353,10 @@ def test_call_that_loses_a_caller_is_looked_at_again() -> None:
     assert fired(f, X, X, passes="dce") == {"dead-node": 1, "dead-slot": 1}
 
 
-def test_call_with_compiler_options_keeps_its_interface() -> None:
-    special = jax.jit(wide.__wrapped__, compiler_options={"xla_cpu_enable_fast_math": False})
+def test_call_that_is_more_than_a_call_keeps_its_interface() -> None:
+    donating = jax.jit(lambda x, y: (jnp.sin(x), jnp.cos(y)), donate_argnums=1)
 
-    assert_untouched(lambda x, y: special(x, y)[0], X, X, passes="dce")
+    assert_untouched(lambda x, y: donating(x, y)[0], X, X, passes="dce")
 
 
 def test_checkpoint_still_recomputes() -> None:
@@ -366,9 +366,8 @@ def test_checkpoint_still_recomputes() -> None:
     graph = kept(f, X, X)
     assert ops(graph) == ["remat2", "sin", "sin"] or ops(graph) == ["checkpoint", "sin", "sin"]
     flat = to_callable(graph)
-    backward = str(jax.make_jaxpr(jax.grad(lambda x: flat(x, X)[0].sum()))(X))
-    assert "differentiated=True" in backward
-    assert backward.split("differentiated=True")[0].count(" sin ") == 3  # 2 forward, 1 again
+    forward, backward = str(jax.make_jaxpr(jax.grad(lambda x: flat(x, X)[0].sum()))(X)).split("differentiated=True")
+    assert (forward.count(" sin "), backward.count(" sin ")) == (2, 1)
 
 
 # What must stay
@@ -494,7 +493,7 @@ def test_pure_callbacks_and_random_numbers_go() -> None:
         jax.random.normal(jax.random.key(0), (3,))
         return x
 
-    assert ops(kept(f, X, vmap=False)) == []
+    assert ops(kept(f, X, grad=False)) == []
 
 
 def test_writes_to_references_stay() -> None:

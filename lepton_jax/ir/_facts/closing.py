@@ -76,7 +76,8 @@ def _splat_facts(dtype: Any, number: bytes, shape: tuple[Any, ...]) -> Facts:
     if kind in ("bool", "int"):
         known.update(least=int(splat), most=int(splat), nonzero=bool(splat != 0), finite=True)
     elif kind == "float" and no_nan:
-        known.update(least=float(splat), most=float(splat), finite=bool(abs(float(splat)) < math.inf))
+        least, most = _flushed(float(splat), float(splat), dtype)
+        known.update(least=least, most=most, finite=abs(float(splat)) < math.inf)
         known["nonzero"] = abs(float(splat)) >= float_limits(dtype)[1]
     elif kind == "complex":
         known.update(finite=bool(np.isfinite(splat)), nonzero=bool(splat != 0))
@@ -146,11 +147,18 @@ def _close_float(known: Claims, dtype: Any) -> None:
     if known.get("finite"):
         known["no_nan"] = True
         least, most = max(least, -greatest), min(most, greatest)
+    least, most = _flushed(least, most, dtype)
     least = least if least >= -greatest else -math.inf
     most = most if most <= greatest else math.inf
     known["least"], known["most"] = least, most
     known["finite"] = bool(known.get("no_nan")) and -math.inf < least and most < math.inf
     known["nonzero"] = known.get("nonzero", False) or least >= tiny or most <= -tiny
+
+
+def _flushed(least: float, most: float, dtype: Any) -> tuple[float, float]:
+    """Bounds that also hold when backends take numbers too small for a normal float as zero."""
+    tiny = float_limits(dtype)[1]
+    return 0.0 if 0 < least < tiny else least, 0.0 if -tiny < most < 0 else most
 
 
 def _close_complex(known: Claims, dtype: Any) -> None:

@@ -1,0 +1,41 @@
+"""The pages of docs/ keep their word: their examples run, each page on its own, from top to bottom."""
+
+from __future__ import annotations
+
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lepton_jax.rewrite import pass_names, unregister
+
+PAGES = sorted((Path(__file__).resolve().parents[1] / "docs").glob("*.md"))
+
+
+@pytest.fixture(autouse=True)
+def forget_passes() -> Iterator[None]:
+    """Passes that a page registers are gone after it."""
+    before = set(pass_names())
+    yield
+    for name in set(pass_names()) - before:
+        unregister(name)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = page.read_text(encoding="utf-8")
+    found = list(re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    assert found
+    module = types.ModuleType(f"page_{page.stem}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for block in found:
+        code = "\n" * text[: block.start(1)].count("\n") + block[1]
+        exec(compile(code, str(page), "exec"), vars(module))
+
+
+def test_every_pass_is_described() -> None:
+    table = (PAGES[0].parent / "passes.md").read_text(encoding="utf-8")
+    assert [name for name in pass_names() if f"| `{name}` |" not in table] == []
