@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from lepton_jax._difference import difference
 from lepton_jax._options import Options, StaticArguments, make_options
 from lepton_jax._stage import dynamic_leaves, trace_call
+from lepton_jax.ir import _jax
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.graph import Graph
 from lepton_jax.rewrite import LeptonError, PassManager, Report
@@ -87,7 +95,7 @@ def bisect(
         Traceback (most recent call last):
         lepton_jax._bisect.BisectError: the check passes with all 1 applications of 'algebra'
     """
-    options = make_options(passes, level, target, None, None, None, None, None, False, True, False)
+    options = make_options(passes, level, target, None, None, None, None, False, True, False)
     search = _Search(fun, args, check, options)
     if not search.is_fine(0, reraise=True):
         raise BisectError("the function itself fails the check, with no rule applied")
@@ -189,7 +197,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `lepton bisect`."""
     parser.add_argument("function", metavar="module:function", help="the function that goes wrong")
     parser.add_argument(
-        "--args", required=True, metavar="module:make_args", help="a function that makes its arguments, a tuple"
+        "--args",
+        required=True,
+        metavar="module:make_args",
+        help="a function that makes its arguments, a tuple",
     )
     parser.add_argument(
         "--check",

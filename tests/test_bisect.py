@@ -71,10 +71,10 @@ def passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def long_chain(x: Any) -> Any:
     for _ in range(20):
-        x = -(-x) + 1.0
+        x = jnp.negative(-x) + 1.0
     x = jnp.sin(jnp.exp(x / 30))
     for _ in range(20):
-        x = -(-x) * 2.0
+        x = jnp.negative(-x) * 2.0
     return {"out": x}
 
 
@@ -93,13 +93,18 @@ def test_it_finds_the_one_wrong_application_among_many() -> None:
     assert asked <= 9
     assert "test_bisect.py" in culprit.where
     changed = [line for line in culprit.diff.splitlines()[2:] if line[0] in "+-"]
-    assert [line.split(" = ")[1].split("[")[0] for line in changed if " = " in line] == ["sin", "cos"]
-    assert str(culprit).startswith(f"application {culprit.number} of {culprit.total} breaks the check: rule sin-to-cos")
+    assert [line[0] + line.split(" = ")[1].split("[")[0] for line in changed] == CHANGED
+    assert str(culprit).startswith(
+        f"application {culprit.number} of {culprit.total} breaks the check: rule sin-to-cos"
+    )
+
+
+CHANGED = ["-sin", "-neg %23", "+cos", "+neg %new1"]
 
 
 def test_the_check_may_look_at_gradients() -> None:
     def fun(x: Any) -> Any:
-        return jnp.sin(jnp.exp(-(-x))).sum()
+        return jnp.sin(jnp.exp(jnp.negative(-x))).sum()
 
     want = jax.grad(fun)(X)
     culprit = bisect(
@@ -110,7 +115,7 @@ def test_the_check_may_look_at_gradients() -> None:
 
 def test_inside_regions() -> None:
     def fun(x: Any) -> Any:
-        return jax.lax.scan(lambda c, r: (jnp.sin(jnp.exp(-(-c))) * r, -(-r)), x[0], x)
+        return jax.lax.scan(lambda c, r: (jnp.sin(jnp.exp(jnp.negative(-c))) * r, jnp.negative(-r)), x[0], x)
 
     culprit = bisect(fun, X, check=close_to(fun, (X,), 1e-4), passes="wrong-in-tests")
     assert culprit.rule == "sin-to-cos"
@@ -131,7 +136,7 @@ def test_nothing_to_find() -> None:
     with pytest.raises(BisectError, match="the function itself fails the check"):
         bisect(jnp.sin, X, check=lambda f: False, passes="wrong-in-tests")
     with pytest.raises(BisectError, match="the check passes with all 1 applications of 'wrong-in-tests'"):
-        bisect(lambda x: -(-x), X, check=lambda f: True, passes="wrong-in-tests")
+        bisect(lambda x: jnp.negative(-x), X, check=lambda f: True, passes="wrong-in-tests")
     with pytest.raises(BisectError, match="all 0 applications"):
         bisect(jnp.tan, X, check=lambda f: True, passes="wrong-in-tests")
 
@@ -144,7 +149,7 @@ def test_an_error_of_the_check_on_the_plain_function_is_shown() -> None:
         bisect(jnp.sin, X, check=check, passes="wrong-in-tests")
 
 
-MODULE = '''
+MODULE = """
 import jax.numpy as jnp
 
 def wrong(x, y):
@@ -158,7 +163,7 @@ def make_args():
 
 def tolerant(f):
     return bool((f(*make_args()) > 1).all())
-'''
+"""
 
 
 def command(*words: str) -> argparse.Namespace:
@@ -167,7 +172,9 @@ def command(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "to_bisect.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [*__import__("sys").path])
@@ -215,7 +222,7 @@ def test_close_to_compares_every_leaf() -> None:
 
 def test_a_difference_keeps_the_names_of_what_did_not_change() -> None:
     def before(x: Any) -> Any:
-        y = jax.lax.cond(x[0] > 0, lambda a: jnp.sin(-(-a)), lambda a: jnp.tan(jnp.sin(a)), x)
+        y = jax.lax.cond(x[0] > 0, lambda a: jnp.sin(jnp.negative(-a)), lambda a: jnp.tan(jnp.sin(a)), x)
         return jnp.exp(y) + x
 
     def after(x: Any) -> Any:
@@ -235,7 +242,6 @@ DIFFERENCE = [
     "-      %3: f32[6] = sin[accuracy=None] %2",
     "+      %3: f32[6] = sin[accuracy=None] %0",
     "-  %7: f32[6] = add %6 %0",
-    "-  return %7",
     "+  %new1: f32[6] = mul %0 2.0",
     "+  %7: f32[6] = add %6 %new1",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from lepton_jax.fuzz.generator import Maker, BOOL, COMPLEX, FLOATS, INTS, Generator
+from lepton_jax.fuzz.generator import BOOL, COMPLEX, FLOATS, INTS, Generator, Maker
 from lepton_jax.fuzz.program import Type
 
 
@@ -22,7 +22,7 @@ def movement(g: Generator) -> None:
         f"lax.rev({{0}}, ({g.rng.randrange(kind.ndim)},))",
         f"jnp.roll({{0}}, 1, {g.rng.randrange(kind.ndim)})",
         f"jnp.repeat({{0}}, 2, {g.rng.randrange(kind.ndim)})",
-        f"jnp.tile({{0}}, 2)",
+        "jnp.tile({0}, 2)",
         "jnp.squeeze({0})",
         _slice(g, kind),
         _pad(g, kind),
@@ -54,7 +54,7 @@ def there_and_back(g: Generator) -> None:
         f"jnp.zeros((), {{0}}.dtype), {((-1, -2, 0),) * kind.ndim})",
         "jnp.expand_dims({0}, 0)[0]",
         "jnp.stack([{0}, {0}])[1]",
-        f"lax.optimization_barrier({{0}})",
+        "lax.optimization_barrier({0})",
         f"lax.dynamic_slice({{0}}, {zeros}, {kind.shape})",
         f"lax.dynamic_update_slice({{0}}, {{0}}, {zeros})",
         "jax.jit(lambda x: x)({0})",
@@ -100,9 +100,11 @@ def joined(g: Generator) -> None:
     name, kind = found
     axis = g.rng.randrange(kind.ndim)
     fits = g.pick(
-        lambda other: other.dtype == kind.dtype
-        and other.ndim == kind.ndim
-        and all(i == axis or a == b for i, (a, b) in enumerate(zip(other.shape, kind.shape, strict=True)))
+        lambda other: (
+            other.dtype == kind.dtype
+            and other.ndim == kind.ndim
+            and all(i == axis or a == b for i, (a, b) in enumerate(zip(other.shape, kind.shape, strict=True)))
+        )
     )
     assert fits is not None  # the value itself fits
     options = [f"jnp.concatenate([{{0}}, {{1}}], {axis})", f"jnp.concatenate([{{1}}, {{0}}, {{0}}], {axis})"]
@@ -151,7 +153,11 @@ def reduction(g: Generator) -> None:
     keep = g.rng.choice(["", ", keepdims=True"])
     empty = kind.size == 0
     if kind.dtype == BOOL:
-        options = [f"jnp.any({{0}}, {axes}{keep})", f"jnp.all({{0}}, {axes}{keep})", "jnp.sum({0}, dtype='int32')"]
+        options = [
+            f"jnp.any({{0}}, {axes}{keep})",
+            f"jnp.all({{0}}, {axes}{keep})",
+            "jnp.sum({0}, dtype='int32')",
+        ]
     elif kind.dtype == COMPLEX:
         options = [f"jnp.sum({{0}}, {axes}{keep})"]
     else:
@@ -159,7 +165,11 @@ def reduction(g: Generator) -> None:
         options += [] if empty else [f"jnp.max({{0}}, {axes}{keep})", f"jnp.min({{0}}, {axes}{keep})"]
         options += [] if empty else ["jnp.argmax({0})", f"jnp.argmin({{0}}, {kind.ndim - 1})"]
     if kind.dtype in FLOATS and not empty:
-        options += [f"jnp.mean({{0}}, {axes}{keep})", f"jax.nn.logsumexp({{0}}, {axes}{keep})", "jax.nn.softmax({0})"]
+        options += [
+            f"jnp.mean({{0}}, {axes}{keep})",
+            f"jax.nn.logsumexp({{0}}, {axes}{keep})",
+            "jax.nn.softmax({0})",
+        ]
     g.emit(g.choice(options), name)
 
 
@@ -203,7 +213,10 @@ def product(g: Generator) -> None:
     assert fits is not None  # the value itself fits
     other_axis = g.rng.choice([i for i, d in enumerate(fits[1].shape) if d == size])
     numbers = f"((({axis},), ({other_axis},)), ((), ()))"
-    options = [f"lax.dot_general({{0}}, {{1}}, {numbers})", f"jnp.tensordot({{1}}, {{0}}, ([{other_axis}], [{axis}]))"]
+    options = [
+        f"lax.dot_general({{0}}, {{1}}, {numbers})",
+        f"jnp.tensordot({{1}}, {{0}}, ([{other_axis}], [{axis}]))",
+    ]
     if kind.dtype in FLOATS:
         options.append(f"lax.dot_general({{0}}, {{1}}, {numbers}, preferred_element_type='float32')")
     if kind.ndim == 2:

@@ -83,10 +83,11 @@ def check(
     """
     subject = Subject.of(program) if isinstance(program, Program) else program
     views = _Views(subject, only)
+    twice = None
     if only in (None, "twice") or only.startswith("error"):
-        failure = _passes_twice(views.closed["value"], passes, level)
-        if failure is not None or only == "twice":
-            return failure
+        twice = _passes_twice(views.closed["value"], passes, level)
+        if only == "twice" or (twice is not None and twice.kind != "twice"):
+            return twice
     optimised = optimize(subject.fun, passes, level=level, strict=True)
 
     def both(args: Any, batch: Any) -> tuple[Outputs, Outputs]:
@@ -97,7 +98,7 @@ def check(
     except Exception as error:
         views.run_plain()
         return _error(error)
-    return _compare(views, want, got, level) or _compare_effects(effects)
+    return _compare(views, want, got, level) or _compare_effects(effects) or twice
 
 
 def _error(error: Exception) -> Failure:
@@ -119,7 +120,9 @@ def _passes_twice(closed: Any, passes: str, level: str) -> Failure | None:
     twice = second.to_text()
     if once == twice:
         return None
-    lines = difflib.unified_diff(once.splitlines(), twice.splitlines(), "after once", "after twice", "", "", 3, "")
+    lines = difflib.unified_diff(
+        once.splitlines(), twice.splitlines(), "after once", "after twice", "", "", 3, ""
+    )
     return Failure("twice", "the passes change their own result\n" + "\n".join(lines))
 
 

@@ -102,7 +102,11 @@ class Generator:
         self.scope = [*([] if closed else self.scope), *named]
         self.own = len(self.scope) - len(named)
         self.statements = []
-        self.closed, self.quiet, self.straight = self.closed or closed, self.quiet or quiet, self.straight or straight
+        self.closed, self.quiet, self.straight = (
+            self.closed or closed,
+            self.quiet or quiet,
+            self.straight or straight,
+        )
         self.depth += 1
         stop = self.left - size
         for _ in range(4 * size):
@@ -196,7 +200,7 @@ class Generator:
         return None if found is None else found[0]
 
     def index(self, most: int, place: int) -> tuple[str, list[str]]:
-        """A template for an index below `most`: a number, or operand number `place` made to fit; its operands."""
+        """A template for an index below `most`, and its operands: a number, or operand `place` clipped."""
         found = self.pick(lambda kind: kind == Type((), "int32"))
         if found is None or self.rng.random() < 0.4:
             return str(self.rng.randrange(max(most, 1))), []
@@ -250,7 +254,7 @@ def broadcasts(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
 
 
 def convert(source: Type, wanted: Type) -> str:
-    """A template that makes a value of one type of another; floats are clipped before they become integers."""
+    """A template that makes a value of one type of another; floats are clipped to become integers."""
     text = "{0}"
     if source.dtype == COMPLEX and wanted.dtype != COMPLEX:
         text = f"jnp.real({text})"
@@ -263,7 +267,10 @@ def convert(source: Type, wanted: Type) -> str:
         return text
     if source.size == wanted.size:
         return f"jnp.reshape({text}, {wanted.shape})"
-    if broadcasts(source.shape, wanted.shape) and np.broadcast_shapes(source.shape, wanted.shape) == wanted.shape:
+    if (
+        broadcasts(source.shape, wanted.shape)
+        and np.broadcast_shapes(source.shape, wanted.shape) == wanted.shape
+    ):
         return f"jnp.broadcast_to({text}, {wanted.shape})"
     total = f"jnp.any({text})" if wanted.dtype == BOOL else f"jnp.sum({text}, dtype='{wanted.dtype}')"
     return f"jnp.broadcast_to({total}, {wanted.shape})"

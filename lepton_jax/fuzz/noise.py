@@ -181,9 +181,11 @@ def _real(x: np.ndarray) -> np.ndarray:
 def _unsteady(runs: np.ndarray) -> np.ndarray:
     """Where runs disagree about what is finite, or about which odd number it is."""
     first = runs[0]
-    return np.asarray(np.logical_or.reduce([_unlike(first, run) & ~(np.isfinite(first) & np.isfinite(run)) for run in runs]))
+    return np.asarray(
+        np.logical_or.reduce([_unlike(first, run) & ~(np.isfinite(first) & np.isfinite(run)) for run in runs])
+    )
 
 
 def _unlike(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Where numbers differ, nan being like nan."""
-    return ~((a == b) | (np.isnan(a) & np.isnan(b)))
+    return np.asarray(~((a == b) | (np.isnan(a) & np.isnan(b))))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from lepton_jax.fuzz.generator import Maker, Generator
+from lepton_jax.fuzz.generator import Generator, Maker
 from lepton_jax.fuzz.program import KEY, Block, Type
 
 _DEEPEST = 3
@@ -45,8 +45,8 @@ def scan(g: Generator) -> None:
     n = len(carries)
     operands = [*carries, *(name for name, _ in xs)]
     options = f"length={length}, reverse={g.rng.random() < 0.3}, unroll={g.rng.choice([1, 1, 1, 2])}"
-    run = f"lax.scan(lambda c, x: split({n}, {{f0}}(*c, *x)), {_tuple(0, n)}, {_tuple(n, len(operands))}, {options})"
-    g.emit(run, *operands, regions=[body])
+    args = f"{_tuple(0, n)}, {_tuple(n, len(operands))}"
+    g.emit(f"lax.scan(lambda c, x: split({n}, {{f0}}(*c, *x)), {args}, {options})", *operands, regions=[body])
 
 
 def while_loop(g: Generator) -> None:
@@ -57,7 +57,8 @@ def while_loop(g: Generator) -> None:
     names, kinds = _operands(g, g.rng.randint(1, 3))
     body = g.block([Type((), "int32"), *kinds], size, kinds)
     most, read = g.index(5, len(names))
-    run = f"lax.while_loop(lambda s: s[0] < {most}, lambda s: (s[0] + 1, *{{f0}}(*s)), (0, *{_tuple(0, len(names))}))[1:]"
+    init = f"(0, *{_tuple(0, len(names))})"
+    run = f"lax.while_loop(lambda s: s[0] < {most}, lambda s: (s[0] + 1, *{{f0}}(*s)), {init})[1:]"
     g.emit(run, *names, *read, regions=[body])
 
 
@@ -69,7 +70,11 @@ def fori_loop(g: Generator) -> None:
     names, kinds = _operands(g, g.rng.randint(1, 3))
     body = g.block([Type((), "int32"), *kinds], size, kinds)
     times = g.rng.choice([0, 1, 2, 3])
-    g.emit(f"lax.fori_loop(0, {times}, lambda i, s: {{f0}}(i, *s), {_tuple(0, len(names))})", *names, regions=[body])
+    g.emit(
+        f"lax.fori_loop(0, {times}, lambda i, s: {{f0}}(i, *s), {_tuple(0, len(names))})",
+        *names,
+        regions=[body],
+    )
 
 
 def cond(g: Generator) -> None:
@@ -112,7 +117,12 @@ def jit(g: Generator) -> None:
     size = _room(g)
     if size:
         names, kinds = _operands(g, g.rng.randint(1, 3))
-        _call(g, g.rng.choice(["jax.jit({f0})", "jax.jit({f0})", "jax.jit({f0}, inline=True)"]), g.block(kinds, size), names)
+        _call(
+            g,
+            g.rng.choice(["jax.jit({f0})", "jax.jit({f0})", "jax.jit({f0}, inline=True)"]),
+            g.block(kinds, size),
+            names,
+        )
 
 
 def jit_twice(g: Generator) -> None:
@@ -190,7 +200,9 @@ def idle(g: Generator) -> None:
     options = [
         "lax.scan(lambda c, _: (c, None), {0}, None, length=3)[0]",
         "lax.scan(lambda c, _: (c, c), {0}, None, length=1)[1][0]",
-        "lax.fori_loop(0, 0, lambda i, c: c[..., ::-1] if c.ndim else -c, {0})" if found[1].dtype != "bool" else "{0}",
+        "lax.fori_loop(0, 0, lambda i, c: c[..., ::-1] if c.ndim else -c, {0})"
+        if found[1].dtype != "bool"
+        else "{0}",
         "lax.cond(True, lambda a: a, lambda a: jnp.zeros_like(a), {0})",
         "lax.switch(1, [lambda a: jnp.ones_like(a), lambda a: a], {0})",
         "lax.map(lambda a: a, jnp.expand_dims({0}, 0))[0]",

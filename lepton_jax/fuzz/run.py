@@ -56,7 +56,9 @@ class FuzzResult:
 
     def __str__(self) -> str:
         head = f"{self.programs} programs in {self.seconds:.0f} s, {len(self.failures)} failed"
-        lines = [head + (f" ({self.invalid} that plain JAX cannot run were left out)" if self.invalid else "")]
+        lines = [
+            head + (f" ({self.invalid} that plain JAX cannot run were left out)" if self.invalid else "")
+        ]
         for found in self.failures:
             what = str(found.failure).splitlines()[0]
             lines.append(f"  seed {found.program.seed}: {what}" + (f" -> {found.file}" if found.file else ""))
@@ -144,7 +146,7 @@ def script(program: Program, failure: Failure, passes: str, level: str) -> str:
     """A runnable file that shows a failure."""
     types = ", ".join(f'Type({kind.shape}, "{kind.dtype}")' for kind in program.types)
     comment = "\n".join(f"# {line}".rstrip() for line in str(failure).splitlines())
-    options = f'seed={program.seed}, hostile={program.hostile}, has_effects={program.has_effects}'
+    options = f"seed={program.seed}, hostile={program.hostile}, has_effects={program.has_effects}"
     return (
         f"# Found by `lepton fuzz`. Run this file to see:\n{comment}\n"
         f"{program.source()}\n\n"

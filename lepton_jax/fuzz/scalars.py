@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from lepton_jax.fuzz.generator import Maker, BOOL, COMPLEX, FLOATS, INTS, Generator, broadcasts, convert
+from lepton_jax.fuzz.generator import BOOL, COMPLEX, FLOATS, INTS, Generator, Maker, broadcasts, convert
 from lepton_jax.fuzz.program import Type
-
 
 _UNARY = {
     "float": (
@@ -131,7 +130,14 @@ _NEUTRAL = {
         "{0}.astype('float32').astype({0}.dtype)",
         "{0} == {0}",
     ),
-    "bool": ("{0} & True", "{0} | False", "~~{0}", "{0} ^ {0}", "{0} | True", "{0}.astype('int32').astype(bool)"),
+    "bool": (
+        "{0} & True",
+        "{0} | False",
+        "~~{0}",
+        "{0} ^ {0}",
+        "{0} | True",
+        "{0}.astype('int32').astype(bool)",
+    ),
     "complex": ("{0} * 1", "jnp.conj(jnp.conj({0}))", "lax.complex(jnp.real({0}), jnp.imag({0}))"),
 }
 
@@ -184,7 +190,12 @@ def repeated(g: Generator) -> None:
 def constant(g: Generator) -> None:
     """A constant: zeros, ones, an identity, a ramp, odd numbers."""
     shape = g.shape()
-    options = [f"jnp.zeros({shape})", f"jnp.ones({shape})", f"jnp.full({shape}, 2.5)", f"jnp.full({shape}, -1)"]
+    options = [
+        f"jnp.zeros({shape})",
+        f"jnp.ones({shape})",
+        f"jnp.full({shape}, 2.5)",
+        f"jnp.full({shape}, -1)",
+    ]
     options += [f"jnp.eye({max(shape, default=1)})", f"jnp.arange({max(shape, default=3)})"]
     size = Type(shape, "float32").size
     options += [f"np.linspace(-1, 1, {size}, dtype=np.float32).reshape({shape})"]

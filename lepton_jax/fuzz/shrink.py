@@ -103,7 +103,11 @@ def _constants(block: Block, places: Sequence[int]) -> Block:
     """A block with constants in place of some statements."""
     statements: list[Statement] = []
     for i, statement in enumerate(block.statements):
-        if i in places and statement.kind != "constant" and all(kind.dtype != KEY for kind in statement.types):
+        if (
+            i in places
+            and statement.kind != "constant"
+            and all(kind.dtype != KEY for kind in statement.types)
+        ):
             statements += map(_constant, statement.results, statement.types)
         else:
             statements.append(statement)
@@ -143,7 +147,7 @@ def _stand_ins(statement: Statement, known: Sequence[tuple[str, Type]]) -> Itera
 
 
 def _written_out(statement: Statement) -> Iterator[tuple[tuple[Statement, ...], dict[str, str]]]:
-    """The bodies of calls, branches and loops (run once) in place of the statement, and what its results become."""
+    """Bodies of calls, branches and loops (run once) in place of a statement; what its results become."""
     for region in statement.regions:
         extra: tuple[Statement, ...] = ()
         names = [name for name, _ in region.inputs]

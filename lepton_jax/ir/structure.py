@@ -53,6 +53,16 @@ def operand_key(value: Value) -> Any:
 def params_key(params: Mapping[str, Any]) -> Any | None:
     """A hashable form of parameters, or None."""
     try:
+        key: Any = tuple(params.items())
+        hash(key)
+    except TypeError:
+        return _slow_params_key(params)
+    return key
+
+
+def _slow_params_key(params: Mapping[str, Any]) -> Any | None:
+    """The same where a parameter is an array, a list or a dict."""
+    try:
         key = tuple((k, _hashable(params[k])) for k in sorted(params))
         hash(key)
     except TypeError:

@@ -39,6 +39,9 @@ class Pass(ABC):
     name: ClassVar[str]
     """What the pass is called in a pipeline's text."""
 
+    idempotent: ClassVar[bool] = True
+    """Whether running it again on what it left changes nothing, so that the manager need not do so."""
+
     @abstractmethod
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Rewrite `graph` in place."""

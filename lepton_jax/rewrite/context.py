@@ -70,6 +70,8 @@ class PassContext:
         counts: how often each rule fired in the pass at hand.
         applications: what was changed, in order (the first ten thousand).
         misses: what nearly fired.
+        is_static: whether no shape in the program is symbolic.
+        settled: the version of the graph that each pass left when it last ran.
     """
 
     rates: Rates
@@ -80,6 +82,8 @@ class PassContext:
     counts: Counter[str] = field(default_factory=Counter)
     applications: list[Application] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
+    is_static: bool = False
+    settled: dict[Any, int] = field(default_factory=dict)
     current_pass: str = ""
     fired: int = 0
 

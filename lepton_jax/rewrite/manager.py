@@ -86,7 +86,7 @@ class PassManager:
         start = time.perf_counter()
         graph = from_jaxpr(closed, name)
         report = Report(pipeline=str(pipeline), target=self.rates.name, equations_before=graph.num_nodes())
-        ctx = PassContext(self.rates, self.level, self.gate, self.explain)
+        ctx = PassContext(self.rates, self.level, self.gate, self.explain, is_static=graph.is_static)
         for instrument in self.instruments:
             instrument.before_pipeline(graph)
         self._steps(pipeline.steps, graph, ctx, report)
@@ -112,6 +112,8 @@ class PassManager:
     def _pass(self, step: Pass, graph: Graph, ctx: PassContext, report: Report) -> None:
         start = time.perf_counter()
         before = graph.total_version()
+        if step.idempotent and ctx.settled.get(step) == before:
+            return
         ctx.current_pass = step.name
         ctx.counts.clear()
         ctx.analyses = Analyses()
@@ -119,7 +121,8 @@ class PassManager:
             for instrument in self.instruments:
                 instrument.before_pass(step, graph)
             step.run(graph, ctx)
-            changed = graph.total_version() != before
+            after = ctx.settled[step] = graph.total_version()
+            changed = after != before
             for instrument in self.instruments:
                 instrument.after_pass(step, graph, changed)
         except Exception as error:

@@ -156,10 +156,11 @@ def _random(shape: tuple[int, ...], dtype: Any, rng: np.random.Generator) -> Any
         words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, dtype)).shape
         data = jnp.asarray(rng.integers(0, 2**32, words, dtype=np.uint32))
         return jax.random.wrap_key_data(data, impl=key_kind(dtype, "argument"))
-    if jnp.issubdtype(dtype, jnp.integer) or dtype == bool:
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return jnp.asarray(rng.integers(0, 2, shape)).astype(dtype)
+    if jnp.issubdtype(dtype, jnp.integer):
         low = -9 if jnp.issubdtype(dtype, jnp.signedinteger) else 0
-        high = 2 if dtype == bool else 10
-        return jnp.asarray(rng.integers(low, high, shape)).astype(dtype)
+        return jnp.asarray(rng.integers(low, 10, shape)).astype(dtype)
     values = rng.standard_normal(shape)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         values = values + 1j * rng.standard_normal(shape)

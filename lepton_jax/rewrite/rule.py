@@ -54,7 +54,7 @@ class Rule:
 
     def try_on(self, node: Node, ctx: PassContext) -> Outcome:
         """The outcome for a node, None where the rule does not apply; near misses go to `ctx`."""
-        if self.needs_static and not _is_static(node):
+        if self.needs_static and not ctx.is_static and not _is_static(node):
             return None
         outcome = self.apply(node, ctx)
         if outcome is None:

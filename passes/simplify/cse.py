@@ -79,7 +79,7 @@ class _Sweep:
                 continue
             keys = [node_key(node, self.same)]
             elsewhere: list[dict[Node, Value]] = []
-            if node.regions and keys[0] not in known:
+            if keys[0] not in known and not self.done.issuperset(node.regions):
                 elsewhere = self.regions(node, known)
                 keys.append(node_key(node, self.same))
             keys = [key for key in keys if key is not None]
@@ -88,7 +88,7 @@ class _Sweep:
             self.read_outside(node, elsewhere)
             for key in keys:
                 known.setdefault(key, node)
-                if key in outside and not node.regions and len(node.results) == 1 and node.result.uses:
+                if key in outside and _is_simple(node):
                     found[node] = value = outside[key].result
                     self.same[node.result] = self.same.get(value, value)
         return found
@@ -145,6 +145,11 @@ class _Sweep:
                         given[value] = add_constant(node, index, value)
                     inner.result.replace_uses(given[value])
                 region.erase(inner)
+
+
+def _is_simple(node: Node) -> bool:
+    """Whether it is one operation with one result that is read."""
+    return not node.regions and len(node.results) == 1 and bool(node.result.uses)
 
 
 def _is_worth_keeping(node: Node) -> bool:

@@ -14,11 +14,20 @@ import numpy as np
 import pytest
 
 from lepton_jax.ir.graph import Graph
-from lepton_jax.rewrite import Pass, PassContext, PassError, PassManager, PassWarning, Pipeline, register, unregister
+from lepton_jax.rewrite import (
+    Pass,
+    PassContext,
+    PassError,
+    PassManager,
+    PassWarning,
+    Pipeline,
+    register,
+    unregister,
+)
 from lepton_jax.rewrite.reproducer import default_folder, random_args, write_reproducer
 from lepton_jax.targets import get_target
 
-PLUGIN = '''
+PLUGIN = """
 from dataclasses import dataclass
 from typing import ClassVar
 from lepton_jax.rewrite import Pass
@@ -31,7 +40,7 @@ class AfraidOfSines(Pass):
         for node in graph.walk():
             if node.op == "sin":
                 raise ArithmeticError("there is a sine")
-'''
+"""
 BIG = np.arange(100, dtype=np.float32)
 
 
@@ -115,7 +124,9 @@ def test_a_program_that_cannot_be_written_is_shown_as_text(folder: Path) -> None
 
 def test_every_file_has_a_new_name(tmp_path: Path) -> None:
     closed = jax.make_jaxpr(jnp.sin)(np.float32(1))
-    files = {write_reproducer(closed, "<lambda>", "cse", "exact", ValueError(), tmp_path / "new") for _ in range(3)}
+    files = {
+        write_reproducer(closed, "<lambda>", "cse", "exact", ValueError(), tmp_path / "new") for _ in range(3)
+    }
     assert len(files) == 3
     assert all(file.name.startswith("f_lambda_") for file in files)
 
@@ -127,7 +138,9 @@ def test_the_default_folder_is_the_users_own(monkeypatch: pytest.MonkeyPatch) ->
     assert default_folder() == Path("elsewhere")
 
 
-def test_a_failing_pass_is_skipped_with_a_warning_that_names_the_file(folder: Path, fails: type[Pass]) -> None:
+def test_a_failing_pass_is_skipped_with_a_warning_that_names_the_file(
+    folder: Path, fails: type[Pass]
+) -> None:
     manager = PassManager(Pipeline.parse("fails-in-tests,cse"), get_target(None), strict=False)
     with pytest.warns(PassWarning, match=r"skipped pass fails-in-tests failed: ZeroDivisionError"):
         _, report = manager.run(closed_wave(), "wave")
@@ -150,4 +163,7 @@ def test_random_args_have_the_types_asked_for() -> None:
     args = random_args([*specs, keys])
     assert [(a.shape, a.dtype.name) for a in args[:-1]] == [((2, 3), name) for name in dtypes]
     assert (args[-1].shape, args[-1].dtype) == (keys.shape, keys.dtype)
-    assert jax.random.key_data(args[-1]).tolist() == jax.random.key_data(random_args([*specs, keys])[-1]).tolist()
+    assert (
+        jax.random.key_data(args[-1]).tolist()
+        == jax.random.key_data(random_args([*specs, keys])[-1]).tolist()
+    )

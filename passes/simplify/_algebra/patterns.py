@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,12 @@ def identity(x: Any) -> Any:
 def is_real(match: Match) -> str | None:
     """The rule is one of real numbers."""
     return None if all(map(is_float, match.values.values())) else "it holds for real numbers only"
+
+
+def is_above_minus_infinity(match: Match) -> str | None:
+    """The rule holds for real numbers but -inf."""
+    above = all(is_float(value) and facts_of(value).least > -math.inf for value in match.values.values())
+    return None if above else "the number may be -inf"
 
 
 def is_positive(match: Match) -> str | None:

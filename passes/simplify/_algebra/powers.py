@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, Final
 
 import jax
@@ -22,7 +23,7 @@ from lepton_jax.passes.simplify._algebra.operands import (
     number_of,
     only_here,
 )
-from lepton_jax.passes.simplify._algebra.patterns import is_real, one_float
+from lepton_jax.passes.simplify._algebra.patterns import is_above_minus_infinity, is_real, one_float
 from lepton_jax.rewrite import PassContext, Rule, node_rule, rewrite, rule
 from lepton_jax.rewrite.rule import Outcome
 
@@ -58,6 +59,9 @@ def pow_of_constant_exponent(node: Node, ctx: PassContext) -> Outcome:
         return None
     if float(exponent).is_integer():
         return rewrite(_whole_power, x, exponent=int(exponent))
+    if exponent < 0 and not facts_of(x).least > -math.inf:
+        ctx.miss("pow-of-constant-exponent", node, "the operand may be -inf, of which the power is zero")
+        return None
     return rewrite(_half_power, x, twice=int(2 * exponent))
 
 
@@ -200,7 +204,7 @@ def reciprocal_of_rsqrt(x: Any) -> Any:
 
 @rule(one_float, level="reassociate")
 def sqrt_of_reciprocal(x: Any) -> Any:
-    """sqrt(1 / x) → rsqrt(x), for real numbers"""
+    """sqrt(1 / x) → rsqrt(x), for real numbers that are known not to be -inf"""
     return jnp.sqrt(1.0 / x)
 
 
@@ -219,5 +223,5 @@ RULES: Final[tuple[Rule, ...]] = (
     sqrt_times_sqrt,
     reciprocal_of_sqrt.where(is_real).replacement(lax.rsqrt),
     reciprocal_of_rsqrt.where(is_real).replacement(lax.sqrt),
-    sqrt_of_reciprocal.where(is_real).replacement(lax.rsqrt),
+    sqrt_of_reciprocal.where(is_above_minus_infinity).replacement(lax.rsqrt),
 )
