@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from lepton_jax._options import Options, StaticArguments
-from lepton_jax.ir import _jax
+from lepton_jax.ir import _jax, collection
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.graph import Graph
 from lepton_jax.ir.importer import from_jaxpr
@@ -100,7 +100,8 @@ def stage(
     graph, report = manager_for(options).run(jaxpr, name)
     report.trace_seconds = trace_seconds
     try:
-        results = evaluate(graph, dynamic_leaves(static, args, kwargs))
+        with collection.paused():
+            results = evaluate(graph, dynamic_leaves(static, args, kwargs))
         results = [_as_traced(result, aval) for result, aval in zip(results, jaxpr.out_avals, strict=True)]
     except Exception as error:
         raise EvaluationFailed(f"{type(error).__name__}: {error}") from error

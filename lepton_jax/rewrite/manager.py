@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lepton_jax.ir import collection
 from lepton_jax.ir.analyses import Analyses
 from lepton_jax.ir.cost import Rates
 from lepton_jax.ir.graph import Graph
@@ -69,7 +70,8 @@ class PassManager:
         skipped: list[str] = []
         while True:
             try:
-                graph, report = self._run(closed, name, pipeline)
+                with collection.paused():
+                    graph, report = self._run(closed, name, pipeline)
             except _Failed as failure:
                 reproducer = _write_reproducer(closed, name, pipeline, failure, self.level)
                 text = f"pass {failure.step} failed: {type(failure.error).__name__}: {failure.error}"
