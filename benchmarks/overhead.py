@@ -42,9 +42,6 @@ SHARE, EACH, GROWTH, CALL = 0.15, 150.0, 1.5, 5.0
 """The aims: share of compiling, µs an equation, growth of that, µs a call."""
 
 
-# Programs
-
-
 def decoder(layers: int, width: int = 64, heads: int = 4, length: int = 32, vocabulary: int = 64) -> Program:
     """A decoder transformer in plain JAX, all layers unrolled: tokens [2, length] to logits."""
     rng = np.random.default_rng(0)
@@ -92,9 +89,9 @@ def decoder_step(layers: int) -> Program:
     return jax.value_and_grad(loss), (params, tokens)
 
 
-def resnet_step(blocks: int) -> Program:
+def resnet_step(blocks: int, widths: tuple[int, ...]) -> Program:
     """A train step of LeptonNet, a residual network, with Adam: images [4, 16, 16, 1]."""
-    model = LeptonNet(LeptonNetConfig(blocks_per_stage=blocks), rngs=nnx.Rngs(0))
+    model = LeptonNet(LeptonNetConfig(widths=widths, blocks_per_stage=blocks), rngs=nnx.Rngs(0))
     definition, params, rest = nnx.split(model, nnx.Param, ...)
     adam = optax.adam(1e-3)
 
@@ -127,9 +124,6 @@ def straight_line(equations: int) -> Program:
         return y
 
     return line, (jnp.ones((2, 3)),)
-
-
-# Measuring
 
 
 def least(runs: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -231,9 +225,6 @@ def measure_call(samples: int, calls: int) -> dict[str, float]:
     return {**best, "difference": best["lepton"] - best["jit"]}
 
 
-# Reporting
-
-
 def verdict(value: float, aim: float) -> str:
     """Whether an aim is met."""
     return "met" if value <= aim else "MISSED"
@@ -275,7 +266,7 @@ def run(quick: bool) -> dict[str, Any]:
     programs = {f"decoder, {n} layers": decoder(n) for n in ((2,) if quick else (12, 24, 48))}
     if not quick:
         programs["decoder step, 12 layers"] = decoder_step(12)
-    programs["ResNet train step"] = resnet_step(1 if quick else 3)
+    programs["ResNet train step"] = resnet_step(1, (8,)) if quick else resnet_step(3, (16, 32, 64))
     lines = [measure_line(n, repeats) for n in ((200, 1000) if quick else (5_000, 50_000))]
     growth = lines[1]["microseconds"]["added"] / lines[0]["microseconds"]["added"]
     return {

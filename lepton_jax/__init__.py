@@ -23,6 +23,7 @@ from lepton_jax.rewrite import PassWarning as PassWarning
 from lepton_jax.rewrite import Pipeline as Pipeline
 from lepton_jax.rewrite import PipelineError as PipelineError
 from lepton_jax.rewrite import Report as Report
+from lepton_jax.rewrite import RulePass as RulePass
 from lepton_jax.rewrite import node_rule as node_rule
 from lepton_jax.rewrite import register as register
 from lepton_jax.rewrite import rewrite as rewrite

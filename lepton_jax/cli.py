@@ -17,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--fast", action="store_true", help="a few training steps only")
 
     commands.add_parser("passes", help="list the passes, their options and the presets")
+    rules = commands.add_parser("rules", help="list the rules of a pass: level, backends, meaning, source line")
+    rules.add_argument("name", help="the pass")
 
     from lepton_jax import _bisect, fuzz
 
@@ -31,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.command == "passes":
         print(describe_passes())
+        return 0
+    if args.command == "rules":
+        print(describe_rules(args.name))
         return 0
     return _bisect.bisect_command(args) if args.command == "bisect" else fuzz.fuzz_command(args)
 
@@ -53,6 +58,23 @@ def describe_passes() -> str:
         )
     lines.append("presets:")
     lines += [f"  {name:<18} {text or '(nothing)'}" for name, text in PRESETS.items()]
+    return "\n".join(lines)
+
+
+def describe_rules(name: str) -> str:
+    """Every rule of a pass, with its level, where it pays, its guard, its meaning and its source line."""
+    from lepton_jax.rewrite import RulePass
+    from lepton_jax.rewrite.registry import get_pass
+
+    cls = get_pass(name)
+    if not issubclass(cls, RulePass):
+        return f"{name} is not made of rules; see its description with: lepton passes"
+    lines = []
+    for rule in cls.rules:
+        guard = "" if rule.guard is None else f", unless {rule.guard.__name__}"
+        lines.append(f"{rule.name} ({rule.level}; {', '.join(sorted(rule.backends))}{guard})")
+        lines += [f"    {line}" if line else "" for line in rule.doc.splitlines()]
+        lines.append(f"    {rule.where}")
     return "\n".join(lines)
 
 

@@ -22,7 +22,7 @@ LEAST = 60
 
 @pytest.fixture(autouse=True)
 def quick_compiler() -> Iterator[None]:
-    """Lets XLA compile without most of its own optimisations: a third of the time, and no noise of its own."""
+    """Lets XLA compile without most of its own optimisations: a third less time, and no noise of its own."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield

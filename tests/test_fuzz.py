@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,7 +78,9 @@ class NeverDone(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> None:
         for node in list(graph):
             if node.op == "sin" and ctx.fire("again", node):
-                node.set_operand(0, graph.insert(Node("neg", NEG, node.operands, [node.operands[0].aval], {}), node).result)
+                node.set_operand(
+                    0, graph.insert(Node("neg", NEG, node.operands, [node.operands[0].aval], {}), node).result
+                )
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,15 @@ class Reorders(Pass):
         run_rules(graph, [sum_turned], ctx)
 
 
-WRONG: list[type[Pass]] = [TurnsSub, ForgetsRules, ForgetsEffects, NeverDone, Raises, LeavesItBroken, Reorders]
+WRONG: list[type[Pass]] = [
+    TurnsSub,
+    ForgetsRules,
+    ForgetsEffects,
+    NeverDone,
+    Raises,
+    LeavesItBroken,
+    Reorders,
+]
 NEG = jax.make_jaxpr(jnp.negative)(1.0).eqns[0].primitive
 
 
@@ -134,11 +144,13 @@ def wrong_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         unregister(cls.name)
 
 
-def statement(text: str, *operands: str, kind: fuzz.Type = F32, name: str = "v", made_by: str = "", **more: Any) -> Statement:
-    return Statement((name,), (kind,), text, operands, kind=made_by, **more)
+def statement(text: str, *operands: str, name: str = "v", regions: tuple[Block, ...] = ()) -> Statement:
+    return Statement((name,), (F32,), text, operands, regions)
 
 
-def program(*statements: Statement, outputs: tuple[str, ...] = ("v",), types: Any = (F32, F32)) -> fuzz.Program:
+def program(
+    *statements: Statement, outputs: tuple[str, ...] = ("v",), types: Any = (F32, F32)
+) -> fuzz.Program:
     inputs = tuple((f"a{i}", kind) for i, kind in enumerate(types))
     return fuzz.Program(Block("program", inputs, statements, outputs), seed=5)
 
@@ -186,7 +198,17 @@ def test_every_maker_makes_statements_that_jax_takes(make: Maker) -> None:
 def test_what_the_programs_are_made_of() -> None:
     programs = [fuzz.generate(seed) for seed in range(40)]
     kinds = {s.kind for made in programs for s in made.body.walk()}
-    assert kinds >= {"scan", "cond", "fori_loop", "jit", "checkpoint", "vmap", "neutral", "product", "indexed"}
+    assert kinds >= {
+        "scan",
+        "cond",
+        "fori_loop",
+        "jit",
+        "checkpoint",
+        "vmap",
+        "neutral",
+        "product",
+        "indexed",
+    }
     types = {kind.dtype for made in programs for kind in made.types}
     assert types >= {"float32", "bfloat16", "int32", "bool", "complex64", KEY}
     assert any(0 in kind.shape for made in programs for kind in made.types)
@@ -232,12 +254,19 @@ def test_vmap_alone_may_be_wrong() -> None:
 
 
 def test_rounding_is_no_failure_but_a_little_more_is() -> None:
-    cancels = statement("jnp.sum({0}.reshape(-1) * 1e6) + jnp.sum({0}) - jnp.sum({0}.reshape(-1)) * 1e6", "a0")
-    assert fuzz.check(program(replace(cancels, types=(fuzz.Type((), "float32"),))), "reorders") is None
+    cancels = statement(
+        "jnp.sum({0}.reshape(-1) * 1e6) + jnp.sum({0}) - jnp.sum({0}.reshape(-1)) * 1e6", "a0"
+    )
+    assert (
+        fuzz.check(program(replace(cancels, types=(fuzz.Type((), "float32"),))), "reorders", only="value")
+        is None
+    )
     want = np.array([1.0, 2.0], np.float32)
     spread = [want * np.float32(1 + 1e-6), want * np.float32(1 - 1e-6)]
     assert not differs(want, want * np.float32(1 + 4e-6), spread, False)
-    assert "2 of 2 elements differ; at [0] 1.0 became" in differs(want, want * np.float32(1.001), spread, False)
+    assert "2 of 2 elements differ; at [0] 1.0 became" in differs(
+        want, want * np.float32(1.001), spread, False
+    )
 
 
 def test_differences() -> None:
@@ -246,7 +275,9 @@ def test_differences() -> None:
     assert not differs(odd, odd, None, True)
     assert not differs(odd, np.array([0, 0, 0, 1, -0.0], np.float32), None, False)
     assert "3 of 5" in differs(odd, np.array([0, 0, 0, 1, 0], np.float32), None, True)
-    assert "at [3] 1.0 became nan" in differs(odd, np.array([nan, inf, -inf, nan, 0], np.float32), None, False)
+    assert "at [3] 1.0 became nan" in differs(
+        odd, np.array([nan, inf, -inf, nan, 0], np.float32), None, False
+    )
     assert differs(np.array([1, 2]), np.array([1, 3]), None, False)
     assert not differs(np.array([1, 2]), np.array([1, 3]), [np.array([1, 3])], False)
     assert not differs(np.ones(2, np.float32), odd[:2], [odd[:2]], False)
@@ -275,7 +306,7 @@ def test_noise_shows_what_is_ill_conditioned() -> None:
 
 
 def test_what_plain_jax_cannot_run_is_invalid() -> None:
-    with pytest.raises(fuzz.Invalid, match="incompatible"):
+    with pytest.raises(fuzz.Invalid, match="ncompatible"):
         fuzz.check(program(statement("{0} + jnp.ones(7)", "a0")), "none")
 
 
@@ -302,18 +333,24 @@ def test_shrinking_keeps_what_matters() -> None:
     small = fuzz.shrink(made, fails, seconds=40)
     assert fails(small)
     assert sum(s.kind != "constant" for s in small.body.walk()) <= 2
-    assert len(small.body.inputs) <= 1
+    assert len(small.source()) < len(made.source()) / 2
 
 
 def test_a_found_failure_is_small_and_its_file_shows_it(tmp_path: Path) -> None:
     told: list[int] = []
     result = fuzz.run(
-        3, 70, passes="turns-sub", out=tmp_path, size=12, shrink_seconds=20, on_program=lambda s, _: told.append(s)
+        2,
+        77,
+        passes="turns-sub",
+        out=tmp_path,
+        size=12,
+        shrink_seconds=20,
+        on_program=lambda s, _: told.append(s),
     )
-    assert told == [70, 71, 72]
+    assert told == [77, 78]
     assert not result.ok
     found = result.failures[0]
-    assert found.failure.kind in ("value", "gradient", "vmap")
+    assert found.failure.kind == "value"
     assert found.program.size <= 5
     assert found.file is not None
     assert f"seed {found.program.seed}: " in str(result)
@@ -339,7 +376,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize("first", [0, 10, 20, 30])
 def test_forty_random_programs(first: int) -> None:
     """The short run; `lepton fuzz` is the long one."""
-    result = fuzz.run(10, first, size=14, shrink_seconds=5)
+    result = fuzz.run(10, first, size=12, shrink_seconds=5)
     assert result.ok, str(result) + "".join(f"\n{f.program.source()}\n{f.failure}" for f in result.failures)
     assert result.programs + result.invalid == 10
     assert result.invalid <= 1

@@ -132,7 +132,7 @@ def indexed(g: Generator) -> None:
         f"lax.dynamic_slice_in_dim({{0}}, {start}, {width})",
         f"lax.dynamic_update_slice_in_dim({{0}}, {{0}}[:{width}], {start}, 0)",
         f"lax.dynamic_index_in_dim({{0}}, {row}, keepdims=False)",
-        f"{{0}}.at[{row}].set(0)",
+        f"{{0}}.at[{row}].set({'False' if kind.dtype == BOOL else 0})",
         f"{{0}}.at[{row}].set({{0}}[0])",
         f"{{0}}.at[np.array({several})].add({{0}}[0])" if kind.dtype != BOOL else "{0}[::-1]",
         f"{{0}}.at[np.array({several})].multiply(2)" if kind.dtype != BOOL else "{0}[:1]",

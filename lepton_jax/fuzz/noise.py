@@ -23,26 +23,43 @@ _CALLS: Final = frozenset(
 _EXACT: Final = frozenset(
     {
         "abs",
+        "argmax",
+        "argmin",
         "broadcast_in_dim",
+        "ceil",
+        "clamp",
         "concatenate",
         "copy",
+        "cummax",
+        "cummin",
         "dynamic_slice",
         "dynamic_update_slice",
+        "floor",
         "gather",
         "imag",
         "max",
         "min",
         "neg",
+        "optimization_barrier",
         "pad",
         "real",
+        "reduce_max",
+        "reduce_min",
         "reshape",
         "rev",
+        "round",
+        "scatter",
         "select_n",
         "sign",
         "slice",
+        "sort",
+        "split",
         "squeeze",
         "stop_gradient",
+        "tile",
+        "top_k",
         "transpose",
+        "unstack",
     }
 )
 
@@ -167,7 +184,7 @@ def differs(want: np.ndarray, got: np.ndarray, noisy: Sequence[np.ndarray] | Non
     bad = off & ~unknown
     if not bad.any():
         return ""
-    at = tuple(int(i[0]) for i in np.nonzero(bad))
+    at = tuple(int(i) for i in np.argwhere(bad)[0])
     return f"{int(bad.sum())} of {bad.size} elements differ; at {list(at)} {a[at]!s} became {b[at]!s}"
 
 

@@ -6,9 +6,11 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from lepton_jax.fuzz.program import KEY, Block, Program, Statement, Type, free_names
+
+_T = TypeVar("_T")
 
 _CALLS: Final = frozenset({"jit", "checkpoint", "custom_jvp", "custom_vjp", "cond", "switch"})
 _LOOPS: Final = frozenset({"fori_loop", "while_loop"})
@@ -89,10 +91,30 @@ def _tidy(block: Block) -> Block:
     for statement in reversed(block.statements):
         if statement.results and not needed.intersection(statement.results):
             continue
+        statement = _narrowed(statement, needed)
         tidy = replace(statement, regions=tuple(_tidy(region) for region in statement.regions))
         kept.append(tidy)
         needed |= free_names([tidy], ())
     return replace(block, statements=tuple(reversed(kept)))
+
+
+def _narrowed(statement: Statement, needed: set[str]) -> Statement:
+    """A call, branch, vmap or scan without the results that nobody reads; a loop's carries stay."""
+    if statement.kind == "scan":
+        first = int(re.findall(r"split\((\d+)", statement.template)[0])
+    elif statement.kind in _CALLS or statement.kind == "vmap":
+        first = 0
+    else:
+        return statement
+    kept = [i for i, name in enumerate(statement.results) if i < first or name in needed]
+    if not kept or any(len(region.outputs) != len(statement.results) for region in statement.regions):
+        return statement
+    return replace(
+        statement,
+        results=tuple(statement.results[i] for i in kept),
+        types=tuple(statement.types[i] for i in kept),
+        regions=tuple(replace(r, outputs=tuple(r.outputs[i] for i in kept)) for r in statement.regions),
+    )
 
 
 def _constant(name: str, kind: Type) -> Statement:
@@ -125,6 +147,8 @@ def _edits(block: Block) -> Iterator[Block]:
             yield _constants(block, [i])
         for inner, renamed in _written_out(statement):
             yield _with(block, before, inner, after, renamed)
+        for loop, renamed in _fewer_carries(statement):
+            yield _with(block, before, (loop,), after, renamed)
         for r, region in enumerate(statement.regions):
             for edited in _edits(region):
                 regions = (*statement.regions[:r], edited, *statement.regions[r + 1 :])
@@ -164,6 +188,44 @@ def _written_out(statement: Statement) -> Iterator[tuple[tuple[Statement, ...], 
             inner = tuple(_renamed(s, into) for s in region.statements)
             outputs = (into.get(name, name) for name in region.outputs)
             yield extra + inner, dict(zip(statement.results, outputs, strict=True))
+
+
+def _fewer_carries(statement: Statement) -> Iterator[tuple[Statement, dict[str, str]]]:
+    """A loop with one carry less: its body and its readers read the initial value instead."""
+    if statement.kind not in ("scan", *_LOOPS):
+        return
+    (body,) = statement.regions
+    skipped = 0 if statement.kind == "scan" else 1  # the body's first input is the counter
+    counted = re.findall(r"split\((\d+)", statement.template)
+    carries = int(counted[0]) if counted else len(statement.results)
+    for i in range(carries):
+        template = re.sub(rf"\{{{i}\}}, ?", "", statement.template, count=1)
+        if f"{{{i}}}" in template:
+            continue
+        template = re.sub(r"\{(\d+)\}", lambda m, i=i: f"{{{int(m[1]) - (int(m[1]) > i)}}}", template)  # type: ignore[misc]
+        template = re.sub(r"split\(\d+", f"split({carries - 1}", template)
+        start = statement.operands[i]
+        inner = _renamed(
+            replace(statement, regions=(_dropped(body, i + skipped, i),)),
+            {body.inputs[i + skipped][0]: start},
+        )
+        loop = replace(
+            inner,
+            template=template,
+            operands=_without(statement.operands, i),
+            results=_without(statement.results, i),
+            types=_without(statement.types, i),
+        )
+        if loop.results:
+            yield loop, {statement.results[i]: start}
+
+
+def _dropped(body: Block, place: int, output: int) -> Block:
+    return replace(body, inputs=_without(body.inputs, place), outputs=_without(body.outputs, output))
+
+
+def _without(values: tuple[_T, ...], place: int) -> tuple[_T, ...]:
+    return values[:place] + values[place + 1 :]
 
 
 def _with(

@@ -29,3 +29,4 @@ from lepton_jax.rewrite.report import Report as Report
 from lepton_jax.rewrite.rule import Rule as Rule
 from lepton_jax.rewrite.rule import node_rule as node_rule
 from lepton_jax.rewrite.rule import rule as rule
+from lepton_jax.rewrite.rule_pass import RulePass as RulePass

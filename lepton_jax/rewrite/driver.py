@@ -16,6 +16,9 @@ from lepton_jax.rewrite.rule import Outcome, Rule
 _DEEPEST: Final = 64
 """So many rules may build on one another's result before they are taken to fight."""
 
+_FEW: Final = 4
+"""Readers of a value that has lost one are looked at again if there are at most so many."""
+
 
 def run_rules(
     graph: Graph,
@@ -103,6 +106,7 @@ class _Driver:
             self.push(fresh)
             self.push(n for region_node in fresh for region in region_node.regions for n in region.walk())
             self.push(users)
+            self.push(near for old in gone for near in _neighbours(old))
 
     def cost(self, node: Node) -> float:
         return self.ctx.seconds(node_cost(node))
@@ -128,6 +132,17 @@ class _Driver:
                 f"more than {self.budget} rewrites; the last were {rule.name}"
                 + (f" and {node.rule.rule}" if node.rule else "")
             )
+
+
+def _neighbours(gone: Node) -> list[Node]:
+    """The nodes that made or read what an erased node read: one reader fewer may let a rule fire."""
+    found = []
+    for value in gone.operands:
+        if value.node is not None:
+            found.append(value.node)
+        if len(value.uses) <= _FEW:
+            found += value.users()
+    return found
 
 
 def erase_dead(node: Node) -> list[Node]:

@@ -145,13 +145,13 @@ def test_a_run_of_erased_nodes_leads_back_to_the_graph() -> None:
 
 def test_nodes_inserted_during_iteration_are_met() -> None:
     graph = chain()
+    first = next(iter(graph))
     met = []
     for node in graph:
         met.append(node.op)
-        if node.op == "exp":
+        if node is first:
             graph.insert(like(node, graph.inputs[0]), node.next or graph.ret)
-            node.op = "exp2"
-    assert met == ["exp", "exp", "cos", "sin"] or met[:2] == ["exp", "exp"]
+    assert met == ["exp", "exp", "cos", "sin"]
 
 
 # Inputs
@@ -276,7 +276,7 @@ def scan_graph() -> Graph:
     def fun(x: jax.Array, w: jax.Array) -> Any:
         def step(carry: Any, row: jax.Array) -> Any:
             a, b = carry
-            return (a + row * w, b), (a, row)
+            return (a + row * w, b * 2), (a + b, row + 1)
 
         return lax.scan(step, (x[0], x[1]), x, length=3)
 
@@ -292,7 +292,7 @@ def while_graph() -> Graph:
 def test_slots_of_a_scan() -> None:
     loop = next(node for node in scan_graph() if node.op == "scan")
     kinds = [slot.kind for slot in slots(loop)]
-    assert kinds.count("carry") + kinds.count("constant") >= 2 and kinds[-2:] == ["stacked", "stacked"]
+    assert kinds == ["constant", "carry", "carry", "scanned", "stacked", "stacked"]
     assert trip_count(loop) == 3 and editable(loop)
 
 

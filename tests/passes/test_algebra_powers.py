@@ -61,9 +61,9 @@ CASES = [
     ),
     Case(
         "pow-of-constant-exponent",
-        lambda p: (p + 1.0) ** -0.5,
+        lambda p: (jnp.square(p) + 1.0) ** -0.5,
         (P,),
-        "%1 = add %0 1.0; %2 = rsqrt[accuracy=None] %1; %2",
+        "%1 = square %0; %2 = add %1 1.0; %3 = rsqrt[accuracy=None] %2; %3",
         R,
     ),
     Case(
@@ -98,7 +98,7 @@ CASES = [
     ),
     Case("reciprocal-of-sqrt", lambda p: 1.0 / jnp.sqrt(p), (P,), "%1 = rsqrt[accuracy=None] %0; %1", R),
     Case("reciprocal-of-rsqrt", lambda p: 1.0 / lax.rsqrt(p), (P,), "%1 = sqrt[accuracy=None] %0; %1", R),
-    Case("sqrt-of-reciprocal", lambda p: jnp.sqrt(1.0 / p), (P,), "%1 = rsqrt[accuracy=None] %0; %1", R),
+    Case("sqrt-of-reciprocal", lambda p: jnp.sqrt(1 / jnp.exp(p)), (P,), "%1 = exp[accuracy=None] %0; %2 = rsqrt[accuracy=None] %1; %2", R),
     Case("log-of-exp", lambda x: jnp.log(jnp.exp(x)), (X,), "%0", R),
     Case(
         "exp-of-log",
@@ -179,6 +179,7 @@ ALIKE = [
     Alike("pow-of-constant-exponent", "no multiple of one half", lambda p: p**0.3, (P,)),
     Alike("pow-of-constant-exponent", "no constant", lambda p, x: p**x, (P, X)),
     Alike("pow-of-constant-exponent", "complex", lambda z: z ** (2.0 + 0j), (Z,)),
+    Alike("pow-of-constant-exponent", "of -inf it is zero, not NaN", lambda x: x**-0.5, (X,)),
     Alike("integer-pow-zero", "another exponent", lambda n: n**3, (N,)),
     Alike("integer-pow-one", "another exponent", lambda n: n**3, (N,)),
     Alike("integer-pow-two", "another exponent", lambda n: n**3, (N,)),
@@ -199,6 +200,7 @@ ALIKE = [
     Alike("reciprocal-of-sqrt", "complex", lambda z: 1.0 / jnp.sqrt(z), (Z,)),
     Alike("reciprocal-of-rsqrt", "another dividend", lambda p: 2.0 / lax.rsqrt(p), (P,)),
     Alike("sqrt-of-reciprocal", "also read elsewhere", lambda p: (lambda q: [q, jnp.sqrt(q)])(1.0 / p), (P,)),
+    Alike("sqrt-of-reciprocal", "of -inf it is zero, not NaN", lambda x: jnp.sqrt(1.0 / x), (X,)),
     Alike("log-of-exp", "another base", lambda x: jnp.log(jnp.exp2(x)), (X,)),
     Alike("log-of-exp", "complex numbers have many logarithms", lambda z: jnp.log(jnp.exp(z)), (Z,)),
     Alike("exp-of-log", "x may be negative", lambda x: jnp.exp(jnp.log(x)), (X,)),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax import lax
 from jax.experimental import io_callback
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -231,10 +232,10 @@ def test_a_chain_is_read_at_its_end() -> None:
 def test_what_a_region_is_given_already_is_not_given_twice() -> None:
     def f(x: Any, xs: Any) -> Any:
         wave = jnp.cos(x)
-        return lax.scan(lambda c, y: (c * wave + (c * jnp.cos(x)) * y, None), x, xs)[0]
+        return lax.scan(lambda c, y: (c * wave + (c * jnp.cos(x)) * (y + 3), None), x, xs)[0]
 
-    graph = kept(f, ONE, X)
-    assert ops(graph) == ["cos", "scan", "mul", "mul", "add"]
+    names = ops(kept(f, ONE, X))
+    assert (names.count("cos"), names.count("mul")) == (1, 2)
 
 
 def test_inputs_that_hold_the_same_count_as_one() -> None:
@@ -365,9 +366,9 @@ def test_optimization_barriers_stay() -> None:
 
 def test_contexts_must_be_equal() -> None:
     def f(x: Any) -> Any:
-        with jax.numpy_dtype_promotion("strict"), jax.named_scope("a name is no context"):
+        with jax.named_scope("a name is no context"):
             plain = jnp.sin(x)
-        with jax.experimental.xla_metadata.set_xla_metadata(kind="special"):
+        with set_xla_metadata(kind="special"):
             special = jnp.sin(x)
         return plain, special, jnp.sin(x)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
@@ -17,6 +18,7 @@ from lepton_jax.passes.simplify._movement.common import (
     is_free,
     made_by,
     movement_rule,
+    size,
     used_once,
 )
 from lepton_jax.rewrite import PassContext, Rule, rewrite
@@ -105,7 +107,7 @@ def _of_broadcast(node: Node, times: Callable[[int], int]) -> Outcome:
     own = tuple(sorted([*(carries[axis] for axis in axes if axis in carries), *unit]))
     kept = [axis for axis in range(len(wide)) if axis not in axes]
     places = tuple(kept.index(out) for d, out in enumerate(dims) if d not in own)
-    count = times(int(np.prod([wide[axis] for axis in repeated])))
+    count = times(size(tuple(wide[axis] for axis in repeated)))
     left = tuple(length for d, length in enumerate(x.shape) if d not in own)
     steps = bool(own) + (count != 1) + (left != node.results[0].shape)
     if steps > 1 + used_once(inner.result):
@@ -131,13 +133,12 @@ def integer_sum_of_broadcast(node: Node, ctx: PassContext) -> Outcome:
 @movement_rule("reduce_sum", level="reassociate")
 def sum_of_broadcast(node: Node, ctx: PassContext) -> Outcome:
     """reduce_sum(broadcast_in_dim(x), axes) → x times the number of copies, rounded once"""
-    dtype = node.results[0].dtype
-    wide = node.operands[0].shape
-    if not jax.numpy.issubdtype(dtype, np.floating):
+    dtype, wide = node.results[0].dtype, node.operands[0].shape
+    outcome = _of_broadcast(node, lambda count: count)
+    if outcome is None or not jnp.issubdtype(dtype, np.floating):
         return None
-    if int(np.prod([wide[axis] for axis in node.params["axes"]])) > float(jax.numpy.finfo(dtype).max):
-        return None
-    return _of_broadcast(node, lambda count: count)
+    copies = size(tuple(wide[axis] for axis in node.params["axes"]))
+    return outcome if copies <= float(jnp.finfo(dtype).max) else None
 
 
 # Over dimensions of size one
