@@ -10,6 +10,8 @@ from lepton_jax import ir as ir
 from lepton_jax._api import Optimized as Optimized
 from lepton_jax._api import Traced as Traced
 from lepton_jax._api import optimize as optimize
+from lepton_jax._bisect import Culprit as Culprit
+from lepton_jax._bisect import bisect as bisect
 from lepton_jax._explain import Explanation as Explanation
 from lepton_jax._verify import Verification as Verification
 from lepton_jax._verify import VerificationError as VerificationError

@@ -113,6 +113,7 @@ class Generator:
             if self.left <= stop:
                 break
             self.statement()
+        self.kind = "coerce"
         results = self.outputs() if outputs is None else tuple(self.coerce(kind) for kind in outputs)
         made = Block(name or self.fresh("f"), tuple(named), tuple(self.statements), results)
         self.depth -= 1

@@ -100,6 +100,8 @@ def _tidy(block: Block) -> Block:
 
 def _narrowed(statement: Statement, needed: set[str]) -> Statement:
     """A call, branch, vmap or scan without the results that nobody reads; a loop's carries stay."""
+    if not statement.regions:
+        return statement
     if statement.kind == "scan":
         first = int(re.findall(r"split\((\d+)", statement.template)[0])
     elif statement.kind in _CALLS or statement.kind == "vmap":
@@ -192,7 +194,7 @@ def _written_out(statement: Statement) -> Iterator[tuple[tuple[Statement, ...], 
 
 def _fewer_carries(statement: Statement) -> Iterator[tuple[Statement, dict[str, str]]]:
     """A loop with one carry less: its body and its readers read the initial value instead."""
-    if statement.kind not in ("scan", *_LOOPS):
+    if not statement.regions or statement.kind not in ("scan", *_LOOPS):
         return
     (body,) = statement.regions
     skipped = 0 if statement.kind == "scan" else 1  # the body's first input is the counter

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from lepton_jax.ir.graph import Graph
 from lepton_jax.passes.simplify._algebra import (
     additive,
     choice,
@@ -22,7 +22,7 @@ from lepton_jax.passes.simplify._algebra import (
     reductions,
     unary,
 )
-from lepton_jax.rewrite import Level, Pass, PassContext, Rule, run_rules
+from lepton_jax.rewrite import Rule, RulePass
 
 RULES: Final[tuple[Rule, ...]] = (
     *additive.RULES,
@@ -43,7 +43,7 @@ RULES: Final[tuple[Rule, ...]] = (
 
 
 @dataclass(frozen=True)
-class Algebra(Pass):
+class Algebra(RulePass):
     """Identities of arithmetic, comparison, choice, conversion and logic, until none applies.
 
     Before:
@@ -72,8 +72,4 @@ class Algebra(Pass):
     """
 
     name: ClassVar[str] = "algebra"
-    level: Level | None = None
-
-    def run(self, graph: Graph, ctx: PassContext) -> None:
-        """Apply the rules to the graph and its regions."""
-        run_rules(graph, RULES, ctx, level=self.level)
+    rules: ClassVar[Sequence[Rule]] = RULES

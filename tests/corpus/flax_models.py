@@ -162,7 +162,6 @@ PROGRAMS = [
         "linen_block",
         linen_block,
         lambda: (linen_variables(Block(), 2, 4, 4), jax.random.key(1, impl="unsafe_rbg"), floats(2, 4, 4)),
-        (0, 2),
     ),
     Program(
         "linen_conv_net",

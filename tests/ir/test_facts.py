@@ -321,7 +321,7 @@ def test_a_select_knows_what_its_predicate_says() -> None:
     assert facts(lambda x: lax.select(x < 0, -x, x), MATRIX).nonnegative is False  # -x is another value
     assert facts(lambda x: lax.select(x < 0, zero, x), MATRIX).nonnegative
     assert not facts(lambda x: lax.select(x < 0, zero, x), MATRIX).no_nan
-    assert facts(lambda x: lax.select(0 >= x, zero, x), MATRIX).nonnegative
+    assert facts(lambda x: lax.select(lax.ge(zero, x), zero, x), MATRIX).nonnegative
     assert facts(lambda x: lax.select(jnp.isnan(x), zero, x), MATRIX).no_nan
     assert facts(lambda x: lax.select(jnp.isfinite(x), x, zero), MATRIX).finite
     assert facts(lambda x: lax.select(x == 2, x, 2 + zero), MATRIX).most == 2

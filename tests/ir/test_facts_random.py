@@ -247,7 +247,7 @@ def inputs(seed: int, mood: str) -> list[Any]:
     """Arrays of several shapes and dtypes, full of special numbers, or of small ones, or of zeros."""
     rng = np.random.RandomState(seed)
     made = []
-    for shape in random.Random(seed).sample(SHAPES, 3) + [(3, 3)]:
+    for shape in [*random.Random(seed).sample(SHAPES, 3), (3, 3)]:
         dtype = random.Random(seed + len(made)).choice(DTYPES)
         numbers: Any = rng.choice(SPECIAL, shape) if mood == "special" else rng.randn(*shape) * 2
         if mood == "zero":

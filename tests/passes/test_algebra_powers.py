@@ -98,7 +98,13 @@ CASES = [
     ),
     Case("reciprocal-of-sqrt", lambda p: 1.0 / jnp.sqrt(p), (P,), "%1 = rsqrt[accuracy=None] %0; %1", R),
     Case("reciprocal-of-rsqrt", lambda p: 1.0 / lax.rsqrt(p), (P,), "%1 = sqrt[accuracy=None] %0; %1", R),
-    Case("sqrt-of-reciprocal", lambda p: jnp.sqrt(1 / jnp.exp(p)), (P,), "%1 = exp[accuracy=None] %0; %2 = rsqrt[accuracy=None] %1; %2", R),
+    Case(
+        "sqrt-of-reciprocal",
+        lambda p: jnp.sqrt(1 / jnp.exp(p)),
+        (P,),
+        "%1 = exp[accuracy=None] %0; %2 = rsqrt[accuracy=None] %1; %2",
+        R,
+    ),
     Case("log-of-exp", lambda x: jnp.log(jnp.exp(x)), (X,), "%0", R),
     Case(
         "exp-of-log",
