@@ -56,11 +56,11 @@ def decoder(layers: int, width: int = 64, heads: int = 4, length: int = 32, voca
         "blocks": [{name: matrix(*shape) for name, shape in block.items()} for _ in range(layers)],
     }
 
-    def norm(x: jax.Array) -> jax.Array:
+    def norm(x: jax.Array) -> Any:
         centred = x - x.mean(-1, keepdims=True)
         return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
 
-    def attention(p: Any, x: jax.Array) -> jax.Array:
+    def attention(p: Any, x: jax.Array) -> Any:
         q, k, v = jnp.split(x @ p["qkv"], 3, axis=-1)
         q, k, v = (t.reshape(*t.shape[:2], heads, width // heads) for t in (q, k, v))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * (width // heads) ** -0.5
@@ -68,7 +68,7 @@ def decoder(layers: int, width: int = 64, heads: int = 4, length: int = 32, voca
         weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf))
         return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape) @ p["out"]
 
-    def forward(params: Any, tokens: jax.Array) -> jax.Array:
+    def forward(params: Any, tokens: jax.Array) -> Any:
         x = params["embed"][tokens]
         for p in params["blocks"]:
             x = x + attention(p, norm(x))
@@ -80,19 +80,20 @@ def decoder(layers: int, width: int = 64, heads: int = 4, length: int = 32, voca
 
 def decoder_step(layers: int) -> Program:
     """Loss and gradient of the decoder."""
-    forward, (params, tokens) = decoder(layers)
+    forward, args = decoder(layers)
 
-    def loss(params: Any, tokens: jax.Array) -> jax.Array:
+    def loss(params: Any, tokens: jax.Array) -> Any:
         logits = forward(params, tokens)[:, :-1]
         return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
 
-    return jax.value_and_grad(loss), (params, tokens)
+    return jax.value_and_grad(loss), args
 
 
 def resnet_step(blocks: int, widths: tuple[int, ...]) -> Program:
     """A train step of LeptonNet, a residual network, with Adam: images [4, 16, 16, 1]."""
     model = LeptonNet(LeptonNetConfig(widths=widths, blocks_per_stage=blocks), rngs=nnx.Rngs(0))
-    definition, params, rest = nnx.split(model, nnx.Param, ...)
+    parts: Any = nnx.split(model, nnx.Param, ...)
+    definition, params, rest = parts
     adam = optax.adam(1e-3)
 
     def loss(params: Any, rest: Any, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, Any]:
@@ -213,7 +214,7 @@ def measure_call(samples: int, calls: int) -> dict[str, float]:
         return x * 2 + y
 
     args = (jnp.ones(8), jnp.ones(8))
-    functions = {"jit": jax.jit(small), "lepton": lepton.optimize(small)}
+    functions: dict[str, Callable[..., Any]] = {"jit": jax.jit(small), "lepton": lepton.optimize(small)}
     best = dict.fromkeys(functions, float("inf"))
     for sample in range(samples + 1):
         for name, fun in functions.items():

@@ -6,6 +6,7 @@ from typing import Final
 
 from lepton_jax.fuzz.generator import BOOL, COMPLEX, FLOATS, INTS, Generator, Maker
 from lepton_jax.fuzz.program import Type
+from lepton_jax.fuzz.scalars import neutral, unary
 
 
 def movement(g: Generator) -> None:
@@ -256,9 +257,25 @@ def fourier(g: Generator) -> None:
         g.emit(g.choice(["jnp.fft.fft({0})", "jnp.real(jnp.fft.ifft(jnp.fft.fft({0})))"]), found[0])
 
 
+def chain(g: Generator) -> None:
+    """Several operations, each on the result of the one before."""
+    for _ in range(g.rng.randint(2, 4)):
+        count = len(g.statements)
+        make = g.rng.choice(
+            [movement, movement, there_and_back, joined, indexed, reduction, cumulative, unary, neutral]
+        )
+        g.kind = make.__name__
+        make(g)
+        if len(g.statements) == count:
+            break
+        g.focus = g.statements[-1].results[0]
+    g.focus = ""
+
+
 MAKERS: Final[tuple[tuple[Maker, float], ...]] = (
     (movement, 9),
     (there_and_back, 6),
+    (chain, 10),
     (joined, 4),
     (indexed, 6),
     (reduction, 6),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import jax
@@ -48,6 +49,7 @@ class Generator:
         closed: whether the block at hand reads nothing from outside.
         quiet: whether it may have no effects.
         straight: whether it may have no loop of unknown length, so that it has a reverse derivative.
+        focus: a name to read wherever it fits.
         failed: how many statements JAX refused, by maker.
     """
 
@@ -62,6 +64,7 @@ class Generator:
         self.quiet = rng.random() < 0.8
         self.straight = rng.random() < 0.6
         self.own = 0
+        self.focus = ""
         self.kind = ""
         self.makers = [made for made, _ in makers]
         self.weights = [weight for _, weight in makers]
@@ -127,11 +130,18 @@ class Generator:
         make(self)
 
     def outputs(self) -> tuple[str, ...]:
-        """Some values of the block: late ones, now and then an input or the same twice."""
+        """Some values of the block: most that nobody reads, now and then an input or the same twice."""
         own = [name for name, _ in self.scope[self.own :]]
-        wanted = self.rng.randint(1, 4)
-        picked = [own[-1 - min(int(self.rng.expovariate(0.4)), len(own) - 1)] for _ in range(wanted)]
-        return tuple(picked if self.rng.random() < 0.1 else dict.fromkeys(picked))
+        unread = [name for name in self.unread() if self.rng.random() < 0.8]
+        picked = self.rng.sample(unread, min(len(unread), 5))
+        picked += [own[-1 - min(int(self.rng.expovariate(0.4)), len(own) - 1)] for _ in range(not picked)]
+        picked += [self.rng.choice(own)] if self.rng.random() < 0.2 else []
+        return tuple(picked if self.rng.random() < 0.2 else dict.fromkeys(picked))
+
+    def unread(self) -> list[str]:
+        """The results of the block's statements that none of its statements reads."""
+        read = free_names([replace(s, results=()) for s in self.statements], ())
+        return [name for s in self.statements for name in s.results if name not in read]
 
     # Statements
 
@@ -180,6 +190,8 @@ class Generator:
         found = [(name, kind) for name, kind in self.scope if kind.dtype != KEY and wanted(kind)]
         if not found:
             return None
+        if self.focus and (focused := [pair for pair in found if pair[0] == self.focus]):
+            return focused[0]
         return found[-1 - min(int(self.rng.expovariate(0.25)), len(found) - 1)]
 
     def pick_dtype(self, *dtypes: str, least: int = 0) -> tuple[str, Type] | None:
@@ -212,11 +224,11 @@ class Generator:
         made = [name for name, _ in self.scope[self.own :] if name.startswith("v")]
         types = dict(self.scope)
         fresh = [name for name in made if types[name] == wanted]
-        if fresh and self.rng.random() < 0.8:
+        if fresh and self.rng.random() < 0.6:
             return fresh[-1 - min(int(self.rng.expovariate(0.7)), len(fresh) - 1)]
-        sources = [name for name in made if types[name].dtype != KEY]
-        if sources and wanted.dtype != KEY and self.rng.random() < 0.7:
-            return self.converted(self.rng.choice(sources[-3:]), wanted)
+        unread = [name for name in self.unread() if types[name].dtype != KEY]
+        if unread and wanted.dtype != KEY and self.rng.random() < 0.8:
+            return self.converted(self.rng.choice(unread), wanted)
         same = [name for name, kind in self.scope if kind == wanted]
         if same:
             return same[-1 - min(int(self.rng.expovariate(0.7)), len(same) - 1)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from lepton_jax.ir.graph import Graph
 from lepton_jax.passes.simplify._movement import (
     broadcasts,
     dots,
@@ -18,7 +18,7 @@ from lepton_jax.passes.simplify._movement import (
     views,
     windows,
 )
-from lepton_jax.rewrite import Level, Pass, PassContext, Rule, run_rules
+from lepton_jax.rewrite import Rule, RulePass
 
 RULES: Final[tuple[Rule, ...]] = (
     *views.RULES,
@@ -35,7 +35,7 @@ RULES: Final[tuple[Rule, ...]] = (
 
 
 @dataclass(frozen=True)
-class Movement(Pass):
+class Movement(RulePass):
     """Merges operations that move data with one another, and with those that can do the moving themselves.
 
     Before:
@@ -50,15 +50,7 @@ class Movement(Pass):
     much of this by itself, so what is sure is a smaller graph: less to trace, to lower and to
     compile, and a clear view for other passes. Arrays that carry shardings are left alone.
     Exact, but for sums and products of floating-point numbers that are met in another order.
-
-    Attributes:
-        level: a tighter limit than the program's on what may change in rounding.
     """
 
     name: ClassVar[str] = "movement"
-    level: Level | None = None
-
-    def run(self, graph: Graph, ctx: PassContext) -> None:
-        """Apply the rules until none fires; a value that has lost a reader may let one more fire."""
-        while run_rules(graph, RULES, ctx, level=self.level):
-            pass
+    rules: ClassVar[Sequence[Rule]] = RULES

@@ -154,6 +154,7 @@ def special(dtype: Any, shape: tuple[int, ...] = (16,)) -> Any:
     """Numbers of a dtype: random ones, zeros of both signs, infinities, NaN, the greatest and least."""
     size = int(np.prod(shape, dtype=int))
     draw = np.random.default_rng(size)
+    dtype = jnp.dtype(dtype)
     if jnp.issubdtype(dtype, jnp.integer):
         info = jnp.iinfo(dtype)
         extremes = [info.min, info.max, 0, 1]

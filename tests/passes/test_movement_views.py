@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
 
+from lepton_jax.ir.export import to_callable
+from tests.passes._check import check, optimised
 from tests.passes._movement import Case, Lookalike, check_case, check_lookalike
 
 X = ((2, 3, 4),)
@@ -262,3 +268,28 @@ def test_fires(case: Case) -> None:
 @pytest.mark.parametrize("case", LOOKALIKES, ids=lambda case: f"{case.rule}: {case.why}")
 def test_does_not_fire(case: Lookalike) -> None:
     check_lookalike(case)
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "mul", "div", "rem", "max", "min", "pow", "atan2"])
+def test_a_scalar_operand_under_transformations_of_either_operand(op: str) -> None:
+    elementwise = getattr(lax, op)
+
+    def fun(x: jax.Array, s: jax.Array) -> Any:
+        return elementwise(x, jnp.broadcast_to(s, x.shape)) + elementwise(jnp.broadcast_to(s, x.shape), x)
+
+    x, s = jnp.array([0.5, 1.5, 2.5]), jnp.float32(1.25)
+    flat = to_callable(optimised(fun, x, s, passes="movement"))
+
+    def rewritten(x: jax.Array, s: jax.Array) -> Any:
+        return flat(x, s)[0]
+
+    many = jnp.array([1.25, 0.75])
+    for axes, given in (((None, 0), (x, many)), ((0, None), (x, s)), ((0, 0), (x[:2], many))):
+        check(jax.vmap(widened(fun), axes)(*given), jax.vmap(widened(rewritten), axes)(*given))
+    for transform in (jax.jacfwd, jax.jacrev, jax.hessian):
+        check(transform(fun, (0, 1))(x, s), transform(rewritten, (0, 1))(x, s))
+
+
+def widened(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """`fun` of three copies of x, whatever shape x has left under vmap."""
+    return lambda x, s: fun(jnp.broadcast_to(jnp.ravel(x)[:1], (3,)), s)

@@ -20,6 +20,10 @@ def _reshape(node: Node, x: Array) -> Array:
     return x.reshape(node.result.shape)
 
 
+def _squeeze(node: Node, x: Array) -> Array:
+    return x.reshape(node.result.shape)
+
+
 def _transpose(node: Node, x: Array) -> Array:
     return x.transpose(node.params["permutation"])
 
@@ -70,8 +74,8 @@ def _iota(node: Node) -> Array:
 
 _MOVES: Final[dict[str, Function]] = {
     "reshape": _reshape,
-    "squeeze": _reshape,
-    "expand_dims": _reshape,
+    "squeeze": _squeeze,
+    "expand_dims": _squeeze,
     "transpose": _transpose,
     "broadcast_in_dim": _broadcast,
     "rev": _reverse,
@@ -181,11 +185,11 @@ def compute(node: Node, arrays: list[Array]) -> Array:
     if node.op in _MOVES:
         return np.asarray(_MOVES[node.op](node, *arrays))
     require(all(kind_of(a.dtype) in ("bool", "int", "float") for a in arrays), "complex arithmetic")
-    refuse_subnormal(*arrays)
     with np.errstate(all="ignore"):
+        refuse_subnormal(*arrays)
         function = _TOTALS.get(node.op) or _CHOICES[node.op]
         result = np.asarray(function(node, *arrays)).astype(node.result.dtype)
-    refuse_subnormal(result)
+        refuse_subnormal(result)
     return result
 
 

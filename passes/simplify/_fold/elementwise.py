@@ -252,5 +252,5 @@ def compute(op: str, params: Params, arrays: list[Array]) -> Array:
             raise Unfoldable("complex arithmetic")
         function = _COMPUTING.get(op) or _ROUNDED[op]
         result = np.asarray(function(params, *arrays))
-    refuse_subnormal(result)
+        refuse_subnormal(result)
     return result
