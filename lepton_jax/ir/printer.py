@@ -100,6 +100,8 @@ def params_text(node: Node) -> str:
 
 def value_text(value: Any) -> str:
     """A parameter's value, without addresses or anything that changes from run to run."""
+    if isinstance(value, str):
+        return repr(value)
     if isinstance(value, np.dtype):
         return value.name
     if isinstance(value, type):
@@ -109,6 +111,8 @@ def value_text(value: Any) -> str:
     if isinstance(value, tuple) and type(value) is tuple:
         inner = ",".join(map(value_text, value))
         return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{','.join(sorted(map(value_text, value)))}}}"
     if isinstance(value, np.ndarray) or (hasattr(value, "shape") and hasattr(value, "dtype")):
         return f"array<{aval_text(value)}>"
     if _jax.is_jaxpr(value):

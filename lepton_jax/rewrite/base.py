@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import re
 import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Union
+from typing import Any, ClassVar, Final, Literal, Union
 
 from lepton_jax.ir.graph import Graph
 from lepton_jax.rewrite.context import PassContext
@@ -60,7 +63,8 @@ class Pass(ABC):
         """The pass with options given as text.
 
         Raises:
-            PipelineError: an option that the pass does not have, or a value of the wrong type.
+            PipelineError: an option that the pass does not have, or that is missing, or a value of
+                the wrong type or that the pass itself refuses.
         """
         hints = typing.get_type_hints(cls)
         known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
@@ -70,31 +74,69 @@ class Pass(ABC):
                 has = ", ".join(known) if known else "none"
                 raise PipelineError(f"pass {cls.name!r} has no option {key!r}; its options: {has}")
             values[key] = _from_text(cls.name, key, text, known[key])
-        return cls(**values)
+        for f in dataclasses.fields(cls):
+            if f.name not in values and f.default is f.default_factory is dataclasses.MISSING:
+                raise PipelineError(f"pass {cls.name!r} needs the option {f.name!r}")
+        try:
+            return cls(**values)
+        except ValueError as error:
+            raise PipelineError(f"pass {cls.name!r}: {error}") from error
+
+
+_BARE: Final = re.compile(r"[A-Za-z_][\w\-]*")
+"""Texts that stand in a pipeline without quotes."""
 
 
 def _to_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    if isinstance(value, str) and (value == "none" or not _BARE.fullmatch(value)):
+        return json.dumps(value)
+    return str(value)
 
 
 def _from_text(owner: str, key: str, text: str, wanted: Any) -> Any:
-    """`text` as a value of the type `wanted`: bool, int, float, str, a Literal, or None with one of these."""
-    if typing.get_origin(wanted) in (Union, types.UnionType):
-        if text == "none" and type(None) in typing.get_args(wanted):
-            return None
-        (wanted,) = (t for t in typing.get_args(wanted) if t is not type(None))
-    if typing.get_origin(wanted) is Literal:
-        if text in typing.get_args(wanted):
-            return text
-        choices = ", ".join(map(str, typing.get_args(wanted)))
-        raise PipelineError(f"option {key!r} of pass {owner!r} is one of {choices}; got {text!r}")
-    if wanted is bool:
-        if text in ("true", "false"):
-            return text == "true"
-        raise PipelineError(f"option {key!r} of pass {owner!r} is true or false; got {text!r}")
-    try:
-        return wanted(text)
-    except ValueError:
-        raise PipelineError(
-            f"option {key!r} of pass {owner!r} wants {wanted.__name__}; got {text!r}"
-        ) from None
+    """`text` as a value of the type `wanted`: bool, int, float, str, a Literal, None, or a union of these."""
+    union = typing.get_origin(wanted) in (Union, types.UnionType)
+    kinds = typing.get_args(wanted) if union else (wanted,)
+    kinds = sorted(kinds, key=lambda kind: (kind is not type(None), kind is str))  # any text is a str
+    for kind in kinds:
+        with contextlib.suppress(ValueError):
+            return _as(kind, text)
+    verb = "wants" if any(_choices(kind) is None for kind in kinds) else "is"
+    choices = " or ".join(map(_described, kinds))
+    raise PipelineError(f"option {key!r} of pass {owner!r} {verb} {choices}; got {text!r}")
+
+
+def _as(kind: Any, text: str) -> Any:
+    """`text` as a value of one type.
+
+    Raises:
+        ValueError: it is none.
+        TypeError: values of this type have no text form.
+    """
+    choices = _choices(kind)
+    if choices is not None:
+        if text not in choices:
+            raise ValueError(text)
+        return choices[text]
+    if kind is str:
+        return json.loads(text) if text.startswith('"') else text
+    if kind in (int, float):
+        return kind(text)
+    raise TypeError(f"an option of type {kind} has no text form")
+
+
+def _choices(kind: Any) -> dict[str, Any] | None:
+    """The values of a type that has few, by their text; None for other types."""
+    few = {bool: (True, False), type(None): (None,)}
+    if kind not in few and typing.get_origin(kind) is not Literal:
+        return None
+    return {_to_text(value): value for value in few.get(kind, typing.get_args(kind))}
+
+
+def _described(kind: Any) -> str:
+    choices = _choices(kind)
+    if choices is None:
+        return str(kind.__name__)
+    return f"one of {', '.join(choices)}" if typing.get_origin(kind) is Literal else " or ".join(choices)

@@ -4,6 +4,7 @@
     item    = preset | pass | "-" name | "fixpoint" [options] "(" text ")"
     pass    = name [options]
     options = "{" name "=" value ("," name "=" value)* "}"
+    value   = name | number | text in double quotes, as in JSON
 
 `-name` takes a pass out of all that stands before it. `str(Pipeline.parse(text))` writes
 presets out, and parsing that gives the same pipeline again.
@@ -104,7 +105,10 @@ def _without(steps: tuple[Step, ...], name: str) -> tuple[Step, ...]:
     return tuple(kept)
 
 
-_TOKEN: Final = re.compile(r"\s*([A-Za-z_][\w\-]*|[-+]?[\d.][\w.+\-]*|[,(){}=\-])")
+_NAME: Final = r"[A-Za-z_][\w\-]*"
+_NUMBER: Final = r"[-+]?[\d.][\w.+\-]*|-inf(?![\w\-])"
+_QUOTED: Final = r'"(?:[^"\\]|\\.)*"'
+_TOKEN: Final = re.compile(rf"\s*({_NAME}|{_NUMBER}|{_QUOTED}|[,(){{}}=\-])")
 
 
 class _Parser:
@@ -126,11 +130,12 @@ class _Parser:
     def take(self, wanted: str | None = None) -> str:
         token = self.peek()
         if wanted is not None and token != wanted:
-            raise PipelineError(
-                f"expected {wanted!r} but found {token or 'the end'!r} in the pipeline {self.text!r}"
-            )
+            raise self.error(f"expected {wanted!r}", token)
         self.at += 1
         return token
+
+    def error(self, expected: str, token: str) -> PipelineError:
+        return PipelineError(f"{expected} but found {token or 'the end'!r} in the pipeline {self.text!r}")
 
     def items(self, closing: str) -> tuple[Step, ...]:
         steps: tuple[Step, ...] = ()
@@ -146,9 +151,7 @@ class _Parser:
             return self.removal(before, self.take())
         name = self.take()
         if not re.match(r"[A-Za-z_]", name):
-            raise PipelineError(
-                f"expected the name of a pass but found {name!r} in the pipeline {self.text!r}"
-            )
+            raise self.error("expected the name of a pass", name)
         options = self.options() if self.peek() == "{" else []
         if name == "fixpoint":
             return (*before, self.fixpoint(options))
@@ -175,7 +178,7 @@ class _Parser:
     def fixpoint(self, options: list[tuple[str, str]]) -> Fixpoint:
         rounds = 10
         for key, value in options:
-            if key != "rounds" or not value.isdigit() or int(value) < 1:
+            if key != "rounds" or not value.isdecimal() or int(value) < 1:
                 raise PipelineError(f"fixpoint has one option, rounds=N with N at least 1; got {key}={value}")
             rounds = int(value)
         self.take("(")
@@ -191,7 +194,12 @@ class _Parser:
         while self.peek() != "}":
             key = self.take()
             self.take("=")
-            found.append((key, self.take()))
+            value = self.take()
+            if value in ",(){}=-":
+                raise self.error(f"expected a value of {key!r}", value)
+            if key in dict(found):
+                raise PipelineError(f"option {key!r} is given twice in the pipeline {self.text!r}")
+            found.append((key, value))
             if self.peek() != "}":
                 self.take(",")
         self.take("}")

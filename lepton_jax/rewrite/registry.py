@@ -7,6 +7,7 @@ looked up when first asked for and imported when first used.
 from __future__ import annotations
 
 import functools
+import re
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
@@ -16,18 +17,29 @@ from lepton_jax.rewrite.errors import PipelineError, RegistryError
 GROUP: Final = "lepton_jax.passes"
 
 _REGISTERED: dict[str, type[Pass]] = {}
+_NAME: Final = re.compile(r"[A-Za-z_][\w\-]*")
+_RESERVED: Final = frozenset({"fixpoint", "none", "cleanup", "default", "max"})
+"""Names that mean something else in a pipeline's text."""
 
 
 def register(cls: type[Pass]) -> type[Pass]:
     """Make a pass known by its name, for use in pipelines; works as a decorator.
 
     Raises:
-        RegistryError: another pass has that name.
+        RegistryError: it is no pass, another pass has that name, or a pipeline cannot hold that name.
     """
-    known = _REGISTERED.get(cls.name)
-    if (known is not None and known is not cls) or (known is None and cls.name in _declared()):
-        raise RegistryError(f"there is a pass named {cls.name!r} already")
-    _REGISTERED[cls.name] = cls
+    name = getattr(cls, "name", None)
+    if not (isinstance(cls, type) and issubclass(cls, Pass) and isinstance(name, str)):
+        raise RegistryError(f"{cls!r} is not a Pass with a name")
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        raise RegistryError(f"a pass cannot be named {name!r}: a pipeline would not know it for one")
+    known = _REGISTERED.get(name)
+    declared = _declared().get(name)
+    if known is None and declared is not None and declared.value != f"{cls.__module__}:{cls.__qualname__}":
+        raise RegistryError(f"there is a pass named {name!r} already: {declared.value}")
+    if known is not None and known is not cls:
+        raise RegistryError(f"there is a pass named {name!r} already: {known.__module__}:{known.__qualname__}")
+    _REGISTERED[name] = cls
     return cls
 
 
@@ -52,7 +64,12 @@ def _declared() -> dict[str, EntryPoint]:
 @functools.cache
 def _load(name: str) -> type[Pass]:
     entry = _declared()[name]
-    cls = entry.load()
+    try:
+        cls = entry.load()
+    except Exception as error:
+        raise RegistryError(
+            f"entry point {name!r} ({entry.value}) cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
     if not (isinstance(cls, type) and issubclass(cls, Pass)):
         raise RegistryError(f"entry point {name!r} ({entry.value}) is not a Pass")
     if cls.name != name:

@@ -15,12 +15,14 @@ from lepton_jax.ir.facts import CONSTANT_LIMIT, Band, Facts, facts_of
 from lepton_jax.ir.graph import Graph, Node, Value
 from tests.ir._observe import observe, wrong_facts
 
+Fun = Callable[..., Any]
+
 F32 = jax.ShapeDtypeStruct((), jnp.float32)
 MATRIX = jax.ShapeDtypeStruct((3, 3), jnp.float32)
 INTS = jax.ShapeDtypeStruct((3, 3), jnp.int32)
 
 
-def facts(fun: Callable[..., Any], *args: Any) -> Facts:
+def facts(fun: Fun, *args: Any) -> Facts:
     """Facts of the only output of a function."""
     (output,) = trace(fun, *args).outputs
     return facts_of(output)
@@ -215,7 +217,7 @@ def test_zero_times_unknown_numbers_may_be_nan() -> None:
 
 
 def test_structure_of_sums_products_and_functions() -> None:
-    low = lambda x: jnp.tril(x)  # noqa: E731
+    low: Fun = lambda x: jnp.tril(x)  # noqa: E731
     assert facts(lambda x: low(x) + jnp.eye(3), MATRIX).lower
     assert facts(lambda x: jnp.sin(low(x)), MATRIX).lower
     assert not facts(lambda x: jnp.cos(low(x)), MATRIX).lower
@@ -299,10 +301,10 @@ def test_integers_may_wrap() -> None:
 def test_finiteness_is_claimed_only_when_ranges_prove_it() -> None:
     assert facts(jnp.sin, F32).finite is False  # of infinity it is NaN
     assert facts(lambda x: jnp.tanh(x), F32).no_nan is False
-    bounded = lambda x: lax.clamp(-1e3, lax.select(x == x, x, jnp.zeros_like(x)), 1e3)  # noqa: E731
+    bounded: Fun = lambda x: lax.clamp(-1e3, lax.select(x == x, x, jnp.zeros_like(x)), 1e3)  # noqa: E731
     assert facts(bounded, F32).finite
     byte = jax.ShapeDtypeStruct((4, 4), jnp.int8)
-    number = lambda x: x.astype(jnp.float32)  # noqa: E731
+    number: Fun = lambda x: x.astype(jnp.float32)  # noqa: E731
     assert facts(number, byte).finite
     assert facts(lambda x: number(x) @ number(x), byte).finite
     assert facts(lambda x: jnp.exp(number(x) / 4), byte).finite
@@ -329,7 +331,7 @@ def test_a_select_knows_what_its_predicate_says() -> None:
 
 
 def test_infinite_differences_and_zero_times_infinity() -> None:
-    ordered = lambda x: x.astype(jnp.float32) * 1e38  # noqa: E731  # overflows, has no NaN
+    ordered: Fun = lambda x: x.astype(jnp.float32) * 1e38  # noqa: E731  # overflows, has no NaN
     byte = jax.ShapeDtypeStruct((4,), jnp.int8)
     assert facts(ordered, byte).no_nan
     assert not facts(lambda x: ordered(x) - ordered(x), byte).no_nan
@@ -372,7 +374,7 @@ def test_indices_are_in_range() -> None:
 def test_gather_may_fill_with_nan() -> None:
     rows = jax.ShapeDtypeStruct((4,), jnp.int8)
     index = jax.ShapeDtypeStruct((2,), jnp.int32)
-    plain = lambda mode: facts(lambda x, i: jnp.exp(x / 9).at[i].get(mode=mode), rows, index)  # noqa: E731
+    plain: Fun = lambda mode: facts(lambda x, i: jnp.exp(x / 9).at[i].get(mode=mode), rows, index)  # noqa: E731
     assert plain("clip").no_nan and not plain("fill").no_nan
     assert facts(lambda x, i: jnp.abs(x.astype(jnp.int32)).at[i].get(mode="fill"), rows, index).low == -(
         2**31

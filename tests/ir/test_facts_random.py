@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,11 +51,17 @@ def _fits(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
         return False
 
 
+def one_of(rng: random.Random, makers: Sequence[Callable[[], Any]]) -> Any:
+    """What one of these makes."""
+    return rng.choice(makers)()
+
+
 def structured(rng: random.Random, pool: list[Any]) -> Any:
     n, m, k = rng.choice([1, 3, 4]), rng.choice([3, 4]), rng.randint(-2, 2)
     dtype = rng.choice(["float32", "int32", "bool"])
     x = pick(rng, pool, "iuf", 2)
-    return rng.choice(
+    return one_of(
+        rng,
         [
             lambda: jnp.eye(n, m, k, dtype),
             lambda: jnp.tri(n, m, k, dtype),
@@ -70,8 +76,8 @@ def structured(rng: random.Random, pool: list[Any]) -> Any:
             lambda: jnp.asarray(np.random.RandomState(k + 2).randint(0, 2, (n, m)), dtype),
             lambda: jnp.eye(4)[np.random.RandomState(k + 2).permutation(4)],
             lambda: jnp.arange(n) * rng.choice([1, 2, -3]) + k,
-        ]
-    )()
+        ],
+    )
 
 
 def moved(rng: random.Random, pool: list[Any]) -> Any:
@@ -87,7 +93,8 @@ def moved(rng: random.Random, pool: list[Any]) -> Any:
     ]
     filler = jnp.asarray(rng.choice([0, 1]), x.dtype)
     dim = rng.randint(0, max(x.ndim - 1, 0))
-    return rng.choice(
+    return one_of(
+        rng,
         [
             lambda: x.transpose(axes),
             lambda: lax.slice(x, starts, stops, [rng.randint(1, 2) for _ in axes]),
@@ -104,8 +111,13 @@ def moved(rng: random.Random, pool: list[Any]) -> Any:
             lambda: x[jnp.array([0, 5, -1])] if x.ndim and x.shape[0] else x,
             lambda: x.at[jnp.array([0, 7])].get(mode="fill") if x.ndim and x.shape[0] else x,
             lambda: jnp.split(x, [1], axis=0)[1] if x.ndim else x,
-        ]
-    )()
+            lambda: x[:1].squeeze(0) if x.ndim and x.shape[0] else x,
+            lambda: lax.dynamic_update_slice(x, x[:1] * 0, [1] * x.ndim) if x.ndim and x.shape[0] else x,
+            lambda: x.at[jnp.array([0, 7])].set(filler) if x.ndim else x,
+            lambda: lax.optimization_barrier(x),
+            lambda: jax.device_put(x),
+        ],
+    )
 
 
 def reduced(rng: random.Random, pool: list[Any]) -> Any:
@@ -113,13 +125,18 @@ def reduced(rng: random.Random, pool: list[Any]) -> Any:
     axes = tuple(rng.sample(range(x.ndim), rng.randint(1, x.ndim)))
     axis = axes[0]
     nonempty = 0 not in x.shape
-    return rng.choice(
+    return one_of(
+        rng,
         [
             lambda: lax.reduce_sum_p.bind(x, axes=axes, out_sharding=None),
             lambda: jnp.max(x, axes) if nonempty else x,
             lambda: jnp.min(x, axes) if nonempty else x,
             lambda: jnp.prod(x, axes, dtype=x.dtype),
             lambda: jnp.argmax(x, axis) if nonempty else x,
+            lambda: jnp.argmin(x) if nonempty else x,
+            lambda: lax.cummin(x, axis, reverse=True),
+            lambda: jnp.convolve(x.reshape(-1).astype("float32"), jnp.ones(2)) if x.size else x,
+            lambda: lax.reduce_precision(x.astype("float32"), 5, 3),
             lambda: lax.cumsum(x, axis),
             lambda: lax.cummax(x, axis),
             lambda: lax.cumprod(x, axis),
@@ -128,8 +145,8 @@ def reduced(rng: random.Random, pool: list[Any]) -> Any:
             lambda: lax.top_k(x, 1)[rng.randint(0, 1)] if x.shape[-1] else x,
             lambda: jnp.mean(x, axes) if nonempty else x,
             lambda: jax.nn.softmax(x.astype("float32"), axis),
-        ]
-    )()
+        ],
+    )
 
 
 def multiplied(rng: random.Random, pool: list[Any]) -> Any:
@@ -157,13 +174,26 @@ def chosen(rng: random.Random, pool: list[Any]) -> Any:
     mask = rng.choice(masks) if masks else x > 0
     number = jnp.asarray(rng.choice([0, 1]), x.dtype)
     other = rng.choice([number, x, -x])
-    return rng.choice([lambda: jnp.where(mask, x, other), lambda: jnp.where(mask, other, x)])()
+    return one_of(rng, [lambda: jnp.where(mask, x, other), lambda: jnp.where(mask, other, x)])
+
+
+def guarded(rng: random.Random, pool: list[Any]) -> Any:
+    """A select whose predicate looks at what it selects."""
+    x = pick(rng, pool, "iuf")
+    other = rng.choice([jnp.zeros_like(x), pick(rng, [y for y in pool if y.shape == x.shape], "iuf")])
+    other = other.astype(x.dtype) if other.shape == x.shape else jnp.ones_like(x)
+    limit = rng.choice([other, jnp.full_like(x, rng.choice([0, 1, 3]))])
+    test = rng.choice([lax.lt, lax.le, lax.gt, lax.ge, lax.eq, lax.ne])
+    mask = rng.choice([lambda: test(x, limit), lambda: test(limit, x), lambda: test(x, x)])()
+    if jnp.issubdtype(x.dtype, jnp.floating) and rng.random() < 0.2:
+        mask = lax.is_finite(x)
+    return lax.select(mask, x, other) if rng.random() < 0.5 else lax.select(mask, other, x)
 
 
 def clipped(rng: random.Random, pool: list[Any]) -> Any:
     x = pick(rng, pool, "if")
     low, high = jnp.asarray(rng.choice([-1, 0]), x.dtype), jnp.asarray(rng.choice([0, 2]), x.dtype)
-    return rng.choice([lambda: lax.clamp(low, x, high), lambda: jnp.clip(x, low, high)])()
+    return one_of(rng, [lambda: lax.clamp(low, x, high), lambda: jnp.clip(x, low, high)])
 
 
 def with_regions(rng: random.Random, pool: list[Any]) -> Any:
@@ -175,7 +205,8 @@ def with_regions(rng: random.Random, pool: list[Any]) -> Any:
         kept, moving, i = carry
         return (kept, jnp.tanh(moving) + row.sum().astype(y.dtype), i + 1), (jnp.abs(row), kept * 1, i)
 
-    return rng.choice(
+    return one_of(
+        rng,
         [
             lambda: lax.cond(jnp.any(x > 0), lambda v: jnp.abs(v), lambda v: v * v, x),
             lambda: lax.switch(count, [jnp.exp, jnp.zeros_like, jnp.sqrt], y),
@@ -190,8 +221,8 @@ def with_regions(rng: random.Random, pool: list[Any]) -> Any:
             lambda: jax.checkpoint(lambda a: jnp.sin(a) * a)(y),
             lambda: jax.nn.logsumexp(x.astype("float32"), -1),
             lambda: jnp.linspace(0, 1, 3),
-        ]
-    )()
+        ],
+    )
 
 
 OPS: list[Op] = [
@@ -204,6 +235,7 @@ OPS: list[Op] = [
     symmetrised,
     converted,
     chosen,
+    guarded,
     clipped,
     with_regions,
     unary(jnp.negative, jnp.abs, jnp.sign, jnp.square, kinds="if"),
@@ -212,6 +244,8 @@ OPS: list[Op] = [
         jnp.sin, jnp.cos, jnp.tan, jnp.arctan, jnp.sinh, jnp.cosh, jnp.arcsinh, lax.erf, lax.erfc, jnp.exp2
     ),
     unary(jnp.floor, jnp.ceil, jnp.round, jnp.isfinite, lax.stop_gradient, lax.erf_inv),
+    unary(jnp.arcsin, jnp.arccos, jnp.arctanh, jnp.log2, lax.lgamma),
+    unary(lambda x: x >> 1, lambda x: lax.shift_right_logical(x, x * 0 + 2), kinds="iu"),
     unary(*(lambda x, y=y: lax.integer_pow(x, y) for y in (-2, -1, 0, 1, 2, 3)), kinds="f"),
     unary(lax.population_count, lax.clz, jnp.invert, kinds="iu"),
     binary(jnp.add, jnp.subtract, jnp.multiply, jnp.maximum, jnp.minimum, kinds="iufc"),
@@ -246,7 +280,7 @@ SPECIAL = [0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf, 3.4e38, -3.4e38, 2e-38
 def inputs(seed: int, mood: str) -> list[Any]:
     """Arrays of several shapes and dtypes, full of special numbers, or of small ones, or of zeros."""
     rng = np.random.RandomState(seed)
-    made = []
+    made: list[Any] = []
     for shape in [*random.Random(seed).sample(SHAPES, 3), (3, 3)]:
         dtype = random.Random(seed + len(made)).choice(DTYPES)
         numbers: Any = rng.choice(SPECIAL, shape) if mood == "special" else rng.randn(*shape) * 2

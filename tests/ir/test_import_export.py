@@ -18,7 +18,7 @@ EITHER = pytest.mark.parametrize("rebuilt", [False, True], ids=["verbatim", "reb
 Fun = Callable[..., Any]
 
 
-def programs(able: Callable[[Program], bool] = lambda p: True) -> Any:
+def programs(able: Callable[[Program], bool] = lambda p: True) -> pytest.MarkDecorator:
     chosen = {name: p for name, p in PROGRAMS.items() if able(p)}
     return pytest.mark.parametrize("program", list(chosen.values()), ids=list(chosen))
 
@@ -117,8 +117,8 @@ def test_under_export(program: Program, rebuilt: bool) -> None:
         jax.export.export(jax.jit(f))(*program.args)
         for f in (to_callable(imported(program, rebuilt)), flat(program.fun))
     )
-    again = jax.export.deserialize(got.serialize())
-    assert_same(again.call(*program.args), want.call(*program.args))
+    got, want = (jax.export.deserialize(exported.serialize()) for exported in (got, want))
+    assert_same(got.call(*program.args), want.call(*program.args))
 
 
 @EITHER
@@ -238,7 +238,7 @@ def test_symbolic_dimensions(rebuilt: bool) -> None:
 
 @EITHER
 def test_scopes_reach_the_compiled_program(rebuilt: bool) -> None:
-    def fun(x: jax.Array) -> jax.Array:
+    def fun(x: jax.Array) -> Any:
         with jax.named_scope("encoder"):
             x = jnp.sin(x)
             with jax.named_scope("head"):
@@ -257,7 +257,7 @@ def test_scopes_reach_the_compiled_program(rebuilt: bool) -> None:
 
 
 def test_the_scope_of_the_caller_comes_first() -> None:
-    def fun(x: jax.Array) -> jax.Array:
+    def fun(x: jax.Array) -> Any:
         with jax.named_scope("inner"):
             return jnp.sin(x)
 
@@ -278,7 +278,7 @@ def test_errors_point_to_the_users_line() -> None:
 
 @EITHER
 def test_metadata_for_xla_survives(rebuilt: bool) -> None:
-    def fun(x: jax.Array) -> jax.Array:
+    def fun(x: jax.Array) -> Any:
         with set_xla_metadata(origin="lepton"):
             x = jnp.sin(x) * 2
             x = jax.jit(jnp.cos)(x)
@@ -332,7 +332,7 @@ def test_static_arguments() -> None:
 
 
 def test_branches_with_constants_of_their_own() -> None:
-    def fun(x: jax.Array) -> jax.Array:
+    def fun(x: jax.Array) -> Any:
         return lax.cond(
             x[0] > 1, lambda y: y + jnp.arange(4.0), lambda y: y * np.arange(4.0, dtype=np.float32), x
         )
@@ -343,7 +343,7 @@ def test_branches_with_constants_of_their_own() -> None:
 
 
 def test_deep_nesting() -> None:
-    def fun(x: jax.Array) -> jax.Array:
+    def fun(x: jax.Array) -> Any:
         f = jnp.sin
         for _ in range(15):
             f = jax.jit(lambda y, f=f: f(y) + 1)

@@ -29,7 +29,7 @@ def test_a_chain_holds_two_values_besides_the_input() -> None:
 
 
 def test_values_live_to_their_last_use() -> None:
-    def fun(x: jax.Array) -> jax.Array:
+    def fun(x: jax.Array) -> Any:
         kept = jnp.sin(x)
         for _ in range(5):
             x = jnp.cos(x)
@@ -58,7 +58,7 @@ def test_constants_are_held_all_along_and_once() -> None:
 
 def test_regions_add_what_they_need_inside() -> None:
     @jax.jit
-    def inner(x: jax.Array) -> jax.Array:
+    def inner(x: jax.Array) -> Any:
         return jnp.outer(x, x).sum(1)
 
     found = peak(lambda x: inner(jnp.sin(x)), X)
@@ -71,7 +71,7 @@ def test_regions_add_what_they_need_inside() -> None:
 
 
 def test_saving_memory_shows() -> None:
-    def layers(x: jax.Array) -> jax.Array:
+    def layers(x: jax.Array) -> Any:
         for _ in range(6):
             x = jnp.sin(x) * jnp.exp(x)
         return x.sum()
@@ -85,7 +85,7 @@ def test_symbolic_dimensions_and_references_do_not_hurt() -> None:
     (n,) = jax.export.symbolic_shape("n")
     assert peak(jnp.sin, jax.ShapeDtypeStruct((n,), jnp.float32)).bytes == 8
 
-    def counted(x: jax.Array) -> jax.Array:
+    def counted(x: jax.Array) -> Any:
         ref = jax.new_ref(jnp.zeros(3))
         ref[0] = x[0]
         return ref[...]

@@ -155,6 +155,8 @@ def special(dtype: Any, shape: tuple[int, ...] = (16,)) -> Any:
     size = int(np.prod(shape, dtype=int))
     draw = np.random.default_rng(size)
     dtype = jnp.dtype(dtype)
+    extremes: list[Any]
+    numbers: Array
     if jnp.issubdtype(dtype, jnp.integer):
         info = jnp.iinfo(dtype)
         extremes = [info.min, info.max, 0, 1]

@@ -66,6 +66,11 @@ def _of_number(number: Any, dtype: Any) -> Facts:
     return of_array(array, _jax.ShapedArray((), array.dtype))
 
 
+@transfer_all("unstack")
+def _unstack(node: Node, facts: Sequence[Facts]) -> list[Claims]:
+    return [elements(facts[0]) for _ in node.results]
+
+
 @transfer_all("split")
 def _split(node: Node, facts: Sequence[Facts]) -> list[Claims]:
     f, axis = facts[0], node.params["axis"]
