@@ -17,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--fast", action="store_true", help="a few training steps only")
 
     commands.add_parser("passes", help="list the passes, their options and the presets")
-    rules = commands.add_parser("rules", help="list the rules of a pass: level, backends, meaning, source line")
+    rules = commands.add_parser(
+        "rules", help="list the rules of a pass: level, backends, meaning, source line"
+    )
     rules.add_argument("name", help="the pass")
 
     from lepton_jax import _bisect, fuzz

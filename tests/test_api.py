@@ -296,7 +296,10 @@ def test_export() -> None:
 def test_export_with_symbolic_dimensions() -> None:
     def fun(x: Any) -> Any:
         y = jnp.transpose(jnp.transpose(x * 1.0)).reshape(-1)
-        return jnp.concatenate([y, y])[: x.shape[0]] + lax.scan(lambda c, v: (c + v, v * 1.0), jnp.zeros(()), y)[0]
+        return (
+            jnp.concatenate([y, y])[: x.shape[0]]
+            + lax.scan(lambda c, v: (c + v, v * 1.0), jnp.zeros(()), y)[0]
+        )
 
     (b,) = jax.export.symbolic_shape("b")
     exported = jax.export.export(lepton.optimize(fun))(jax.ShapeDtypeStruct((b, 3), jnp.float32))

@@ -48,7 +48,6 @@ def test_help_is_quick() -> None:
         "try: main(['--help'])\n"
         "except SystemExit as stop: assert stop.code == 0\n"
         "assert 'sklearn' not in sys.modules and 'flax' not in sys.modules\n"
-
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

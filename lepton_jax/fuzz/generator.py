@@ -132,8 +132,8 @@ class Generator:
     def outputs(self) -> tuple[str, ...]:
         """Some values of the block: most that nobody reads, now and then an input or the same twice."""
         own = [name for name, _ in self.scope[self.own :]]
-        unread = [name for name in self.unread() if self.rng.random() < 0.8]
-        picked = self.rng.sample(unread, min(len(unread), 5))
+        unread = [name for name in self.unread() if self.rng.random() < 0.95]
+        picked = self.rng.sample(unread, min(len(unread), 6))
         picked += [own[-1 - min(int(self.rng.expovariate(0.4)), len(own) - 1)] for _ in range(not picked)]
         picked += [self.rng.choice(own)] if self.rng.random() < 0.2 else []
         return tuple(picked if self.rng.random() < 0.2 else dict.fromkeys(picked))

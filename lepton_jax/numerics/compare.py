@@ -116,5 +116,5 @@ def _compare_floats(a: Any, b: Any, reference: Any, eps: float, exact: bool) -> 
     worst = error / max(unit, float(np.finfo(np.float64).tiny))
     if worst <= TOLERANCE or error <= float(np.finfo(np.float32).tiny):
         return Difference(True, worst, error)
-    text = f"off by {error:.3g} where the largest element is {scale:.3g}: {worst:.3g} times what rounding explains"
-    return Difference(False, worst, error, text)
+    text = f"off by {error:.3g} where the largest element is {scale:.3g}"
+    return Difference(False, worst, error, f"{text}: {worst:.3g} times what rounding explains")

@@ -98,8 +98,8 @@ def _to_text(value: Any) -> str:
 def _from_text(owner: str, key: str, text: str, wanted: Any) -> Any:
     """`text` as a value of the type `wanted`: bool, int, float, str, a Literal, None, or a union of these."""
     union = typing.get_origin(wanted) in (Union, types.UnionType)
-    kinds = typing.get_args(wanted) if union else (wanted,)
-    kinds = sorted(kinds, key=lambda kind: (kind is not type(None), kind is str))  # any text is a str
+    members = typing.get_args(wanted) if union else (wanted,)
+    kinds = sorted(members, key=lambda kind: (kind is not type(None), kind is str))  # any text is a str
     for kind in kinds:
         with contextlib.suppress(ValueError):
             return _as(kind, text)

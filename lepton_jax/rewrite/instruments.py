@@ -75,15 +75,15 @@ class Dump(Instrument):
         if not changed and self.when != "after":
             return
         text = graph.to_text() if changed else self.last
+        if self.diff and changed:
+            self.path(step.name, "html").write_text(diff_page(str(step), self.last, text), encoding="utf-8")
         if self.when != "before":
             self.write(f"after-{step.name}", text)
-        if self.diff and changed:
-            self.path(step.name, "html").write_text(diff_page(str(step), self.last, text))
         self.last = text
 
     def write(self, name: str, text: str) -> None:
         """Write one numbered text file."""
-        self.path(name, "txt").write_text(text + "\n")
+        self.path(name, "txt").write_text(text + "\n", encoding="utf-8")
         self.count += 1
 
     def path(self, name: str, ending: str) -> Path:

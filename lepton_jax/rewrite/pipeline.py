@@ -161,7 +161,8 @@ class _Parser:
             return before + Pipeline.parse(PRESETS[name]).steps
         if name not in pass_names():
             raise PipelineError(
-                f"there is no pass or preset {name!r}; presets: {', '.join(PRESETS)}; passes: {', '.join(pass_names())}"
+                f"there is no pass or preset {name!r}; presets: {', '.join(PRESETS)}; "
+                f"passes: {', '.join(pass_names())}"
             )
         return (*before, get_pass(name).with_options(options))
 

@@ -38,7 +38,9 @@ def register(cls: type[Pass]) -> type[Pass]:
     if known is None and declared is not None and declared.value != f"{cls.__module__}:{cls.__qualname__}":
         raise RegistryError(f"there is a pass named {name!r} already: {declared.value}")
     if known is not None and known is not cls:
-        raise RegistryError(f"there is a pass named {name!r} already: {known.__module__}:{known.__qualname__}")
+        raise RegistryError(
+            f"there is a pass named {name!r} already: {known.__module__}:{known.__qualname__}"
+        )
     _REGISTERED[name] = cls
     return cls
 

@@ -154,7 +154,6 @@ def _stack_one(y: Any) -> Any:
 
 
 def _while(node: Node, ctx: PassContext) -> None:
-    cond, body = node.regions
     nc, nb = node.params["cond_nconsts"], node.params["body_nconsts"]
     for_cond, for_body, init = node.operands[:nc], node.operands[nc : nc + nb], node.operands[nc + nb :]
     if node.effects or not all(v.is_static for v in node.operands):

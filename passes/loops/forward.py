@@ -37,7 +37,7 @@ class Forward(Pass):
     name: ClassVar[str] = "forward"
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
-        """Sweep, outer nodes first, until nothing fires: what passes through one region may pass through all."""
+        """Sweep, outer nodes first, until nothing fires: what passes through one may pass through all."""
         while True:
             fired = ctx.counts.total()
             for inner in graph.graphs():
@@ -67,7 +67,8 @@ def _unchanged_carry(node: Node, ctx: PassContext) -> None:
             carries.add(value)
             if value.uses:
                 value.replace_uses(add_constant(node, region, outer))
-    drop_slots(node, [slot for slot in slots(node) if any(node.regions[r].inputs[i] in carries for r, i in slot.inputs)])
+    held = [[node.regions[r].inputs[i] for r, i in slot.inputs] for slot in slots(node)]
+    drop_slots(node, [slot for slot, values in zip(slots(node), held, strict=True) if carries & {*values}])
 
 
 def _ends(node: Node, slot: Slot) -> tuple[Value, Value, list[tuple[int, Value]]]:
@@ -99,7 +100,9 @@ def _stacked_through(node: Node, ctx: PassContext) -> None:
         result = node.results[slot.result]
         if value in scanned and ctx.fire("stacked-input", node):
             result.replace_uses(node.operands[scanned[value] or 0])
-        elif (value in constant or value.is_const) and result.is_static and ctx.fire("stacked-constant", node):
+        elif (
+            (value in constant or value.is_const) and result.is_static and ctx.fire("stacked-constant", node)
+        ):
             outer = constant.get(value, value)
             (stacked,) = write_before(
                 rewrite(_stack_constant, outer, length=node.params["length"]), node, "stacked-constant"

@@ -60,12 +60,17 @@ class Invariant(Pass):
         for inner in reversed(graph.graphs()):
             for node in list(inner):
                 if node.regions and node.op in LOOPS and editable(node) and not _runs_at_most_once(node):
-                    if any([_hoist(node, index, ctx) for index in range(len(node.regions))]):
-                        _drop_unread_constants(node)
+                    _simplify(node, ctx)
 
 
 def _runs_at_most_once(loop: Node) -> bool:
     return loop.op == "scan" and type(loop.params["length"]) is int and loop.params["length"] <= 1
+
+
+def _simplify(loop: Node, ctx: PassContext) -> None:
+    moved = [_hoist(loop, index, ctx) for index in range(len(loop.regions))]
+    if any(moved):
+        _drop_unread_constants(loop)
 
 
 @dataclass(slots=True)
@@ -135,7 +140,7 @@ def _pays(node: Node, cone: Sequence[Node], fixed: _Fixed) -> bool:
     """Whether the work behind a node is worth keeping its result."""
     if all(n.op in _MOVEMENT for n in cone or [node]):
         return False
-    return sum(math.prod(value.shape) for value in node.results) <= fixed.source
+    return bool(sum(math.prod(value.shape) for value in node.results) <= fixed.source)
 
 
 def _cone(node: Node, fixed: Mapping[Node, _Fixed], outside: dict[Value, Value]) -> list[Node]:

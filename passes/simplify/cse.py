@@ -156,4 +156,4 @@ def _is_worth_keeping(node: Node) -> bool:
     """Whether a node's result is no larger than what it is made of."""
     if not all(value.is_static for value in (*node.operands, node.result)):
         return False
-    return math.prod(node.result.shape) <= max((math.prod(v.shape) for v in node.operands), default=0)
+    return bool(math.prod(node.result.shape) <= max((math.prod(v.shape) for v in node.operands), default=0))

@@ -21,7 +21,8 @@ class DeadCode(Pass):
         %1 = scan[...] %x { region body(...) { ... return %c } }
 
     A scan output that nobody reads goes, and so does a carry that feeds nothing but itself (through
-    loops inside the loop too), and every operand that is then not needed. Operations with effects stay. Exact.
+    loops inside the loop too), and every operand that is then not needed. Operations with effects
+    stay. Exact.
     """
 
     name: ClassVar[str] = "dce"

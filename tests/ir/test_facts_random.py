@@ -184,7 +184,8 @@ def guarded(rng: random.Random, pool: list[Any]) -> Any:
     other = other.astype(x.dtype) if other.shape == x.shape else jnp.ones_like(x)
     limit = rng.choice([other, jnp.full_like(x, rng.choice([0, 1, 3]))])
     test = rng.choice([lax.lt, lax.le, lax.gt, lax.ge, lax.eq, lax.ne])
-    mask = rng.choice([lambda: test(x, limit), lambda: test(limit, x), lambda: test(x, x)])()
+    left, right = rng.choice([(x, limit), (limit, x), (x, x)])
+    mask = test(left, right)
     if jnp.issubdtype(x.dtype, jnp.floating) and rng.random() < 0.2:
         mask = lax.is_finite(x)
     return lax.select(mask, x, other) if rng.random() < 0.5 else lax.select(mask, other, x)

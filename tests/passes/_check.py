@@ -108,7 +108,7 @@ def check(expected: Any, result: Any, reference: Any = None, exact: bool = False
 
 
 def bitwise(fun: Callable[..., Any], *args: Any, passes: str) -> None:
-    """Assert that at level `exact` every bit stays, signs of zeros and NaN included, operation by operation."""
+    """Assert that at level `exact` every bit stays, signs of zeros and NaN included, op by op."""
     flat = to_callable(optimised(fun, *args, passes=passes, level="exact"))
     plain = to_callable(from_jaxpr(jax.make_jaxpr(fun)(*args)))
     leaves = jax.tree.leaves(args)

@@ -25,7 +25,9 @@ kept = partial(same, passes=PASS, level="exact")
 
 def test_known_branch() -> None:
     def f(x: Any, y: Any) -> Any:
-        return lax.switch(jnp.int32(1), [lambda a, b: (a, b), lambda a, b: (jnp.sin(b), a), lambda a, b: (a, a)], x, y)
+        return lax.switch(
+            jnp.int32(1), [lambda a, b: (a, b), lambda a, b: (jnp.sin(b), a), lambda a, b: (a, a)], x, y
+        )
 
     assert_text(
         same(f, X, X, passes="constant-control,dce", level="exact"),
@@ -215,7 +217,9 @@ def trips(low: int, high: int) -> Any:
     return f
 
 
-@pytest.mark.parametrize(("low", "high", "left"), [(3, 3, 0), (4, 2, 0), (2, 3, 1), (0, 1, 1), (0, 2, None), (1, 9, None)])
+@pytest.mark.parametrize(
+    ("low", "high", "left"), [(3, 3, 0), (4, 2, 0), (2, 3, 1), (0, 1, 1), (0, 2, None), (1, 9, None)]
+)
 def test_fori_loop_with_traced_but_constant_bounds(low: int, high: int, left: int | None) -> None:
     graph = same(trips(low, high), X, passes="inline,constant-control,dce", level="exact", grad=False)
     if left is None:
@@ -227,7 +231,7 @@ def test_fori_loop_with_traced_but_constant_bounds(low: int, high: int, left: in
 def test_while_that_runs_once_by_way_of_its_carry() -> None:
     def f(x: Any) -> Any:
         def body(state: Any) -> Any:
-            again, step, value = state
+            _, step, value = state
             return step > 5, step + 1, value * step
 
         return lax.while_loop(lambda s: s[0], body, (True, 2, x))

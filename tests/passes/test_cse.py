@@ -58,7 +58,18 @@ def test_operands_of_commutative_operations_in_either_order() -> None:
 
 def test_order_matters_elsewhere() -> None:
     def f(x: Any, y: Any) -> Any:
-        return x - y, y - x, x / y, y / x, x < y, y < x, lax.atan2(x, y), lax.atan2(y, x), MATRIX @ x, x @ MATRIX
+        return (
+            x - y,
+            y - x,
+            x / y,
+            y / x,
+            x < y,
+            y < x,
+            lax.atan2(x, y),
+            lax.atan2(y, x),
+            MATRIX @ x,
+            x @ MATRIX,
+        )
 
     assert_untouched(f, X, X + 1, passes="cse")
 
@@ -77,7 +88,15 @@ def test_literals_are_compared_by_type_and_bits() -> None:
 
 def test_parameters_must_be_equal() -> None:
     def f(x: Any) -> Any:
-        return x.reshape(9), x.reshape(1, 9), x.sum(0), x.sum(1), x.astype("bfloat16"), x.astype("float16"), x.T
+        return (
+            x.reshape(9),
+            x.reshape(1, 9),
+            x.sum(0),
+            x.sum(1),
+            x.astype("bfloat16"),
+            x.astype("float16"),
+            x.T,
+        )
 
     assert_untouched(f, MATRIX, passes="cse")
 

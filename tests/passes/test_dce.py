@@ -215,7 +215,9 @@ def test_carries_that_feed_themselves_through_a_branch_and_a_while() -> None:
     def f(x: Any, w: Any) -> Any:
         def body(state: Any) -> Any:
             i, total, lonely = state
-            total, lonely = lax.cond(i > 1, lambda t, v: (t + 1, v * 2), lambda t, v: (t * 2, v), total, lonely)
+            total, lonely = lax.cond(
+                i > 1, lambda t, v: (t + 1, v * 2), lambda t, v: (t * 2, v), total, lonely
+            )
             return i + 1, total, lonely
 
         return lax.while_loop(lambda s: s[0] < 4, body, (0, x, w))[1]
@@ -366,7 +368,9 @@ def test_checkpoint_still_recomputes() -> None:
     graph = kept(f, X, X)
     assert ops(graph) == ["remat2", "sin", "sin"] or ops(graph) == ["checkpoint", "sin", "sin"]
     flat = to_callable(graph)
-    forward, backward = str(jax.make_jaxpr(jax.grad(lambda x: flat(x, X)[0].sum()))(X)).split("differentiated=True")
+    forward, backward = str(jax.make_jaxpr(jax.grad(lambda x: flat(x, X)[0].sum()))(X)).split(
+        "differentiated=True"
+    )
     assert (forward.count(" sin "), backward.count(" sin ")) == (2, 1)
 
 

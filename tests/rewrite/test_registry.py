@@ -9,8 +9,18 @@ from typing import ClassVar
 import pytest
 
 from lepton_jax.ir.graph import Graph
-from lepton_jax.rewrite import Pass, PassContext, PipelineError, RegistryError, get_pass, pass_names, register, unregister
-from lepton_jax.rewrite import registry
+from lepton_jax.rewrite import (
+    PRESETS,
+    Pass,
+    PassContext,
+    PipelineError,
+    RegistryError,
+    get_pass,
+    pass_names,
+    register,
+    registry,
+    unregister,
+)
 from lepton_jax.rewrite.registry import origin_of
 
 
@@ -55,6 +65,29 @@ def test_names_are_unique() -> None:
         unregister("mine")
 
 
+def test_names_that_no_pipeline_could_hold() -> None:
+    for bad in ("two words", "", "7up", "-minus", "fixpoint", *PRESETS):
+        cls = type("Bad", (Mine,), {"name": bad})
+        with pytest.raises(RegistryError, match=f"a pass cannot be named {bad!r}"):
+            register(cls)
+
+
+def test_what_is_no_pass() -> None:
+    nameless = type("Nameless", (Pass,), {})
+    for wrong in (int, nameless, Mine()):
+        with pytest.raises(RegistryError, match="is not a Pass with a name"):
+            register(wrong)  # type: ignore[arg-type]
+
+
+def test_a_declared_pass_may_register_itself_too() -> None:
+    cls = get_pass("cse")
+    try:
+        assert register(cls) is cls and get_pass("cse") is cls
+    finally:
+        unregister("cse")
+    assert get_pass("cse") is cls
+
+
 def test_installed_passes_load_and_say_what_they_are() -> None:
     for name in pass_names():
         cls = get_pass(name)
@@ -63,7 +96,9 @@ def test_installed_passes_load_and_say_what_they_are() -> None:
 
 
 def test_unknown_pass() -> None:
-    with pytest.raises(PipelineError, match=r"there is no pass 'nothing'; the passes are: algebra, .*movement"):
+    with pytest.raises(
+        PipelineError, match=r"there is no pass 'nothing'; the passes are: algebra, .*movement"
+    ):
         get_pass("nothing")
 
 
@@ -71,7 +106,17 @@ def test_unknown_pass() -> None:
     ("entries", "name", "message"),
     [
         ({"a": ["math:sqrt"]}, "a", r"entry point 'a' \(math:sqrt\) is not a Pass"),
-        ({"b": ["lepton_jax.passes.simplify.cse:CommonSubexpressions"]}, "b", r"'b' .* is a pass named 'cse'"),
+        (
+            {"b": ["lepton_jax.passes.simplify.cse:CommonSubexpressions"]},
+            "b",
+            r"'b' .* is a pass named 'cse'",
+        ),
+        (
+            {"d": ["no_such_module:Pass"]},
+            "d",
+            r"'d' \(no_such_module:Pass\) cannot be loaded: ModuleNotFoundError",
+        ),
+        ({"e": ["math:no_such_name"]}, "e", r"'e' \(math:no_such_name\) cannot be loaded: AttributeError"),
         ({"c": ["math:sin", "math:cos"]}, "c", r"two packages declare a pass 'c': math:sin and math:cos"),
     ],
 )
