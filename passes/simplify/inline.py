@@ -51,7 +51,7 @@ class Inline(Pass):
                 inline_call(node)
 
     def _added(self, node: Node) -> int:
-        """How many equations the program gains (none if this is the only call), up to just above the limit."""
+        """How many equations the program gains, up to just above the limit; none if this is the only call."""
         (region,) = node.regions
         return sum(1 for _ in islice(region, self.limit + 1)) if len(region.parents) > 1 else 0
 
