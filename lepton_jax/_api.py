@@ -31,8 +31,20 @@ class _Again(Exception):
     """The optimised program cannot be evaluated: abandon this trace, and trace the plain function."""
 
 
+Stage = Callable[..., tuple[Any, Program]]
+
+
 class _Modules(Exception):
     """The arguments hold NNX modules: trace again, with their state passed in and out."""
+
+
+def _detect_modules(
+    fun: Callable[..., Any], options: Options, static: StaticArguments, args: Any, kwargs: Any
+) -> tuple[Any, Program]:
+    """`stage`, unless the arguments hold NNX modules."""
+    if _nnx.holds_modules((args, kwargs)):
+        raise _Modules
+    return stage(fun, options, static, args, kwargs)
 
 
 if TYPE_CHECKING:
@@ -84,23 +96,27 @@ class Optimized(Generic[P, R]):
         self._lock = threading.Lock()
         self._latest: Program | None = None
 
-        @functools.wraps(fun)
-        def staged(*args: Any, **kwargs: Any) -> Any:
-            return self._staged(args, kwargs)
-
-        self._jit: Any = jax.jit(staged, **options.jit_arguments)
+        self._jit: Any = jax.jit(self._stager(_detect_modules), **options.jit_arguments)
         self._call: Callable[..., Any] = self._checked if options.verify or options.measure else self._jit
-        self._with_modules = False
+
+    def _stager(self, run: Stage) -> Callable[..., Any]:
+        """A function for `jax.jit` to trace: it optimises the call and evaluates it."""
+
+        @functools.wraps(self.__wrapped__)
+        def staged(*args: Any, **kwargs: Any) -> Any:
+            return self._staged(run, args, kwargs)
+
+        return staged
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the optimised function."""
         try:
             return self._call(*args, **kwargs)  # type: ignore[no-any-return]
-        except (_Again, _Modules):
-            return self._retry(self._call_now, args, kwargs)  # type: ignore[no-any-return]
-
-    def _call_now(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
+        except _Again:
+            return self._call(*args, **kwargs)  # type: ignore[no-any-return]
+        except _Modules:
+            self._pass_modules()
+            return self(*args, **kwargs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A method, when the function stands in a class."""
@@ -109,13 +125,10 @@ class Optimized(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<lepton.optimize of {getattr(self, '__name__', self.__wrapped__)}>"
 
-    def _staged(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _staged(self, run: Stage, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = self._key(args, kwargs)
         if key in self._plain:
             return self.__wrapped__(*args, **kwargs)
-        if not self._with_modules and _nnx.holds_modules((args, kwargs)):
-            raise _Modules
-        run = _nnx.stage_modules if self._with_modules else stage
         try:
             results, program = run(self.__wrapped__, self.options, self._static, args, kwargs)
         except EvaluationFailed as failure:
@@ -150,7 +163,7 @@ class Optimized(Generic[P, R]):
 
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """Trace at the shapes of the arguments (arrays or `jax.ShapeDtypeStruct`s)."""
-        inner = self._retry(self._jit.trace, args, kwargs)
+        inner = self._stages("trace", args, kwargs)
         program = self._programs.get(self._key(args, kwargs))
         if program is None:  # traced by jit before, and forgotten here since
             fresh = Optimized(self.__wrapped__, self.options)
@@ -159,27 +172,27 @@ class Optimized(Generic[P, R]):
 
     def lower(self, *args: Any, **kwargs: Any) -> Any:
         """Lower at the shapes of the arguments: a `jax.stages.Lowered`."""
-        return self._retry(self._jit.lower, args, kwargs)
+        return self._stages("lower", args, kwargs)
 
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """The shapes and dtypes of the results, without running anything."""
-        return self._retry(self._jit.eval_shape, args, kwargs)
+        return self._stages("eval_shape", args, kwargs)
 
-    def _retry(self, method: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    def _stages(self, method: str, args: Any, kwargs: Any) -> Any:
         """Call a method of `self._jit`, again where the trace was abandoned for another way."""
         try:
-            return method(*args, **kwargs)
+            return getattr(self._jit, method)(*args, **kwargs)
         except _Again:
-            return method(*args, **kwargs)
+            return getattr(self._jit, method)(*args, **kwargs)
         except _Modules:
             self._pass_modules()
-            return self._retry(getattr(self._jit, method.__name__, self._call_now), args, kwargs)
+            return self._stages(method, args, kwargs)
 
     def _pass_modules(self) -> None:
         """From now on pass the state of NNX modules in and out."""
-        staged = functools.wraps(self.__wrapped__)(lambda *args, **kwargs: self._staged(args, kwargs))
-        self._with_modules = True
-        self._call = self._jit = _nnx.jit(staged, **self.options.jit_arguments)
+        self._jit = self._call = _nnx.ModuleJit(
+            self._stager(_nnx.stage_modules), self._stager(stage), self.options.jit_arguments
+        )
 
     def clear_cache(self) -> None:
         """Forget all traces and compiled programs."""

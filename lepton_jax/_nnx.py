@@ -22,11 +22,69 @@ def holds_modules(tree: Any) -> bool:
     return any(isinstance(leaf, objects) for leaf in leaves)
 
 
-def jit(fun: Callable[..., Any], **options: Any) -> Any:
-    """`nnx.jit`: like `jax.jit`, and what the function writes into its modules is seen outside."""
-    from flax import nnx
+class ModuleJit:
+    """`nnx.jit`: like `jax.jit`, and what the function writes into its modules is seen outside.
 
-    return nnx.jit(fun, **options)
+    Under transformations of JAX itself, such as `jax.grad`, modules are plain trees of arrays, as for
+    `jax.jit`: there NNX does not let anybody write into them.
+
+    Args:
+        with_state: stages a call that updates the modules it is given.
+        as_trees: stages a call that takes modules as trees.
+        options: for `nnx.jit` and `jax.jit`.
+    """
+
+    def __init__(
+        self, with_state: Callable[..., Any], as_trees: Callable[..., Any], options: Mapping[str, Any]
+    ) -> None:
+        from flax import nnx
+
+        self._with_state: Any = nnx.jit(with_state, **options)
+        self._as_trees: Any = jax.jit(as_trees, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the function."""
+        return self._either("__call__", args, kwargs)
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """As `jax.jit(fun).trace`."""
+        return self._either("trace", args, kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """As `jax.jit(fun).lower`."""
+        return self._either("lower", args, kwargs)
+
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """As `jax.jit(fun).eval_shape`."""
+        return self._either("eval_shape", args, kwargs)
+
+    def clear_cache(self) -> None:
+        """Forget the traces of modules as trees; `nnx.jit` keeps its own."""
+        self._as_trees.clear_cache()
+
+    def _either(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        way = self._with_state if _writable((args, kwargs)) else self._as_trees
+        return getattr(way, method)(*args, **kwargs)
+
+
+def _writable(tree: Any) -> bool:
+    """Whether NNX lets anybody write into the modules in a tree here: not under a transformation of JAX."""
+    if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        return True
+    from flax import nnx
+    from flax.errors import TraceContextError
+
+    objects: type = nnx.Pytree
+    modules = [
+        leaf
+        for leaf in jax.tree.leaves(tree, is_leaf=lambda leaf: isinstance(leaf, objects))
+        if isinstance(leaf, objects)
+    ]
+    try:
+        nnx.update(modules, nnx.state(modules))
+    except TraceContextError:
+        return False
+    return True
 
 
 def stage_modules(

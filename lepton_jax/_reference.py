@@ -140,8 +140,21 @@ def _while(node: Node, operands: list[Any]) -> Sequence[Any]:
     cond, body = node.regions
     nc, nb = node.params["cond_nconsts"], node.params["body_nconsts"]
     for_cond, for_body, init = operands[:nc], operands[nc : nc + nb], operands[nc + nb :]
+
+    def going(state: Any) -> Any:
+        return _evaluate(cond, [*for_cond, *state])[0]
+
+    def step(state: Any) -> Any:
+        new = _evaluate(body, [*for_body, *state])
+        on = going(state)  # under vmap one for each element: those that have stopped keep their state
+        return [
+            jnp.where(on.reshape(on.shape + (1,) * (n.ndim - on.ndim)), n, o)
+            for n, o in zip(new, state, strict=True)
+        ]
+
+    batched = bool(cond.outputs[0].shape)
     return lax.while_loop(
-        lambda s: _evaluate(cond, [*for_cond, *s])[0], lambda s: _evaluate(body, [*for_body, *s]), init
+        lambda s: jnp.any(going(s)), step if batched else lambda s: _evaluate(body, [*for_body, *s]), init
     )
 
 

@@ -94,6 +94,18 @@ def test_under_nnx_transformations() -> None:
     states_equal(ours, theirs)
 
 
+def test_modules_are_trees_under_transformations_of_jax() -> None:
+    def loss(net: Decorated, x: Any) -> Any:
+        return jnp.sum(net.dense(x) ** 2 * 1.0)
+
+    net = Decorated(nnx.Rngs(0))
+    f = lepton.optimize(loss)
+    np.testing.assert_allclose(f(net, X), loss(net, X), rtol=1e-5)
+    ours, theirs = jax.grad(f, allow_int=True)(net, X), jax.grad(jax.jit(loss), allow_int=True)(net, X)
+    np.testing.assert_allclose(ours.dense.kernel[...], theirs.dense.kernel[...], rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(f)(net, X), loss(net, X), rtol=1e-5)
+
+
 def test_nnx_method() -> None:
     net = Decorated(nnx.Rngs(0))
     np.testing.assert_allclose(net(X), net.dense(X), rtol=1e-5, atol=1e-6)

@@ -257,6 +257,19 @@ def fourier(g: Generator) -> None:
         g.emit(g.choice(["jnp.fft.fft({0})", "jnp.real(jnp.fft.ifft(jnp.fft.fft({0})))"]), found[0])
 
 
+_LINKS: Final[tuple[Maker, ...]] = (
+    movement,
+    movement,
+    there_and_back,
+    joined,
+    indexed,
+    reduction,
+    cumulative,
+    unary,
+    neutral,
+)
+
+
 def chain(g: Generator) -> None:
     """Several operations, each on the result of the one before."""
     for _ in range(g.rng.randint(2, 4)):

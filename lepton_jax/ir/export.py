@@ -85,11 +85,27 @@ def _while(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
     cond, body = node.regions
     nc, nb = node.params["cond_nconsts"], node.params["body_nconsts"]
     for_cond, for_body, init = operands[:nc], operands[nc : nc + nb], list(operands[nc + nb :])
+    if cond.outputs[0].shape:
+        return _batched_while(node, for_cond, for_body, init)
     return jax.lax.while_loop(
         lambda state: evaluate(cond, [*for_cond, *state])[0],
         lambda state: evaluate(body, [*for_body, *state]),
         init,
     )
+
+
+def _batched_while(
+    node: Node, for_cond: Sequence[Any], for_body: Sequence[Any], init: Sequence[Any]
+) -> Sequence[Any]:
+    """A loop that vmap has given a predicate for each element, which no public function takes."""
+    closed = [_jax.trace_flat(to_callable(g), [v.aval for v in g.inputs]) for g in node.regions]
+    (cond, cond_consts), (body, body_consts) = map(_jax.without_consts, closed)
+    counts = {
+        "cond_nconsts": len(cond_consts) + len(for_cond),
+        "body_nconsts": len(body_consts) + len(for_body),
+    }
+    operands = [*cond_consts, *for_cond, *body_consts, *for_body, *init]
+    return _bind_new(node, operands, cond_jaxpr=cond, body_jaxpr=body, **counts)
 
 
 def _cond(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
@@ -192,9 +208,9 @@ def _linear_solve(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
     return _bind_new(node, operands, jaxprs=type(node.raw["jaxprs"])(*closed))
 
 
-def _bind_new(node: Node, operands: Sequence[Any], **jaxprs: Any) -> Sequence[Any]:
+def _bind_new(node: Node, operands: Sequence[Any], **new: Any) -> Sequence[Any]:
     """Bind the node's own primitive with new jaxprs, which JAX has just traced."""
-    params = node.primitive.get_bind_params({**node.params, **jaxprs})
+    params = node.primitive.get_bind_params({**node.params, **new})
     return node.primitive.bind(*operands, **params)  # type: ignore[no-any-return]
 
 

@@ -18,26 +18,13 @@ from lepton_jax.ir._facts import logic as _logic
 from lepton_jax.ir._facts import movement as _movement
 from lepton_jax.ir._facts import reductions as _reductions
 from lepton_jax.ir._facts import selection as _selection
-from lepton_jax.ir._facts.closing import (
-    close,
-    of_aval,
-    with_axis,
-    without_axis,
-)
+from lepton_jax.ir._facts.closing import close, of_aval, with_axis, without_axis
 from lepton_jax.ir._facts.contents import of_array as of_array
 from lepton_jax.ir._facts.contents import of_constant
-from lepton_jax.ir._facts.lattice import (
-    CONSTANT_LIMIT as CONSTANT_LIMIT,
-)
-from lepton_jax.ir._facts.lattice import (
-    Band as Band,
-)
-from lepton_jax.ir._facts.lattice import (
-    Facts as Facts,
-)
-from lepton_jax.ir._facts.lattice import (
-    meet,
-)
+from lepton_jax.ir._facts.lattice import CONSTANT_LIMIT as CONSTANT_LIMIT
+from lepton_jax.ir._facts.lattice import Band as Band
+from lepton_jax.ir._facts.lattice import Facts as Facts
+from lepton_jax.ir._facts.lattice import meet
 from lepton_jax.ir._facts.registry import TRANSFERS
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.regions import Slot, slots

@@ -340,6 +340,15 @@ def test_infinite_differences_and_zero_times_infinity() -> None:
     assert facts(lambda x: jnp.abs(ordered(x)).sum(), byte).no_nan
 
 
+def test_numbers_too_small_for_a_normal_float_may_be_taken_as_zero() -> None:
+    too_small = facts(lambda: jnp.full((3,), 1e-40))
+    assert not too_small.is_zero and not too_small.nonzero and too_small.least == 0
+    assert not facts(lambda: jnp.sqrt(jnp.full((3,), 1e-40))).nonzero
+    assert not facts(lambda: jnp.log(jnp.full((3,), 1e-40))).finite
+    assert not facts(lambda x: jnp.exp(x - 1e30), F32).nonzero
+    assert facts(lambda: jnp.full((3,), 1e-30) * 1e-30).splat is None
+
+
 def test_exact_arithmetic_of_numbers_only() -> None:
     assert facts(lambda: jnp.full((3,), 0.5) + jnp.full((3,), 0.25)).splat == np.float32(0.75)
     assert facts(lambda: jnp.full((3,), 0.1) + jnp.full((3,), 0.2)).splat is None  # rounds

@@ -17,8 +17,8 @@ from tests.ir._observe import observe, wrong_facts
 
 Op = Callable[[random.Random, list[Any]], Any]
 
-SHAPES = [(), (1,), (3,), (3, 3), (1, 3), (3, 1), (2, 3, 3), (3, 4), (0, 3)]
-DTYPES = ["float32", "int32", "bool", "bfloat16", "float16", "int8", "uint8", "complex64"]
+SHAPES = [(), (3,), (3, 3), (1, 3), (3, 1), (2, 3, 3), (3, 4), (0, 3)]
+DTYPES = ["float32", "float32", "int32", "bool", "bfloat16", "int8", "uint8", "complex64"]
 
 
 def pick(rng: random.Random, pool: list[Any], kinds: str = "iufb", rank: int = 0) -> Any:
@@ -57,7 +57,7 @@ def one_of(rng: random.Random, makers: Sequence[Callable[[], Any]]) -> Any:
 
 
 def structured(rng: random.Random, pool: list[Any]) -> Any:
-    n, m, k = rng.choice([1, 3, 4]), rng.choice([3, 4]), rng.randint(-2, 2)
+    n, m, k = rng.choice([3, 3, 2]), rng.choice([3, 3, 4]), rng.randint(-2, 2)
     dtype = rng.choice(["float32", "int32", "bool"])
     x = pick(rng, pool, "iuf", 2)
     return one_of(
@@ -259,14 +259,33 @@ OPS: list[Op] = [
 ]
 
 
+def known(x: Any) -> list[Any]:
+    """Values of a float matrix about which something is known: finite, ordered, of one sign, with zeros."""
+    finite = jnp.tanh(lax.select(x == x, x, jnp.zeros_like(x)))
+    return [
+        finite,
+        finite * 1e38 * 1e38,
+        jnp.abs(finite),
+        jnp.tril(x),
+        jnp.triu(finite),
+        jnp.tri(3, dtype=x.dtype),
+        jnp.eye(3, dtype=x.dtype),
+        lax.broadcasted_iota(x.dtype, (3, 3), 0),
+        lax.broadcasted_iota(x.dtype, (3, 3), 1),
+        jnp.zeros_like(x),
+        jnp.tri(3, dtype=bool),
+        x + x.T,
+    ]
+
+
 def program(seed: int, length: int) -> Callable[..., list[Any]]:
     def fun(*args: Any) -> list[Any]:
         rng = random.Random(seed)
-        pool = list(args)
+        pool = [*args, *rng.sample(known(jnp.real(args[-1]).astype(jnp.float32)), 5)]
         for _ in range(length):
             try:
                 made = rng.choice(OPS)(rng, pool)
-            except (TypeError, ValueError):  # the draw is not well typed
+            except (TypeError, ValueError, DeprecationWarning):  # the draw is not well typed
                 continue
             if made.size <= 200 and made.ndim <= 4:
                 pool.append(made)
@@ -282,7 +301,7 @@ def inputs(seed: int, mood: str) -> list[Any]:
     """Arrays of several shapes and dtypes, full of special numbers, or of small ones, or of zeros."""
     rng = np.random.RandomState(seed)
     made: list[Any] = []
-    for shape in [*random.Random(seed).sample(SHAPES, 3), (3, 3)]:
+    for shape in [*random.Random(seed).sample(SHAPES, 2), (3, 3)]:
         dtype = random.Random(seed + len(made)).choice(DTYPES)
         numbers: Any = rng.choice(SPECIAL, shape) if mood == "special" else rng.randn(*shape) * 2
         if mood == "zero":

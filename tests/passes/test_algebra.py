@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lepton_jax.ir import trace
 from lepton_jax.ir.export import to_callable
@@ -19,6 +19,7 @@ from lepton_jax.passes.simplify.algebra import RULES, Algebra
 from lepton_jax.rewrite import Pipeline
 from tests.passes import (
     test_algebra_additive,
+    test_algebra_comparison,
     test_algebra_logic,
     test_algebra_minmax,
     test_algebra_multiplicative,
@@ -30,6 +31,7 @@ from tests.passes._check import fired, optimised, rewrite_jaxpr, same
 
 FAMILIES = [
     test_algebra_additive,
+    test_algebra_comparison,
     test_algebra_logic,
     test_algebra_minmax,
     test_algebra_multiplicative,
@@ -316,6 +318,21 @@ def test_inside_shard_map_types_stay() -> None:
     flat = to_callable(optimised(program, x, n, passes="algebra"))
     for a, b in zip(jax.jit(flat)(x, n), program(x, n), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_sharded_types_stay() -> None:
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Explicit,))
+
+    def program(x: jax.Array, n: jax.Array) -> Any:
+        return x * 1.0 - (-x), n - n, (x + 1.0) + 2.0, 1 / (1 + jnp.exp(-x)), lax.pow(x, np.float32(1.5))
+
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.arange(4.0), NamedSharding(mesh, PartitionSpec("i")))
+        n = x.astype(jnp.int32)
+        flat = to_callable(optimised(program, x, n, passes="algebra"))
+        for a, b in zip(jax.jit(flat)(x, n), program(x, n), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+            assert jax.typeof(a) == jax.typeof(b)
 
 
 def test_scalars_that_stand_for_arrays_are_spread() -> None:

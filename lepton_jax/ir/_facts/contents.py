@@ -8,21 +8,9 @@ from typing import Any, Final
 import numpy as np
 
 from lepton_jax.ir import _jax
-from lepton_jax.ir._facts.closing import (
-    close,
-    of_aval,
-    splat_facts,
-)
-from lepton_jax.ir._facts.dtypes import (
-    float_limits,
-    kind_of,
-    scalar,
-)
-from lepton_jax.ir._facts.lattice import (
-    CONSTANT_LIMIT,
-    Claims,
-    Facts,
-)
+from lepton_jax.ir._facts.closing import close, of_aval, splat_facts
+from lepton_jax.ir._facts.dtypes import float_limits, kind_of, scalar
+from lepton_jax.ir._facts.lattice import CONSTANT_LIMIT, Claims, Facts
 from lepton_jax.ir.graph import Value
 
 Array = np.ndarray[Any, Any]

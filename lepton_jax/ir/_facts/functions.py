@@ -8,13 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from lepton_jax.ir._facts import intervals as iv
-from lepton_jax.ir._facts.dtypes import (
-    float_limits,
-)
-from lepton_jax.ir._facts.lattice import (
-    Claims,
-    Facts,
-)
+from lepton_jax.ir._facts.dtypes import float_limits
+from lepton_jax.ir._facts.lattice import Claims, Facts
 from lepton_jax.ir._facts.registry import elementwise
 from lepton_jax.ir.graph import Node
 

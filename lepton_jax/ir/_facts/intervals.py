@@ -6,14 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any, Final
 
-from lepton_jax.ir._facts.dtypes import (
-    float_limits,
-    kind_of,
-)
-from lepton_jax.ir._facts.lattice import (
-    Claims,
-    Facts,
-)
+from lepton_jax.ir._facts.dtypes import float_limits, kind_of
+from lepton_jax.ir._facts.lattice import Claims, Facts
 
 Interval = tuple[float, float]
 SLACK: Final = 1 + 2.0**-5

@@ -9,20 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from lepton_jax.ir._facts import intervals as iv
-from lepton_jax.ir._facts.dtypes import (
-    float_limits,
-    holds_exactly,
-    int_range,
-    kind_of,
-    scalar,
-)
-from lepton_jax.ir._facts.lattice import (
-    Band,
-    Claims,
-    Facts,
-    complement,
-    everything,
-)
+from lepton_jax.ir._facts.dtypes import float_limits, holds_exactly, int_range, kind_of, scalar
+from lepton_jax.ir._facts.lattice import Band, Claims, Facts, complement, everything
 from lepton_jax.ir._facts.registry import elementwise
 from lepton_jax.ir.graph import Node
 

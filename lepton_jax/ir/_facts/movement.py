@@ -9,9 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from lepton_jax.ir._facts.contents import contents
-from lepton_jax.ir._facts.dtypes import (
-    static_size,
-)
+from lepton_jax.ir._facts.dtypes import static_size
 from lepton_jax.ir._facts.lattice import (
     CONSTANT_LIMIT,
     Band,

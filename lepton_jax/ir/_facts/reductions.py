@@ -9,17 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from lepton_jax.ir._facts import intervals as iv
-from lepton_jax.ir._facts.dtypes import (
-    float_limits,
-    kind_of,
-    scalar,
-    static_size,
-)
-from lepton_jax.ir._facts.lattice import (
-    Claims,
-    Facts,
-    elements,
-)
+from lepton_jax.ir._facts.dtypes import float_limits, kind_of, scalar, static_size
+from lepton_jax.ir._facts.lattice import Claims, Facts, elements
 from lepton_jax.ir._facts.registry import transfer
 from lepton_jax.ir.graph import Node, Value
 

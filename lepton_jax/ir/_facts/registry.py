@@ -6,18 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 from lepton_jax.ir import _jax
-from lepton_jax.ir._facts.closing import (
-    close,
-    splat_facts,
-)
-from lepton_jax.ir._facts.dtypes import (
-    kind_of,
-)
-from lepton_jax.ir._facts.lattice import (
-    Claims,
-    Facts,
-    elements,
-)
+from lepton_jax.ir._facts.closing import close, splat_facts
+from lepton_jax.ir._facts.dtypes import kind_of
+from lepton_jax.ir._facts.lattice import Claims, Facts, elements
 from lepton_jax.ir.graph import Node
 
 Transfer: TypeAlias = Callable[[Node, Sequence[Facts]], list[Claims]]

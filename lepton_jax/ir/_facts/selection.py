@@ -6,19 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lepton_jax.ir._facts.arithmetic import commutative
-from lepton_jax.ir._facts.dtypes import (
-    kind_of,
-    same_bits,
-)
-from lepton_jax.ir._facts.lattice import (
-    Band,
-    Claims,
-    Facts,
-    complement,
-    elements,
-    everything,
-    meet,
-)
+from lepton_jax.ir._facts.dtypes import kind_of, same_bits
+from lepton_jax.ir._facts.lattice import Band, Claims, Facts, complement, elements, everything, meet
 from lepton_jax.ir._facts.logic import MIRRORED, NEGATED
 from lepton_jax.ir._facts.registry import elementwise
 from lepton_jax.ir.graph import Node
