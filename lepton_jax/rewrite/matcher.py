@@ -117,7 +117,12 @@ def _traced(pattern: Callable[..., Any], avals: tuple[Any, ...], static: Static)
 
 @functools.lru_cache(maxsize=4096)
 def _traced_in(
-    pattern: Callable[..., Any], avals: tuple[Any, ...], static: Static, context: Any, x64: bool
+    pattern: Callable[..., Any],
+    avals: tuple[Any, ...],
+    static: Static,
+    context: Any,
+    x64: bool,
+    precision: Any,
 ) -> Graph:
     """The pattern at a program's shapes, in the program's equation context."""
     with _jax.Placement() as placement, placement.at(None, context):
@@ -158,6 +163,7 @@ def _prove(template: Template, node: Node, binding: Binding) -> Match | str:
             tuple(static.items()),
             node.context,
             _jax.x64_enabled(),
+            _jax.matmul_precision(),
         )
     except (TypeError, ValueError) as error:
         return f"the pattern cannot be traced at these shapes: {str(error).splitlines()[0]}"

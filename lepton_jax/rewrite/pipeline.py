@@ -22,13 +22,13 @@ from lepton_jax.rewrite.errors import PipelineError
 from lepton_jax.rewrite.registry import get_pass, pass_names
 
 _CLEANUP: Final = "inline,dce,cse,forward,dce"
-_SIMPLIFY: Final = "fold,algebra,movement,cse,constant-control,forward,dce"
+_SIMPLIFY: Final = "inline,fold,algebra,movement,cse,constant-control,forward,dce,invariant"
 
 PRESETS: Final[dict[str, str]] = {
     "none": "",
     "cleanup": _CLEANUP,
-    "default": f"inline,dce,fixpoint{{rounds=3}}({_SIMPLIFY}),invariant,cse,dce",
-    "max": f"inline,dce,fixpoint{{rounds=10}}({_SIMPLIFY},invariant)",
+    "default": f"inline,dce,fixpoint{{rounds=4}}({_SIMPLIFY})",
+    "max": f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY})",
 }
 
 
