@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,15 +18,6 @@ from tests.corpus._compare import assert_same, rounding_unit
 
 CORPUS = programs()
 LEAST = 60
-
-
-@pytest.fixture(autouse=True)
-def quick_compiler() -> Iterator[None]:
-    """Lets XLA compile without most of its own optimisations: a third less time, and no noise of its own."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def named(chosen: list[Program]) -> pytest.MarkDecorator:

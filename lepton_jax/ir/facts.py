@@ -22,9 +22,9 @@ from lepton_jax.ir._facts.closing import close, of_aval, with_axis, without_axis
 from lepton_jax.ir._facts.contents import of_array as of_array
 from lepton_jax.ir._facts.contents import of_constant
 from lepton_jax.ir._facts.lattice import CONSTANT_LIMIT as CONSTANT_LIMIT
+from lepton_jax.ir._facts.lattice import UNKNOWN, meet
 from lepton_jax.ir._facts.lattice import Band as Band
 from lepton_jax.ir._facts.lattice import Facts as Facts
-from lepton_jax.ir._facts.lattice import meet
 from lepton_jax.ir._facts.registry import TRANSFERS
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.regions import Slot, slots
@@ -54,6 +54,29 @@ def facts_of(value: Value) -> Facts:
         _settle(value)
     assert value.facts is not None
     return value.facts
+
+
+_MOVES: Final = frozenset(
+    {"broadcast_in_dim", "convert_element_type", "copy", "reshape", "rev", "slice", "squeeze", "transpose"}
+)
+_FURTHEST: Final = 4
+
+
+def number_facts(value: Value) -> Facts:
+    """The facts of a value that may be one number; nothing of any other, to save the time of finding out.
+
+    A number is a constant, a constant moved about, or an input of a region; what arithmetic
+    makes of numbers is a number only after folding.
+    """
+    here = value
+    for _ in range(_FURTHEST):
+        if here.node is None:
+            inner = here.is_const or (here.graph is not None and bool(here.graph.parents))
+            return facts_of(value) if inner else UNKNOWN
+        if here.node.op not in _MOVES:
+            return UNKNOWN
+        here = here.node.operands[0]
+    return UNKNOWN
 
 
 def _settle(value: Value) -> None:

@@ -103,9 +103,9 @@ class Value:
         for node, position in self.uses:
             node.operands[position] = new
             new.uses[node, position] = None
-            if node.graph is not None:
-                node.graph.touch()
+            node.touch()
         self.uses = {}
+        _read_otherwise(self, new)
 
     def __repr__(self) -> str:
         short = getattr(self.aval, "str_short", None)
@@ -129,9 +129,11 @@ class Node:
         context: JAX's equation context (mesh, compute type, metadata).
         effects: JAX's effects; a node with effects is never moved or removed.
         rule: the chain of rules that made it, newest first, or None.
+        changed: its graph's version when it, or who reads its results, last changed.
     """
 
     __slots__ = (
+        "changed",
         "context",
         "effects",
         "graph",
@@ -174,6 +176,7 @@ class Node:
         self.context = context
         self.effects = effects
         self.rule = rule
+        self.changed = 0
         self.graph: Graph | None = None
         self.prev: Node | None = None
         self.next: Node | None = None
@@ -211,29 +214,36 @@ class Node:
 
     def set_operand(self, position: int, value: Value) -> None:
         """Read `value` at `position` from now on."""
-        self.operands[position].uses.pop((self, position), None)
+        old = self.operands[position]
+        old.uses.pop((self, position), None)
         self.operands[position] = value
         value.uses[self, position] = None
-        if self.graph is not None:
-            self.graph.touch()
+        self.touch()
+        _read_otherwise(old, value)
 
     def set_operands(self, values: Sequence[Value]) -> None:
         """Read `values` from now on, however many there are."""
-        for position, old in enumerate(self.operands):
+        before = self.operands
+        for position, old in enumerate(before):
             old.uses.pop((self, position), None)
         self.operands = list(values)
         for position, value in enumerate(self.operands):
             value.uses[self, position] = None
-        if self.graph is not None:
-            self.graph.touch()
+        self.touch()
+        _read_otherwise(*before, *self.operands)
 
     def set_results(self, values: Sequence[Value]) -> None:
         """Make `values` its results (those left out must have no uses)."""
         for index, value in enumerate(values):
             value.node, value.index = self, index
         self.results = list(values)
+        self.touch()
+
+    def touch(self) -> None:
+        """Note a change."""
         if self.graph is not None:
             self.graph.touch()
+            self.changed = self.graph.version
 
     def own_regions(self) -> bool:
         """Whether no other node runs the same regions, so that their interface may change."""
@@ -347,13 +357,14 @@ class Graph:
         found = {self: None}
         queue = [self]
         for graph in queue:
-            for node in graph:
-                if not node.regions or not enter(node):
-                    continue
-                for region in node.regions:
-                    if region not in found:
-                        found[region] = None
-                        queue.append(region)
+            node = graph._top.next
+            while node is not None:
+                if node.regions and enter(node):
+                    for region in node.regions:
+                        if region not in found:
+                            found[region] = None
+                            queue.append(region)
+                node = node.next
         return list(found)
 
     def num_nodes(self) -> int:
@@ -372,9 +383,14 @@ class Graph:
         """Drop the facts of all values in it: its inputs get another source."""
         if all(value.facts is None for value in self.inputs):
             return
+        now = next(_CLOCK)
         for graph in self.graphs():
-            for value in (*graph.inputs, *(v for node in graph for v in node.results)):
+            for value in graph.inputs:
                 value.facts = None
+            for node in graph:
+                for value in node.results:
+                    value.facts = None
+                node.changed = now
 
     @property
     def is_static(self) -> bool:
@@ -424,7 +440,7 @@ class Graph:
         assert after is not None
         node.prev, node.next, node.graph = after, before, self
         after.next = before.prev = node
-        self.touch()
+        node.touch()
         return node
 
     def append(self, node: Node) -> Node:
@@ -446,6 +462,7 @@ class Graph:
             region.parents.remove(node)
         self._unlink(node)
         node.graph = None
+        _read_otherwise(*node.operands)
 
     def _unlink(self, node: Node) -> None:
         """Close the ring over a node; its own links stay, so that iterators find the way on."""
@@ -462,6 +479,14 @@ class Graph:
 
     def __repr__(self) -> str:
         return f"Graph({self.name}, {len(self.inputs)} inputs)"
+
+
+def _read_otherwise(*values: Value) -> None:
+    """Note that values have other readers now."""
+    for value in values:
+        node = value.node
+        if node is not None and node.graph is not None:
+            node.changed = node.graph.version
 
 
 def constant(array: Any, aval: Any, literal: bool = False) -> Value:

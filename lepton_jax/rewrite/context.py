@@ -72,6 +72,7 @@ class PassContext:
         misses: what nearly fired.
         is_static: whether no shape in the program is symbolic.
         settled: the version of the graph that each pass left when it last ran.
+        version: the version of the graph after the last pass.
     """
 
     rates: Rates
@@ -84,6 +85,7 @@ class PassContext:
     misses: list[Miss] = field(default_factory=list)
     is_static: bool = False
     settled: dict[Any, int] = field(default_factory=dict)
+    version: int = 0
     current_pass: str = ""
     fired: int = 0
 

@@ -16,6 +16,9 @@ from lepton_jax.rewrite.rule import Outcome, Rule
 _DEEPEST: Final = 64
 """So many rules may build on one another's result before they are taken to fight."""
 
+_REACH: Final = 8
+"""A rule looks at most so many nodes up from the one that it starts from."""
+
 _FEW: Final = 4
 """Readers of a value that has lost one are looked at again if there are at most so many."""
 
@@ -28,6 +31,7 @@ def run_rules(
     level: Level | None = None,
     fixpoint: bool = True,
     budget: int | None = None,
+    since: int = 0,
 ) -> int:
     """Apply rules to a graph and its regions.
 
@@ -37,6 +41,8 @@ def run_rules(
         fixpoint: look again at whatever a rewrite has changed, until nothing fires;
             otherwise look at each node once.
         budget: the most rewrites (default: 20 for each node, and 1,000).
+        since: the version of the graph when these rules last ran: only what is near to later changes
+            is looked at.
 
     Returns:
         How many rules fired.
@@ -44,7 +50,7 @@ def run_rules(
     Raises:
         RewriteLoop: rules undo each other's work; the message names the last two.
     """
-    return _Driver(graph, rules, ctx, level, fixpoint, budget).run()
+    return _Driver(graph, rules, ctx, level, fixpoint, budget, since).run()
 
 
 class _Driver:
@@ -56,6 +62,7 @@ class _Driver:
         level: Level | None,
         fixpoint: bool,
         budget: int | None,
+        since: int,
     ) -> None:
         self.ctx = ctx
         self.fixpoint = fixpoint
@@ -66,6 +73,8 @@ class _Driver:
                     self.table.setdefault(op, []).append(rule)
         nodes = list(graph.walk())
         self.budget = 20 * len(nodes) + 1000 if budget is None else budget
+        if since:
+            nodes = _near_changes(nodes, since)
         self.queue = deque(node for node in nodes if node.op in self.table)
         self.queued = set(self.queue)
         self.fired = 0
@@ -132,6 +141,16 @@ class _Driver:
                 f"more than {self.budget} rewrites; the last were {rule.name}"
                 + (f" and {node.rule.rule}" if node.rule else "")
             )
+
+
+def _near_changes(nodes: Sequence[Node], since: int) -> list[Node]:
+    """The nodes, in order, that changed after a version, and those near by that read or feed them."""
+    ring = {n for n in nodes if n.changed > since or any(r.total_version() > since for r in n.regions)}
+    near = ring | {value.node for node in ring for value in node.operands if value.node is not None}
+    for _ in range(_REACH):
+        ring = {user for node in ring for value in node.results for user, _ in value.uses} - near
+        near |= ring
+    return [node for node in nodes if node in near]
 
 
 def _neighbours(gone: Node) -> list[Node]:

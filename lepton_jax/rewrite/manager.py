@@ -89,6 +89,7 @@ class PassManager:
         graph = from_jaxpr(closed, name)
         report = Report(pipeline=str(pipeline), target=self.rates.name, equations_before=graph.num_nodes())
         ctx = PassContext(self.rates, self.level, self.gate, self.explain, is_static=graph.is_static)
+        ctx.version = graph.total_version()
         for instrument in self.instruments:
             instrument.before_pipeline(graph)
         self._steps(pipeline.steps, graph, ctx, report)
@@ -106,14 +107,14 @@ class PassManager:
 
     def _fixpoint(self, step: Fixpoint, graph: Graph, ctx: PassContext, report: Report) -> None:
         for _ in range(step.rounds):
-            before = graph.total_version()
+            before = ctx.version
             self._steps(step.steps, graph, ctx, report)
-            if graph.total_version() == before:
+            if ctx.version == before:
                 return
 
     def _pass(self, step: Pass, graph: Graph, ctx: PassContext, report: Report) -> None:
         start = time.perf_counter()
-        before = graph.total_version()
+        before = ctx.version
         if step.idempotent and ctx.settled.get(step) == before:
             return
         ctx.current_pass = step.name
@@ -123,8 +124,8 @@ class PassManager:
             for instrument in self.instruments:
                 instrument.before_pass(step, graph)
             step.run(graph, ctx)
-            after = ctx.settled[step] = graph.total_version()
-            changed = after != before
+            ctx.version = ctx.settled[step] = graph.total_version()
+            changed = ctx.version != before
             for instrument in self.instruments:
                 instrument.after_pass(step, graph, changed)
         except Exception as error:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lepton_jax.ir import _jax
-from lepton_jax.ir.facts import facts_of
+from lepton_jax.ir.facts import facts_of, number_facts
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.importer import from_jaxpr
 from lepton_jax.ir.inline import inline_call, is_plain_call
@@ -252,7 +252,7 @@ def _same_array(a: Value, b: Value) -> bool:
 
 
 def _is_splat(value: Value, wanted: Any) -> bool:
-    have = facts_of(value).splat
+    have = number_facts(value).splat
     if have is None or np.asarray(have).dtype != np.asarray(wanted).dtype:
         return False
     return np.asarray(have).tobytes() == np.asarray(wanted).tobytes()

@@ -82,9 +82,10 @@ def write(made: Rewrite, node: Node, rule: str) -> list[Node]:
     Raises:
         RuleError: the number of results, a shape or a dtype differs from the node's.
     """
-    _check(traced(made, node).out_avals, node, rule)
+    closed = traced(made, node)
+    _check(closed.out_avals, node, rule)
     before = node.prev
-    outputs = write_before(made, node, rule)
+    outputs = _write_before(closed, made.values, node, rule)
     for old, value in zip(node.results, outputs, strict=True):
         old.replace_uses(value)
     return _between(before, node)
@@ -92,10 +93,14 @@ def write(made: Rewrite, node: Node, rule: str) -> list[Node]:
 
 def write_before(made: Rewrite, node: Node, rule: str) -> list[Value]:
     """Write a traced function before a node; returns its results. The node stays as it is."""
+    return _write_before(traced(made, node), made.values, node, rule)
+
+
+def _write_before(closed: Any, values: tuple[Value, ...], node: Node, rule: str) -> list[Value]:
     graph = node.graph
     assert graph is not None
     before = node.prev
-    outputs = copy_equations(traced(made, node), made.values, graph, node, {})
+    outputs = copy_equations(closed, values, graph, node, {})
     for fresh in _between(before, node):
         fresh.source = node.source
         fresh.rule = RuleChain(rule, node.rule)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from lepton_jax.ir.graph import Node, Value
-from lepton_jax.rewrite import matcher
+from lepton_jax.rewrite import matcher, profit
 from lepton_jax.rewrite.context import Level, PassContext
 from lepton_jax.rewrite.replacement import Rewrite, rewrite
 
@@ -37,6 +37,7 @@ class Rule:
         level: its semantics level: `exact`, `reassociate` or `approximate`.
         backends: where it pays.
         guard: why it does not pay at a node, or None.
+        must_pay: whether it fires only where the cost model says that it saves time (see `profit`).
         needs_static: whether it steps aside for symbolic shapes.
         doc: what it does, before and after.
         where: file and line of its definition.
@@ -48,6 +49,7 @@ class Rule:
     level: Level = "exact"
     backends: frozenset[str] = ALL_BACKENDS
     guard: Guard | None = None
+    must_pay: bool = False
     needs_static: bool = True
     doc: str = ""
     where: str = ""
@@ -60,6 +62,9 @@ class Rule:
         if outcome is None:
             return None
         if self.guard is not None and (reason := self.guard(node, ctx)) is not None:
+            ctx.miss(self.name, node, reason)
+            return None
+        if self.must_pay and (reason := profit.why_not(outcome, node, ctx)) is not None:
             ctx.miss(self.name, node, reason)
             return None
         return outcome
@@ -83,6 +88,7 @@ def node_rule(
     level: Level = "exact",
     backends: Iterable[str] = ALL_BACKENDS,
     guard: Guard | None = None,
+    must_pay: bool = False,
     needs_static: bool = True,
 ) -> Callable[[Callable[[Node, PassContext], Outcome]], Rule]:
     """Make a rule of a function that takes a node and the context.
@@ -109,6 +115,7 @@ def node_rule(
             level=level,
             backends=frozenset(backends),
             guard=guard,
+            must_pay=must_pay,
             needs_static=needs_static,
             doc=inspect.getdoc(fun) or "",
             where=_where(fun),
@@ -128,6 +135,7 @@ class PatternRule:
     level: Level
     backends: frozenset[str]
     guard: Guard | None
+    must_pay: bool
     single_use: bool
     _condition: Callable[[matcher.Match], str | None] | None = field(default=None, init=False)
 
@@ -155,6 +163,7 @@ class PatternRule:
             level=self.level,
             backends=self.backends,
             guard=self.guard,
+            must_pay=self.must_pay,
             doc=inspect.getdoc(self.pattern) or "",
             where=_where(self.pattern),
         )
@@ -194,6 +203,7 @@ def rule(
     level: Level = "exact",
     backends: Iterable[str] = ALL_BACKENDS,
     guard: Guard | None = None,
+    must_pay: bool = False,
     single_use: bool = True,
 ) -> Callable[[Callable[..., Any]], PatternRule]:
     """Write a rule as two JAX functions.
@@ -213,6 +223,7 @@ def rule(
         level: its semantics level.
         backends: where it pays.
         guard: why it does not pay at a node, or None.
+        must_pay: whether it fires only where the cost model says that it saves time.
         single_use: whether inner values of the pattern may not be read from outside.
 
     Example:
@@ -230,7 +241,15 @@ def rule(
 
     def make(pattern: Callable[..., Any]) -> PatternRule:
         return PatternRule(
-            pattern, examples, attributes or {}, options, level, frozenset(backends), guard, single_use
+            pattern,
+            examples,
+            attributes or {},
+            options,
+            level,
+            frozenset(backends),
+            guard,
+            must_pay,
+            single_use,
         )
 
     return make

@@ -41,5 +41,5 @@ class RulePass(Pass):
     level: Level | None = None
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
-        """Apply the rules."""
-        run_rules(graph, self.rules, ctx, level=self.level)
+        """Apply the rules; where they ran before, to what has changed since."""
+        run_rules(graph, self.rules, ctx, level=self.level, since=ctx.settled.get(self, 0))

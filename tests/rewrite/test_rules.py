@@ -300,3 +300,48 @@ def test_a_graph_stays_sound() -> None:
     run_rules(graph, [sin_to_cos, neg_of_neg, LOG_OF_EXP], context())
     check(graph)
     np.testing.assert_allclose(to_callable(graph)(X)[0], jnp.cos(X), rtol=1e-6)
+
+
+def test_rules_that_ran_before_look_only_near_what_has_changed() -> None:
+    """A rule that counts where it is tried: all nodes at first, then those about the change alone."""
+    tried: list[str] = []
+
+    @node_rule("sin", "cos", "exp")
+    def look(node: Node, ctx: PassContext) -> Outcome:
+        """Nothing changes."""
+        tried.append(node.op)
+        return None
+
+    def far(x: Any) -> Any:
+        for _ in range(20):
+            x = jnp.sin(x)
+        return jnp.cos(jnp.exp(x) * 2.0)
+
+    graph = trace(far, 1.0)
+    run_rules(graph, [look], context())
+    assert tried == ["sin"] * 20 + ["exp", "cos"]
+    before = graph.total_version()
+    tried.clear()
+    run_rules(graph, [look], context(), since=before)
+    assert tried == []
+    (product,) = [node for node in graph if node.op == "mul"]
+    product.set_operand(1, product.operands[0])
+    run_rules(graph, [look], context(), since=before)
+    assert tried == ["sin", "exp", "cos"]
+
+
+def test_a_change_in_a_region_brings_its_node_back() -> None:
+    graph = trace(lambda x: jax.lax.fori_loop(0, 3, lambda _, c: jnp.sin(lax.neg(lax.neg(c))), x), 1.0)
+    tried: list[str] = []
+
+    @node_rule("scan")
+    def look(node: Node, ctx: PassContext) -> Outcome:
+        """Nothing changes."""
+        tried.append(node.op)
+        return None
+
+    run_rules(graph, [look], context())
+    before = graph.total_version()
+    assert run_rules(graph, [neg_of_neg], context()) == 1
+    run_rules(graph, [look], context(), since=before)
+    assert tried == ["scan", "scan"]

@@ -47,9 +47,18 @@ def max_of_ordered(node: Node, ctx: PassContext) -> Outcome:
     if kind_of(node.result.dtype) not in ("int", "bool", "float"):
         return None
     for x, y in orders(node):
-        if _beats(x, y, node.op):
+        if _is_lowest(y, node.op) or (_may_beat(x, y) and _beats(x, y, node.op)):
             return keep(x, node)
     return None
+
+
+def _is_lowest(y: Value, op: str) -> bool:
+    return bool(is_float(y) and number_of(y) == (-np.inf if op == "max" else np.inf))
+
+
+def _may_beat(x: Value, y: Value) -> bool:
+    """False for what no number is beaten by, before all that x is made of is looked at."""
+    return not any(is_float(v) and (n := number_of(v)) is not None and not np.isfinite(n) for v in (x, y))
 
 
 def _beats(x: Value, y: Value, op: str) -> bool:

@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lepton_jax.ir.facts import Facts, facts_of
+from lepton_jax.ir.facts import facts_of
+from lepton_jax.ir.facts import number_facts as number_facts
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.rewrite import rewrite
 from lepton_jax.rewrite.rule import Outcome
 
 Kind = Literal["bool", "int", "float", "complex", "other"]
-
-UNKNOWN: Final = Facts()
 
 
 @functools.cache
@@ -63,29 +62,6 @@ def made_by(value: Value, *ops: str) -> Node | None:
     """The node that makes a value, if it is one of these operations."""
     node = value.node
     return node if node is not None and node.op in ops else None
-
-
-_MOVES: Final = frozenset(
-    {"broadcast_in_dim", "convert_element_type", "copy", "reshape", "rev", "slice", "squeeze", "transpose"}
-)
-_FURTHEST: Final = 4
-
-
-def number_facts(value: Value) -> Facts:
-    """The facts of a value that may be one number; nothing of any other, to save the time of finding out.
-
-    A number is a constant, a constant moved about, or an input of a region; what arithmetic
-    makes of numbers is a number only after folding.
-    """
-    here = value
-    for _ in range(_FURTHEST):
-        if here.node is None:
-            inner = here.is_const or (here.graph is not None and bool(here.graph.parents))
-            return facts_of(value) if inner else UNKNOWN
-        if here.node.op not in _MOVES:
-            return UNKNOWN
-        here = here.node.operands[0]
-    return UNKNOWN
 
 
 def number_of(value: Value) -> Any:

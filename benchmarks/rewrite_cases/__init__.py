@@ -1,0 +1,1 @@
+"""The cases of `benchmarks/rewrites.py`, a module for each family of rewrites."""

@@ -1,0 +1,176 @@
+"""What the rewrites are worth: naive program, Lepton's and the best form by hand, timed in turn.
+
+    python benchmarks/rewrites.py [--only TEXT] [--rounds N] [--json FILE]
+
+For each case, three compiled programs run in turn in one process: `jax.jit` of the program as
+written, `lepton.optimize` of it, and the form that a specialist would write. The table gives the
+time of the first, the median over the rounds of naive/Lepton and naive/optimum with the spread
+between the quartiles, what the cost model predicted, and the rules that fired. Aims: Lepton
+within 1.15 of the optimum where the optimum is 1.1 or more times faster than the program as written,
+and nowhere below 0.95 of `jax.jit`. On a GPU the same script takes the larger arguments of the cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import math
+import os
+import pkgutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.setdefault("LEPTON_STRICT", "1")
+
+import jax
+import numpy as np
+from scipy import stats
+
+import lepton_jax as lepton
+from benchmarks import rewrite_cases
+from benchmarks.rewrite_cases._case import Case
+
+PAYS, NEAR, NEVER = 1.1, 1.15, 0.95
+"""From where on a case pays; how near the optimum Lepton is to come; what it must never fall below."""
+
+
+def cases() -> list[tuple[str, Case]]:
+    """All cases with the names of their families."""
+    families = sorted(m.name for m in pkgutil.iter_modules(rewrite_cases.__path__) if m.name[0] != "_")
+    modules = {f: importlib.import_module(f"{rewrite_cases.__name__}.{f}") for f in families}
+    return [(family, case) for family, module in modules.items() for case in module.CASES]
+
+
+def timer(fun: Callable[..., Any], args: Sequence[Any]) -> Callable[[], float]:
+    """Measures the seconds of one call, over as many calls as take about 10 ms."""
+    jax.block_until_ready(fun(*args))
+
+    def run(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            result = fun(*args)
+        jax.block_until_ready(result)
+        return (time.perf_counter() - start) / count
+
+    once = min(run(1) for _ in range(3))
+    count = max(1, min(200, int(0.01 / max(once, 1e-7))))
+    return lambda: run(count)
+
+
+def measure(case: Case, rounds: int) -> dict[str, Any]:
+    """Times a case."""
+    gpu = jax.default_backend() == "gpu"
+    args = (case.gpu_args if gpu and case.gpu_args is not None else case.args)()
+    optimum = case.gpu if gpu and case.gpu is not None else case.optimum
+    optimised = lepton.optimize(case.naive, case.passes)
+    programs: list[Callable[..., Any]] = [jax.jit(case.naive), optimised, jax.jit(optimum)]
+    results = [program(*args) for program in programs]
+    worst = max(difference(results[0], other) for other in results[1:])
+    timers = [timer(program, args) for program in programs]
+    times = np.array([[t() for t in timers] for _ in range(rounds)])
+    applications = optimised.trace(*args).report.applications
+    rules: dict[str, int] = {}
+    for made in applications:
+        rules[made.rule] = rules.get(made.rule, 0) + 1
+    return {
+        "name": case.name,
+        "naive_seconds": float(np.median(times[:, 0])),
+        "lepton": spread(times[:, 0] / times[:, 1]),
+        "optimum": spread(times[:, 0] / times[:, 2]),
+        "behind": float(np.median(times[:, 1] / times[:, 2])),
+        "predicted_saving_seconds": sum(made.saving for made in applications),
+        "measured_saving_seconds": float(np.median(times[:, 0] - times[:, 1])),
+        "difference": worst,
+        "tolerance": case.tolerance,
+        "rules": rules,
+    }
+
+
+def spread(ratios: Any) -> list[float]:
+    """Median and quartiles."""
+    return [float(np.quantile(ratios, q)) for q in (0.5, 0.25, 0.75)]
+
+
+def difference(expected: Any, got: Any) -> float:
+    """The largest difference between two results, in terms of the largest number in the expected one."""
+    worst = 0.0
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+        left, right = np.asarray(a, np.complex128), np.asarray(b, np.complex128)
+        scale = float(np.max(np.abs(left), initial=0.0)) or 1.0
+        worst = max(worst, float(np.max(np.abs(left - right), initial=0.0)) / scale)
+    return worst
+
+
+def show(row: dict[str, Any]) -> None:
+    """One line of the table."""
+    (mid, low, high), best = row["lepton"], row["optimum"][0]
+    pays = best >= PAYS
+    marks = ["behind the optimum"] if pays and row["behind"] > NEAR else []
+    marks += ["SLOWER"] if mid < NEVER else []
+    marks += ["DIFFERENT"] if not row["difference"] <= row["tolerance"] else []
+    fired = ", ".join(f"{n}×{c}" if c > 1 else n for n, c in row["rules"].items())
+    print(
+        f"{row['name'][:52]:<52}{row['naive_seconds'] * 1e3:>9.3f}{mid:>8.2f} ({low:.2f}–{high:.2f})"
+        f"{best:>9.2f}  {'; '.join(marks) or 'ok':<20}{fired}",
+        flush=True,
+    )
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The figures that the aims are about."""
+    paying = [row for row in rows if row["optimum"][0] >= PAYS]
+    near = [row for row in paying if row["behind"] <= NEAR]
+    fired = [row for row in rows if row["predicted_saving_seconds"] > 0]
+    found = {
+        "cases": len(rows),
+        "paying": len(paying),
+        "near": len(near) / max(len(paying), 1),
+        "slower": sum(row["lepton"][0] < NEVER for row in rows),
+        "geometric_mean": math.exp(statistics.fmean(math.log(row["lepton"][0]) for row in rows)),
+    }
+    if len(fired) > 2:
+        pairs = [(row["predicted_saving_seconds"], row["measured_saving_seconds"]) for row in fired]
+        found["rank_correlation"] = float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+    return found
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", default="", help="families or cases with this text in their names")
+    parser.add_argument("--rounds", type=int, default=15, help="how often each program is timed")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    options = parser.parse_args()
+    chosen = [(f, c) for f, c in cases() if options.only in f or options.only in c.name]
+    if not chosen:
+        parser.error(f"no family and no case has {options.only!r} in its name")
+    print(f"jax {jax.__version__}, {jax.default_backend()} ({jax.devices()[0].device_kind})\n")
+    print(f"{'case':<52}{'jit ms':>9}{'lepton':>8}{'':14}{'optimum':>9}")
+    rows, last = [], ""
+    for family, case in chosen:
+        if family != last:
+            print(f"-- {family}")
+        last = family
+        rows.append({"family": family, **measure(case, options.rounds)})
+        show(rows[-1])
+        jax.clear_caches()
+    found = summary(rows)
+    print(f"\n{found['cases']} cases; the optimum pays in {found['paying']}")
+    print(f"of these, Lepton is within {NEAR} of it: {found['near']:.0%} (aim: 90 %)")
+    print(f"below {NEVER} of jit: {found['slower']} (aim: 0); geometric mean {found['geometric_mean']:.2f}")
+    if "rank_correlation" in found:
+        print(
+            f"rank correlation of predicted and measured saving: {found['rank_correlation']:.2f} (aim: 0.8)"
+        )
+    if options.json is not None:
+        options.json.write_text(json.dumps({"cases": rows, "summary": found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Passes that put several operations into one that does their work better."""

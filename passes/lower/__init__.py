@@ -1,0 +1,1 @@
+"""Passes that choose the form of an operation that the target is fast at."""
