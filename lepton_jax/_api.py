@@ -244,8 +244,7 @@ class Optimized(Generic[P, R]):
             if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))):
                 return self._jit(*args, **kwargs)
             choice = self._choices[key] = choose(self.__wrapped__, self._jit, self.options, args, kwargs)
-            if self._latest is not None:
-                self._latest.report.notes += choice.notes
+            self.trace(*args, **kwargs).report.notes += choice.notes
         return choice.fun(*args, **kwargs)
 
 
@@ -344,7 +343,8 @@ def optimize(
         strict: raise when a pass fails, instead of skipping it with a warning; default:
             the environment variable LEPTON_STRICT.
         measure: on the first call of each shape time the optimised and the plain program in turn on its
-            arguments, and keep the faster.
+            arguments, and keep the faster. The decision is kept on disk, for this program, these shapes, this
+            device and these versions (`LEPTON_CACHE` says where; default: the user's cache folder).
 
     Returns:
         An `Optimized`, or a decorator that makes one.

@@ -1,4 +1,7 @@
-"""Decisions taken on the arguments of a first call: is it right (`verify`), is it faster (`measure`)?"""
+"""Decisions taken on the arguments of a first call: is it right (`verify`), is it faster (`measure`)?
+
+What was measured is kept on disk (`targets.records`), so that the next process need not measure again.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,19 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any, Final
 
 import jax
 
 from lepton_jax._options import Options
+from lepton_jax.ir.importer import from_jaxpr
 from lepton_jax.numerics.compare import compare_trees
+from lepton_jax.targets import records
 
 _PAIRS: Final = 7
 _WORTH: Final = 1.0
+_KIND: Final = "faster"
 
 
 @dataclass
@@ -39,6 +46,8 @@ def choose(
 ) -> Choice:
     """Run both programs on a call's arguments, compare, time them in turn, and say which to keep.
 
+    A program that was timed before on this machine, with the same shapes and pipeline, is not timed again.
+
     Args:
         fun: the plain function.
         optimised: its optimised form, already behind `jax.jit`.
@@ -48,25 +57,36 @@ def choose(
     """
     plain = jax.jit(fun, **options.jit_arguments)
     choice = Choice(optimised)
-    expected = plain(*_copies(args), **_copies(kwargs))
-    result = optimised(*_copies(args), **_copies(kwargs))
     if options.verify:
-        difference = compare_trees(expected, result)
+        expected = plain(*_copies(args), **_copies(kwargs))
+        difference = compare_trees(expected, optimised(*_copies(args), **_copies(kwargs)))
         if not difference.ok:
             return Choice(plain, [f"verify: the plain program is kept, for {difference}"])
         choice.notes.append(f"verify: {difference}")
     if options.measure:
-        ratio = _ratio(plain, optimised, args, kwargs)
+        key = _program(plain, options, args, kwargs)
+        known = records.read(_KIND, key)
+        ratio = known if isinstance(known, float) else _ratio(plain, optimised, args, kwargs)
+        if ratio is not known:
+            records.write(_KIND, key, ratio)
+        when = " (measured before on this machine)" if ratio is known else ""
         if ratio < _WORTH:
-            return Choice(
-                plain, [*choice.notes, f"measure: the plain program is kept, {1 / ratio:.2f}× as fast"]
-            )
-        choice.notes.append(f"measure: {ratio:.2f}× as fast as the plain program")
+            note = f"measure: the plain program is kept, {1 / ratio:.2f}× as fast{when}"
+            return Choice(plain, [*choice.notes, note])
+        choice.notes.append(f"measure: {ratio:.2f}× as fast as the plain program{when}")
     return choice
 
 
+def _program(plain: Any, options: Options, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """What the decision is about: the program with its shapes, and what Lepton is told to do with it."""
+    told = (options.pipeline, options.level, options.target, version("lepton-jax"))
+    return "\n".join([*map(str, told), from_jaxpr(plain.trace(*args, **kwargs).jaxpr).to_text()])
+
+
 def _ratio(plain: Any, optimised: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
-    """Median of plain time over optimised time, of pairs run in turn."""
+    """Median of plain time over optimised time, of pairs run in turn, both compiled before."""
+    for fun in (plain, optimised):
+        jax.block_until_ready(fun(*_copies(args), **_copies(kwargs)))
     ratios = []
     for _ in range(_PAIRS):
         times = []

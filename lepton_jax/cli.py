@@ -21,6 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rules", help="list the rules of a pass: level, backends, meaning, source line"
     )
     rules.add_argument("name", help="the pass")
+    commands.add_parser(
+        "calibrate", help="measure this machine, for the cost model; takes less than a minute"
+    )
 
     from lepton_jax import _bisect, fuzz
 
@@ -38,6 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.command == "rules":
         print(describe_rules(args.name))
+        return 0
+    if args.command == "calibrate":
+        print(describe_calibration())
         return 0
     return _bisect.bisect_command(args) if args.command == "bisect" else fuzz.fuzz_command(args)
 
@@ -77,6 +83,32 @@ def describe_rules(name: str) -> str:
         lines.append(f"{rule.name} ({rule.level}; {', '.join(sorted(rule.backends))}{guard})")
         lines += [f"    {line}" if line else "" for line in rule.doc.splitlines()]
         lines.append(f"    {rule.where}")
+    return "\n".join(lines)
+
+
+def describe_calibration() -> str:
+    """Measures this machine; the figures beside the built-in ones."""
+    from lepton_jax.targets import TARGETS, calibrate
+
+    rates, file = calibrate()
+    builtin = TARGETS.get(rates.platform)
+    lines = [f"{'':<32}{'measured':>12}{'built in':>12}"]
+
+    def line(what: str, measured: float, known: float | None) -> None:
+        lines.append(f"{what:<32}{measured:>12.3g}" + ("" if known is None else f"{known:>12.3g}"))
+
+    for dtype, rate in rates.flops.items():
+        line(f"{dtype} products, operations/s", rate, None if builtin is None else builtin.flops.get(dtype))
+    for field, what in (
+        ("vector_flops", "elementwise, operations/s"),
+        ("bytes_per_second", "memory, bytes/s"),
+        ("seconds_per_node", "starting an operation, s"),
+        ("seconds_per_iteration", "one round of a loop, s"),
+    ):
+        line(what, getattr(rates, field), None if builtin is None else getattr(builtin, field))
+    lines.append(
+        f"kept in {file}" if file is not None else "could not be written: set LEPTON_CACHE to a folder"
+    )
     return "\n".join(lines)
 
 

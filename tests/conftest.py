@@ -19,5 +19,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit the folder 
     cache = tempfile.mkdtemp(prefix="lepton-tests-")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
+    os.environ["LEPTON_CACHE"] = os.path.join(cache, "lepton")  # what was measured here decides nothing
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -401,6 +403,27 @@ def test_measure_keeps_a_decision() -> None:
     notes = " ".join(f.report.notes)
     assert "measure:" in notes and "verify: equal" in notes
     np.testing.assert_allclose(jax.jit(f)(x), noisy(x), rtol=1e-6)
+
+
+def test_a_measured_decision_is_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LEPTON_CACHE", str(tmp_path))
+    x = jnp.ones((64, 64))
+
+    def decided(passes: str = "default") -> str:
+        f = lepton.optimize(noisy, passes, measure=True)
+        f.clear_cache()
+        np.testing.assert_allclose(f(x), noisy(x), rtol=1e-6)
+        return " ".join(f.report.notes)
+
+    assert "before" not in decided()
+    assert "measured before on this machine" in decided()
+    assert "before" not in decided("cleanup")  # another pipeline is another decision
+    for file in tmp_path.rglob("*.json"):
+        file.write_text(json.dumps({"value": 0.25}))
+    assert "the plain program is kept, 4.00× as fast (measured before" in decided()
+    for file in tmp_path.rglob("*.json"):
+        file.write_text("broken")
+    assert "before" not in decided()
 
 
 class _Breaks(lepton.Pass):

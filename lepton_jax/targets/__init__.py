@@ -1,5 +1,6 @@
 """What the machines are good at."""
 
+from lepton_jax.targets.calibrate import calibrate as calibrate
 from lepton_jax.targets.rates import CPU as CPU
 from lepton_jax.targets.rates import GPU as GPU
 from lepton_jax.targets.rates import TARGETS as TARGETS

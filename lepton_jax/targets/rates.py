@@ -6,11 +6,13 @@ Only ratios matter: they choose between two forms of the same computation.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from lepton_jax.ir import _jax
 from lepton_jax.ir.cost import Rates
+from lepton_jax.targets.calibrate import kept
 
 Target: TypeAlias = Rates
 
@@ -80,6 +82,9 @@ TARGETS: Final[Mapping[str, Target]] = MappingProxyType({t.name: t for t in (CPU
 def get_target(name: str | None = None) -> Target:
     """The target called `name`; without a name that of JAX's default backend.
 
+    Without a name the figures are those that `lepton calibrate` measured on this machine, if it was run;
+    a backend that is none of the targets counts as a GPU on which only rules for every backend apply.
+
     Raises:
         ValueError: there is no target of this name.
 
@@ -88,7 +93,8 @@ def get_target(name: str | None = None) -> Target:
         'gpu'
     """
     if name is None:
-        name = _jax.backend_platform()
+        platform = _jax.backend_platform()
+        return kept() or TARGETS.get(platform) or replace(GPU, name=platform, platform=platform)
     if name not in TARGETS:
         raise ValueError(f"no target is called {name!r}; there are {', '.join(sorted(TARGETS))}")
     return TARGETS[name]
