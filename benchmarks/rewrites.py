@@ -5,9 +5,10 @@
 For each case, three compiled programs run in turn in one process: `jax.jit` of the program as
 written, `lepton.optimize` of it, and the form that a specialist would write. The table gives the
 time of the first, the median over the rounds of naive/Lepton and naive/optimum with the spread
-between the quartiles, what the cost model predicted, and the rules that fired. Aims: Lepton
-within 1.15 of the optimum where the optimum is 1.1 or more times faster than the program as written,
-and nowhere below 0.95 of `jax.jit`. On a GPU the same script takes the larger arguments of the cases.
+between the quartiles, and the rules that fired. A case that comes out below 0.95 is timed once more,
+three times as long. Aims: Lepton within 1.15 of the optimum where the optimum is 1.1 or more times
+faster than the program as written, and nowhere below 0.95 of `jax.jit`. On a GPU the same script takes
+the larger arguments of the cases.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def cases() -> list[tuple[str, Case]]:
 
 
 def timer(fun: Callable[..., Any], args: Sequence[Any]) -> Callable[[], float]:
-    """Measures the seconds of one call, over as many calls as take about 10 ms."""
+    """Measures the seconds of one call, over as many calls as take about 3 ms."""
     jax.block_until_ready(fun(*args))
 
     def run(count: int) -> float:
@@ -59,14 +60,14 @@ def timer(fun: Callable[..., Any], args: Sequence[Any]) -> Callable[[], float]:
         return (time.perf_counter() - start) / count
 
     once = min(run(1) for _ in range(3))
-    count = max(1, min(200, int(0.01 / max(once, 1e-7))))
+    count = max(1, min(200, int(0.003 / max(once, 1e-7))))
     return lambda: run(count)
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
     """Times a case."""
     gpu = jax.default_backend() == "gpu"
-    args = (case.gpu_args if gpu and case.gpu_args is not None else case.args)()
+    args = jax.device_put((case.gpu_args if gpu and case.gpu_args is not None else case.args)())
     optimum = case.gpu if gpu and case.gpu is not None else case.optimum
     optimised = lepton.optimize(case.naive, case.passes)
     programs: list[Callable[..., Any]] = [jax.jit(case.naive), optimised, jax.jit(optimum)]
@@ -74,6 +75,8 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     worst = max(difference(results[0], other) for other in results[1:])
     timers = [timer(program, args) for program in programs]
     times = np.array([[t() for t in timers] for _ in range(rounds)])
+    if np.median(times[:, 0] / times[:, 1]) < NEVER:  # chance, or real?
+        times = np.array([[t() for t in timers] for _ in range(3 * rounds)])
     applications = optimised.trace(*args).report.applications
     rules: dict[str, int] = {}
     for made in applications:
@@ -83,6 +86,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
         "naive_seconds": float(np.median(times[:, 0])),
         "lepton": spread(times[:, 0] / times[:, 1]),
         "optimum": spread(times[:, 0] / times[:, 2]),
+        "to_gain": case.optimum is not case.naive,
         "behind": float(np.median(times[:, 1] / times[:, 2])),
         "predicted_saving_seconds": sum(made.saving for made in applications),
         "measured_saving_seconds": float(np.median(times[:, 0] - times[:, 1])),
@@ -101,16 +105,25 @@ def difference(expected: Any, got: Any) -> float:
     """The largest difference between two results, in terms of the largest number in the expected one."""
     worst = 0.0
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
-        left, right = np.asarray(a, np.complex128), np.asarray(b, np.complex128)
-        scale = float(np.max(np.abs(left), initial=0.0)) or 1.0
-        worst = max(worst, float(np.max(np.abs(left - right), initial=0.0)) / scale)
+        left, right = numbers(a), numbers(b)
+        differ = (left != right) & ~(np.isnan(left) & np.isnan(right))
+        if np.any(differ):
+            scale = float(np.max(np.abs(left[np.isfinite(left)]), initial=0.0)) or 1.0
+            worst = max(worst, float(np.max(np.abs(left - right)[differ])) / scale)
     return worst
+
+
+def numbers(x: Any) -> Any:
+    """An array of any dtype as complex numbers; PRNG keys as their data."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    return np.asarray(x).astype(np.complex128)
 
 
 def show(row: dict[str, Any]) -> None:
     """One line of the table."""
     (mid, low, high), best = row["lepton"], row["optimum"][0]
-    pays = best >= PAYS
+    pays = row["to_gain"] and best >= PAYS
     marks = ["behind the optimum"] if pays and row["behind"] > NEAR else []
     marks += ["SLOWER"] if mid < NEVER else []
     marks += ["DIFFERENT"] if not row["difference"] <= row["tolerance"] else []
@@ -124,7 +137,7 @@ def show(row: dict[str, Any]) -> None:
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The figures that the aims are about."""
-    paying = [row for row in rows if row["optimum"][0] >= PAYS]
+    paying = [row for row in rows if row["to_gain"] and row["optimum"][0] >= PAYS]
     near = [row for row in paying if row["behind"] <= NEAR]
     fired = [row for row in rows if row["predicted_saving_seconds"] > 0]
     found = {
@@ -144,7 +157,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="", help="families or cases with this text in their names")
-    parser.add_argument("--rounds", type=int, default=15, help="how often each program is timed")
+    parser.add_argument("--rounds", type=int, default=25, help="how often each program is timed")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     options = parser.parse_args()
     chosen = [(f, c) for f, c in cases() if options.only in f or options.only in c.name]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lepton_jax import fuzz
-from lepton_jax.fuzz import arrays, regions, scalars
+from lepton_jax.fuzz import arrays, idioms, regions, scalars
 from lepton_jax.fuzz.check import Subject
 from lepton_jax.fuzz.generator import Generator, Maker
 from lepton_jax.fuzz.noise import differs, samples
@@ -24,7 +24,7 @@ from lepton_jax.rewrite import Pass, PassContext, register, rewrite, run_rules, 
 from lepton_jax.rewrite.rule import Outcome, node_rule
 
 F32 = fuzz.Type((3, 3), "float32")
-MAKERS = [*scalars.MAKERS, *arrays.MAKERS, *regions.MAKERS]
+MAKERS = [*scalars.MAKERS, *arrays.MAKERS, *idioms.MAKERS, *regions.MAKERS]
 
 
 # Passes that are wrong, each in its own way

@@ -141,8 +141,13 @@ def _rules(row: Row) -> str:
     fired = "".join(f"<li>{escape(name)}: {count}</li>" for name, count in row.rules) or "<li>none</li>"
     skipped = f'<p class="soft">Skipped: {escape(", ".join(row.skipped))}</p>' if row.skipped else ""
     total = sum(count for _, count in row.rules)
+    counted = f"{_count(total, 'application')} of {_count(len(row.rules), 'rule')}"
     return (
-        f"<details><summary>{escape(row.program)}: {total} applications of {len(row.rules)} rules "
+        f"<details><summary>{escape(row.program)}: {counted} "
         f'<span class="soft">({escape(rules(row, 4))})</span></summary>'
         f'<ul class="rules">{fired}</ul>{skipped}</details>'
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

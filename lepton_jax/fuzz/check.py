@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from lepton_jax.ir import _jax
 from lepton_jax.ir.export import to_callable
 from lepton_jax.ir.importer import from_jaxpr
 from lepton_jax.rewrite import CheckStructure
+from lepton_jax.rewrite.profit import disregarded
 
 Outputs = dict[str, list[Any]]
 Function = Callable[..., tuple[Any, ...]]
@@ -64,7 +66,13 @@ class Subject:
 
 
 def check(
-    program: Program | Subject, passes: str = "default", level: str = "reassociate", only: str | None = None
+    program: Program | Subject,
+    passes: str = "default",
+    level: str = "reassociate",
+    only: str | None = None,
+    *,
+    target: str | None = None,
+    regardless: bool = False,
 ) -> Failure | None:
     """Compare a program under `lepton.optimize` with itself under `jax.jit`.
 
@@ -74,6 +82,8 @@ def check(
 
     Args:
         only: look for this kind of failure alone, which is faster.
+        target: optimise for this target (default: the backend's); the numbers are computed here.
+        regardless: apply rewrites whether or not they pay: small programs then see all of them.
 
     Returns:
         The first failure, or None.
@@ -81,14 +91,21 @@ def check(
     Raises:
         Invalid: plain JAX cannot trace or run the program.
     """
+    with disregarded() if regardless else nullcontext():
+        return _check(program, passes, level, only, target)
+
+
+def _check(
+    program: Program | Subject, passes: str, level: str, only: str | None, target: str | None
+) -> Failure | None:
     subject = Subject.of(program) if isinstance(program, Program) else program
     views = _Views(subject, only)
     twice = None
     if only in (None, "twice") or only.startswith("error"):
-        twice = _passes_twice(views.closed["value"], passes, level)
+        twice = _passes_twice(views.closed["value"], passes, level, target)
         if only == "twice" or (twice is not None and twice.kind != "twice"):
             return twice
-    optimised = optimize(subject.fun, passes, level=level, strict=True)
+    optimised = optimize(subject.fun, passes, level=level, target=target, strict=True)
 
     def both(args: Any, batch: Any) -> tuple[Outputs, Outputs]:
         return views.plain(args, batch), views.of(optimised, args, batch)
@@ -106,9 +123,9 @@ def _error(error: Exception) -> Failure:
     return Failure(f"error {type(cause).__name__}", " ".join(str(error).split())[:600])
 
 
-def _passes_twice(closed: Any, passes: str, level: str) -> Failure | None:
+def _passes_twice(closed: Any, passes: str, level: str, target: str | None) -> Failure | None:
     """Run the passes with structural checks; run them again on what they made."""
-    options = make_options(passes, level, None, None, None, None, None, False, True, False)
+    options = make_options(passes, level, target, None, None, None, None, False, True, False)
     manager = manager_for(options, instruments=[CheckStructure()])
     try:
         first, _ = manager.run(closed, "program")

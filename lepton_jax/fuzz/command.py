@@ -18,6 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="fuzz-failures", help="folder for files that show the failures")
     parser.add_argument("--passes", default="default", help="the pipeline (default: default)")
     parser.add_argument("--level", default="reassociate", help="the semantics level (default: reassociate)")
+    parser.add_argument("--target", default=None, help="what to optimise for (default: the backend)")
+    parser.add_argument("--regardless", action="store_true", help="apply rewrites whether or not they pay")
     parser.add_argument("--size", type=int, default=16, help="about how many statements a program has")
 
 
@@ -45,6 +47,8 @@ def fuzz_command(args: argparse.Namespace) -> int:
         seconds=args.seconds,
         passes=args.passes,
         level=args.level,
+        target=args.target,
+        regardless=args.regardless,
         size=args.size,
         out=args.out,
         on_program=tell,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from lepton_jax.fuzz import arrays, regions, scalars
+from lepton_jax.fuzz import arrays, idioms, regions, scalars
 from lepton_jax.fuzz.generator import Generator
 from lepton_jax.fuzz.program import Program
 
@@ -16,5 +16,5 @@ def generate(seed: int, size: int = 16, hostile: bool = False) -> Program:
         size: about how many statements it has, regions included.
         hostile: whether its arguments hold nan, infinities and zeros.
     """
-    makers = [*scalars.MAKERS, *arrays.MAKERS, *regions.MAKERS]
+    makers = [*scalars.MAKERS, *arrays.MAKERS, *idioms.MAKERS, *regions.MAKERS]
     return Program(Generator(random.Random(seed), size, makers).program(), seed, hostile)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import jax
 
@@ -72,6 +74,8 @@ def run(
     seconds: float | None = None,
     passes: str = "default",
     level: str = "reassociate",
+    target: str | None = None,
+    regardless: bool = False,
     size: int = 16,
     out: str | Path | None = None,
     shrink_seconds: float = 60.0,
@@ -87,6 +91,8 @@ def run(
         seconds: stop after so long, whatever the count.
         passes: the pipeline's text.
         level: the level that friendly programs are held to.
+        target: what to optimise for (default: the backend); see `check`.
+        regardless: apply rewrites whether or not they pay; see `check`.
         size: about how many statements a program has.
         out: a folder for files that show the failures.
         shrink_seconds: how long to make one failure smaller.
@@ -94,6 +100,7 @@ def run(
     """
     start = time.monotonic()
     result = FuzzResult()
+    how: dict[str, Any] = {"target": target, "regardless": regardless}
     for number in range(seed, seed + count):
         if seconds is not None and time.monotonic() - start > seconds:
             break
@@ -101,7 +108,7 @@ def run(
         program = generate(number, size, hostile)
         held_to = "exact" if hostile else level
         try:
-            failure = check(program, passes, held_to)
+            failure = check(program, passes, held_to, **how)
         except Invalid:
             result.invalid += 1
             continue
@@ -109,7 +116,7 @@ def run(
         if on_program is not None:
             on_program(number, failure)
         if failure is not None:
-            result.failures.append(_found(program, failure, passes, held_to, out, shrink_seconds))
+            result.failures.append(_found(program, failure, passes, held_to, how, out, shrink_seconds))
         if result.programs % _FORGET_EVERY == 0:
             jax.clear_caches()
     result.seconds = time.monotonic() - start
@@ -117,14 +124,20 @@ def run(
 
 
 def _found(
-    program: Program, failure: Failure, passes: str, level: str, out: str | Path | None, seconds: float
+    program: Program,
+    failure: Failure,
+    passes: str,
+    level: str,
+    how: Mapping[str, Any],
+    out: str | Path | None,
+    seconds: float,
 ) -> Found:
     last = failure
 
     def fails(candidate: Program) -> bool:
         nonlocal last
         try:
-            seen = check(candidate, passes, level, only=failure.kind)
+            seen = check(candidate, passes, level, failure.kind, **how)
         except Invalid:
             return False
         if seen is None or seen.kind != failure.kind:
@@ -138,15 +151,18 @@ def _found(
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"seed{program.seed}_{failure.kind.replace(' ', '_')}.py"
-    file.write_text(script(small, last, passes, level))
+    file.write_text(script(small, last, passes, level, how))
     return Found(small, last, file)
 
 
-def script(program: Program, failure: Failure, passes: str, level: str) -> str:
+def script(
+    program: Program, failure: Failure, passes: str, level: str, how: Mapping[str, Any] = MappingProxyType({})
+) -> str:
     """A runnable file that shows a failure."""
     types = ", ".join(f'Type({kind.shape}, "{kind.dtype}")' for kind in program.types)
     comment = "\n".join(f"# {line}".rstrip() for line in str(failure).splitlines())
     options = f"seed={program.seed}, hostile={program.hostile}, has_effects={program.has_effects}"
+    options += "".join(f", {key}={value!r}" for key, value in how.items() if value)
     return (
         f"# Found by `lepton fuzz`. Run this file to see:\n{comment}\n"
         f"{program.source()}\n\n"
@@ -165,13 +181,16 @@ def replay(
     seed: int,
     hostile: bool,
     has_effects: bool,
+    target: str | None = None,
+    regardless: bool = False,
 ) -> None:
     """Check one program again and say what is wrong with it.
 
     Raises:
         SystemExit: it still fails.
     """
-    failure = check(Subject(program, types, seed, hostile, has_effects), passes, level)
+    subject = Subject(program, types, seed, hostile, has_effects)
+    failure = check(subject, passes, level, target=target, regardless=regardless)
     if failure is not None:
         raise SystemExit(f"still fails: {failure}")
     print("does not fail any more")

@@ -378,3 +378,15 @@ def test_single_applications_can_be_forbidden() -> None:
         return looped, nothing, chosen, trips(0, 1)(x)
 
     assert assert_every_gate(f, True, X, passes=PASS) == 6
+
+
+def test_more_is_known_of_what_a_chosen_branch_feeds() -> None:
+    """Of a branch not yet chosen nothing was known; what reads it is looked at again (found by the fuzzer)."""
+
+    def fun(x: Any) -> Any:
+        small = lax.clamp(-1.0, x, 2.0)
+        chosen = lax.switch(2, [lambda y: y * 2, lambda y: y + 1, lambda y: small], x)
+        return jnp.nan_to_num(jnp.maximum(chosen, -100.0))
+
+    text = same(fun, jnp.linspace(-3.0, 3.0, 5), passes="default").to_text()
+    assert "max" not in text and text.count("select_n") == 1
