@@ -80,7 +80,7 @@ def number_facts(value: Value) -> Facts:
 
 
 def renew_facts(value: Value) -> None:
-    """Forget what is known of all that is made of a value: it is about to be replaced by one of which more is known.
+    """Forget what is known of all that a value feeds: another takes its place, of which more is known.
 
     Nodes whose results are forgotten count as changed.
     """

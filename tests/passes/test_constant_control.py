@@ -381,7 +381,7 @@ def test_single_applications_can_be_forbidden() -> None:
 
 
 def test_more_is_known_of_what_a_chosen_branch_feeds() -> None:
-    """Of a branch not yet chosen nothing was known; what reads it is looked at again (found by the fuzzer)."""
+    """Until a branch was chosen nothing was known of it; what reads it is looked at again."""
 
     def fun(x: Any) -> Any:
         small = lax.clamp(-1.0, x, 2.0)
