@@ -18,6 +18,7 @@ from lepton_jax.fuzz.check import Subject
 from lepton_jax.fuzz.generator import Generator, Maker
 from lepton_jax.fuzz.noise import differs, samples
 from lepton_jax.fuzz.program import KEY, Block, Statement, make_args, recorded
+from lepton_jax.fuzz.run import script
 from lepton_jax.ir.graph import Graph, Node
 from lepton_jax.ir.inline import copy_into
 from lepton_jax.rewrite import Pass, PassContext, register, rewrite, run_rules, unregister
@@ -122,7 +123,26 @@ class Reorders(Pass):
         run_rules(graph, [sum_turned], ctx)
 
 
+def doubled(x: Any, y: Any) -> Any:
+    return jnp.dot(x, y) * 2
+
+
+@node_rule("dot_general", must_pay=True)
+def dot_to_more(node: Node, ctx: PassContext) -> Outcome:
+    """x @ y → 2 (x @ y), which costs more"""
+    return rewrite(doubled, *node.operands) if node.rule is None else None
+
+
+@dataclass(frozen=True)
+class NeverPays(Pass):
+    name: ClassVar[str] = "never-pays"
+
+    def run(self, graph: Graph, ctx: PassContext) -> None:
+        run_rules(graph, [dot_to_more], ctx)
+
+
 WRONG: list[type[Pass]] = [
+    NeverPays,
     Subtracts,
     ForgetsRules,
     ForgetsEffects,
@@ -333,7 +353,7 @@ def test_shrinking_keeps_what_matters() -> None:
     small = fuzz.shrink(made, fails, seconds=40)
     assert fails(small)
     assert sum(s.kind != "constant" for s in small.body.walk()) <= 3
-    assert len(small.source()) < len(made.source()) / 2
+    assert small.size < made.size / 2
 
 
 def test_a_found_failure_is_small_and_its_file_shows_it(tmp_path: Path) -> None:
@@ -360,6 +380,22 @@ def test_a_found_failure_is_small_and_its_file_shows_it(tmp_path: Path) -> None:
         exec(compile(text, str(found.file), "exec"), {"__name__": "__main__"})
     mended = text.replace('"subtracts"', '"none"')
     exec(compile(mended, str(found.file), "exec"), {"__name__": "__main__"})
+
+
+def test_rewrites_that_do_not_pay_here_are_checked_too() -> None:
+    made = program(statement("{0} @ {0}", "a0"))
+    assert fuzz.check(made, "never-pays", only="value") is None
+    failure = fuzz.check(made, "never-pays", only="value", regardless=True)
+    assert failure is not None and failure.kind == "value"
+    result = fuzz.run(1, 0, passes="never-pays", regardless=True, target="gpu", size=4)
+    assert result.programs + result.invalid == 1
+
+
+def test_a_file_says_how_the_failure_was_found(tmp_path: Path) -> None:
+    text = script(
+        program(statement("{0} @ {0}", "a0")), fuzz.Failure("value", "x"), "cse", "exact", {"target": "gpu"}
+    )
+    assert '"cse", "exact", seed=' in text and "target='gpu'" in text
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -133,10 +133,10 @@ def recurrence(g: Generator) -> None:
     steps = [
         "(c * 0.9 + x, c)",
         "(c + x, c + x)",
-        "(jnp.maximum(c, x), None)",
+        "(jnp.maximum(c, x), 0)",
         "(c * x, c)",
         "(x * c + jnp.sin(x), c * 2.0)",
-        "(0.5 * c + 0.5 * x, None)",
+        "(0.5 * c + 0.5 * x, 0)",
         "(jnp.maximum(c + x, 0.0), c)",
         "(c, jnp.tanh(x) * 2.0)",
         "(c + jnp.sum(x), jnp.exp(-x * x))",

@@ -159,7 +159,7 @@ def script(
     program: Program, failure: Failure, passes: str, level: str, how: Mapping[str, Any] = MappingProxyType({})
 ) -> str:
     """A runnable file that shows a failure."""
-    types = ", ".join(f'Type({kind.shape}, "{kind.dtype}")' for kind in program.types)
+    types = "".join(f'Type({kind.shape}, "{kind.dtype}"), ' for kind in program.types).rstrip()
     comment = "\n".join(f"# {line}".rstrip() for line in str(failure).splitlines())
     options = f"seed={program.seed}, hostile={program.hostile}, has_effects={program.has_effects}"
     options += "".join(f", {key}={value!r}" for key, value in how.items() if value)
@@ -168,7 +168,7 @@ def script(
         f"{program.source()}\n\n"
         f'if __name__ == "__main__":\n'
         f"    from lepton_jax.fuzz import Type, replay\n\n"
-        f'    replay(program, ({types},), "{passes}", "{level}", {options})\n'
+        f'    replay(program, ({types}), "{passes}", "{level}", {options})\n'
     )
 
 

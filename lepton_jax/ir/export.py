@@ -7,6 +7,7 @@ functions, so differentiation, batching, export and shardings are JAX's own.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -187,11 +188,16 @@ def _custom_jvp(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
 
 
 def _custom_vjp(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
-    """The new body with the old rule: forward and backward are those of the node as it was traced."""
-    old = _verbatim(node)
-    fun = jax.custom_vjp(to_callable(node.regions[0]))
+    """The new body with the old rule: forward and backward are those of the node as it was traced.
+
+    Its first operands are what the user's function closes over; JAX does not let them be differentiated.
+    """
+    count = node.params["num_consts"]
+    closed, free = operands[:count], operands[count:]
+    old = functools.partial(_verbatim(node), *closed)
+    fun = jax.custom_vjp(functools.partial(to_callable(node.regions[0]), *closed))
     fun.defvjp(lambda *args: jax.vjp(old, *args), lambda pull, cotangents: pull(cotangents))
-    return fun(*operands)
+    return fun(*free)
 
 
 def _verbatim(node: Node) -> Flat:

@@ -153,6 +153,25 @@ def test_custom_rules_keep_their_meaning(rebuilt: bool) -> None:
 
 
 @EITHER
+def test_a_custom_rule_over_constants_of_the_function(rebuilt: bool) -> None:
+    """What the function closes over is no argument of its rule: JAX refuses to differentiate it."""
+    table = np.linspace(0.0, 1.0, 4, dtype=np.float32)
+
+    def fun(x: Any) -> Any:
+        made = jax.custom_vjp(lambda y: jnp.sin(y) * jnp.asarray(table))
+        made.defvjp(lambda y: (made(y), y), lambda y, g: (7.0 * g,))
+        return jax.lax.fori_loop(0, 2, lambda _, c: made(c) + c * table, x)
+
+    graph = trace(fun, vector())
+    assert graph.to_text().count("custom_vjp_call") == 1
+    if rebuilt:
+        for region in graph.graphs():
+            region.touch()
+    expected = jax.grad(lambda x: fun(x).sum())(vector())
+    np.testing.assert_allclose(jax.grad(scalar(to_callable(graph)))(vector()), expected, rtol=1e-6)
+
+
+@EITHER
 def test_checkpoints_keep_their_policy(rebuilt: bool) -> None:
     graph = imported(PROGRAMS["checkpoint policy"], rebuilt)
     (again,) = trace(to_callable(graph), vector())
