@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("LEPTON_STRICT", "1")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
@@ -109,13 +110,13 @@ def difference(expected: Any, got: Any) -> float:
         differ = (left != right) & ~(np.isnan(left) & np.isnan(right))
         if np.any(differ):
             scale = float(np.max(np.abs(left[np.isfinite(left)]), initial=0.0)) or 1.0
-            worst = max(worst, float(np.max(np.abs(left - right)[differ])) / scale)
+            worst = float(np.maximum(worst, np.max(np.abs(left[differ] - right[differ])) / scale))
     return worst
 
 
 def numbers(x: Any) -> Any:
     """An array of any dtype as complex numbers; PRNG keys as their data."""
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         x = jax.random.key_data(x)
     return np.asarray(x).astype(np.complex128)
 

@@ -100,6 +100,12 @@ def _run(node: Node, operands: list[Any]) -> Sequence[Any]:
         return _evaluate(node.regions[0], operands)
     if node.op in _REGIONS and node.regions:
         return _REGIONS[node.op](node, operands)
+    if node.op in _SCATTERS:
+        how = {
+            key: node.params[key]
+            for key in ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+        }
+        return [_SCATTERS[node.op](*operands, **how)]
     if node.op in _NATIVE or node.regions or node.effects:
         return _native(node, operands)
     raw = dict(node.params if node.raw is None else node.raw)
@@ -162,5 +168,13 @@ def _cond(node: Node, operands: list[Any]) -> Sequence[Any]:
     branches = [lambda *args, g=g: _evaluate(g, args) for g in node.regions]
     return lax.switch(operands[0], branches, *operands[1:])  # type: ignore[no-any-return]
 
+
+_SCATTERS: Final[dict[str, Callable[..., Any]]] = {
+    "scatter-add": lax.scatter_add,
+    "scatter-mul": lax.scatter_mul,
+    "scatter-min": lax.scatter_min,
+    "scatter-max": lax.scatter_max,
+}
+"""Operations that hold a function of numbers, which has to be made anew for wide ones."""
 
 _REGIONS: Final = {"scan": _scan, "while": _while, "cond": _cond}

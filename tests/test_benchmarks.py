@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
+
+from benchmarks import rewrites, tpu
 
 ROOT = Path(__file__).parent.parent
 
@@ -44,3 +49,101 @@ def check_lines(rows: list[dict[str, Any]]) -> None:
         parts = each["import"] + each["passes"] + each["evaluate"]
         assert parts == pytest.approx(each["added"], rel=0.05)
         assert {"pass inline", "pass algebra", "pass movement", "pass cse"} <= each.keys()
+
+
+def test_rewrites(tmp_path: Path) -> None:
+    file = tmp_path / "rewrites.json"
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks/rewrites.py"),
+        "--only",
+        "scatters",
+        "--rounds",
+        "2",
+    ]
+    done = subprocess.run(
+        [*command, "--json", str(file)], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    for aim in ("aim: 90 %", "aim: 0", "geometric mean"):
+        assert aim in done.stdout
+    figures: dict[str, Any] = json.loads(file.read_text())
+    assert len(figures["cases"]) == figures["summary"]["cases"] > 0
+    for row in figures["cases"]:
+        assert row["difference"] <= row["tolerance"]
+        assert row["lepton"][1] <= row["lepton"][0] <= row["lepton"][2]
+    unknown = subprocess.run(
+        [*command[:2], "--only", "nothing like it"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert unknown.returncode == 2 and "no case has 'nothing like it'" in unknown.stderr
+
+
+def test_there_are_cases_of_every_family() -> None:
+    found = [(family, case) for family, case in rewrites.cases() if family != "corpus"]
+    assert len(found) >= 60
+    assert len({case.name for _, case in found}) == len(found)
+    families = {page.stem for page in (ROOT / "docs" / "rewrites").glob("*.md")}
+    assert families == {family for family, _ in found}
+
+
+def test_a_difference_is_told_in_terms_of_the_largest_number() -> None:
+    expected = jnp.array([1.0, -4.0, jnp.nan, jnp.inf])
+    assert rewrites.difference(expected, expected) == 0
+    assert rewrites.difference(expected, expected.at[0].set(2.0)) == 0.25
+    assert not rewrites.difference(expected, expected.at[0].set(jnp.nan)) <= 1.0
+    keys = jax.random.split(jax.random.key(0), 2)
+    assert rewrites.difference(keys, keys) == 0
+
+
+def row(name: str, lepton: float, optimum: float, to_gain: bool = True) -> dict[str, Any]:
+    return {
+        "name": name,
+        "lepton": [lepton] * 3,
+        "optimum": [optimum] * 3,
+        "to_gain": to_gain,
+        "behind": optimum / lepton,
+        "predicted_saving_seconds": lepton - 1,
+        "measured_saving_seconds": lepton - 1,
+    }
+
+
+def test_the_summary_counts_what_the_aims_are_about() -> None:
+    rows = [row("a", 4.0, 4.1), row("b", 2.0, 4.0), row("c", 0.9, 1.0), row("d", 1.0, 2.0, to_gain=False)]
+    found = rewrites.summary([*rows, row("e", 3.0, 3.0)])
+    assert (found["cases"], found["paying"], found["slower"]) == (5, 3, 1)
+    assert found["near"] == pytest.approx(2 / 3)
+    assert found["rank_correlation"] == pytest.approx(1.0)
+
+
+MODULE = """HloModule jit_f
+
+%fused (p: f32[8]) -> f32[8] {
+  ROOT %e = f32[8]{0} exponential(%p), backend_config={"estimated_cycles":"7"}
+}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %fusion.1 = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused, backend_config={"estimated_cycles":"10"}
+}
+
+%cond (p: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(50)
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %copy = f32[8]{0} copy(%a), backend_config={"estimated_cycles":"3"}
+  %while.1 = (s32[], f32[8]) while(%t), condition=%cond, body=%body
+}
+"""
+
+
+def test_cycles_count_loops_as_often_as_they_run() -> None:
+    assert tpu.cycles(MODULE) == 3 + 50 * 10
+
+
+def test_without_the_tpu_compiler_nothing_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert tpu.main([]) == 0
+    assert "pip install 'lepton-jax[tpu]'" in capsys.readouterr().out

@@ -113,7 +113,7 @@ _SLOTS: Final[Mapping[str, Callable[[Node], list[Slot]]]] = {
 
 def editable(node: Node) -> bool:
     """Whether slots of a node may be dropped or added: nobody else depends on its interface."""
-    if node.op not in _EDITABLE or not node.own_regions():
+    if node.op not in _EDITABLE or not node.regions or not node.own_regions():
         return False
     return node.op != "jit" or jit_is_plain(node.params)
 

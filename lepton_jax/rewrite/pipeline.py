@@ -23,12 +23,16 @@ from lepton_jax.rewrite.registry import get_pass, pass_names
 
 _CLEANUP: Final = "inline,dce,cse,forward,dce"
 _SIMPLIFY: Final = "inline,fold,algebra,movement,cse,constant-control,forward,dce,invariant"
+_SPEED: Final = (
+    "gradients,attention,demand,order,gather,structure,chains,losses,"
+    "counted,projection,parallel,recurrence,batching,convolution,fourier"
+)
 
 PRESETS: Final[dict[str, str]] = {
     "none": "",
     "cleanup": _CLEANUP,
-    "default": f"inline,dce,fixpoint{{rounds=4}}({_SIMPLIFY})",
-    "max": f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY})",
+    "default": f"inline,dce,fixpoint{{rounds=8}}({_SIMPLIFY},{_SPEED})",
+    "max": f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY},{_SPEED})",
 }
 
 

@@ -60,7 +60,7 @@ def compared(outcome: Value | Rewrite, node: Node, ctx: PassContext) -> tuple[fl
     if isinstance(outcome, Value):
         return before, 0.0
     fresh = _graph(traced(outcome, node))
-    trips = _trips(node)
+    trips = trips_of(node)
     if trips == 1:
         return before, ctx.seconds(graph_cost(fresh))
     fixed = {a: is_fixed(v) for a, v in zip(fresh.inputs, outcome.values, strict=True)}
@@ -117,7 +117,8 @@ def _loop_of(region: Graph | None) -> Node | None:
     return parents[0] if len(parents) == 1 and parents[0].op in LOOPS else None
 
 
-def _trips(node: Node) -> int:
+def trips_of(node: Node) -> int:
+    """How often the loop goes round whose body a node is in; 1 outside of loops."""
     loop = _loop_of(node.graph)
     if loop is None:
         return 1
@@ -126,7 +127,7 @@ def _trips(node: Node) -> int:
 
 def _with_fixed(nodes: list[Node]) -> list[tuple[Node, int]]:
     """Each node with the number of iterations that share its work."""
-    trips = _trips(nodes[0])
+    trips = trips_of(nodes[0])
     return [(n, trips if trips > 1 and all(is_fixed(v) for v in n.operands) else 1) for n in nodes]
 
 

@@ -33,7 +33,7 @@ class ConvNet(linen.Module):
     def __call__(self, x: jax.Array, train: bool) -> Any:
         x = linen.Conv(4, (3, 3))(x)
         x = linen.relu(linen.BatchNorm(use_running_average=not train)(x))
-        return linen.Dense(3)(x.max((1, 2)))
+        return linen.Dense(3)(x.mean((1, 2)))
 
 
 class Perceptron(nnx.Module):

@@ -1,0 +1,159 @@
+"""Many small products, weights that are the same for all batches, repeated keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.rewrite_cases._case import Case, normal
+
+Args = tuple[Any, ...]
+Program = Callable[..., Any]
+
+
+def experts(count: int, rows: int, inward: int, outward: int) -> Args:
+    """Inputs and weights for each of several layers."""
+    return normal(count, rows, inward), normal(count, inward, outward, seed=1)
+
+
+def one_by_one(x: jax.Array, w: jax.Array) -> jax.Array:
+    """One layer after another."""
+    return jnp.stack([jnp.tanh(x[i] @ w[i]) for i in range(x.shape[0])])
+
+
+def together(x: jax.Array, w: jax.Array) -> jax.Array:
+    """All layers at once."""
+    return jnp.tanh(jnp.einsum("bij,bjk->bik", x, w))
+
+
+def mlps() -> Args:
+    """Inputs, weights and biases of several two-layer networks."""
+    return normal(32, 16, 64), normal(32, 64, 64, seed=1), normal(32, 64, seed=2), normal(32, 64, 32, seed=3)
+
+
+def mlps_one_by_one(x: jax.Array, w: jax.Array, b: jax.Array, v: jax.Array) -> jax.Array:
+    """One network after another."""
+    return jnp.stack([jax.nn.silu(x[i] @ w[i] + b[i]) @ v[i] for i in range(32)])
+
+
+def mlps_together(x: jax.Array, w: jax.Array, b: jax.Array, v: jax.Array) -> jax.Array:
+    """All networks at once."""
+    return jnp.einsum("bij,bjk->bik", jax.nn.silu(jnp.einsum("bij,bjk->bik", x, w) + b[:, None]), v)
+
+
+def heads() -> Args:
+    """Inputs, and the weights of 32 small heads."""
+    return normal(16, 64), normal(32, 64, 64, seed=1)
+
+
+def copied(x: jax.Array, w: jax.Array) -> jax.Array:
+    """All heads at once, with a copy of the input for each."""
+    return jnp.einsum("bij,bjk->bik", jnp.broadcast_to(x, (w.shape[0], *x.shape)), w)
+
+
+def weights_for_all(x: jax.Array, w: jax.Array) -> jax.Array:
+    """A batched product with the same weights for each batch."""
+    return jnp.matmul(x, jnp.broadcast_to(w, (x.shape[0], *w.shape)))
+
+
+def flat(x: jax.Array, w: jax.Array) -> jax.Array:
+    """One product with all rows."""
+    return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], -1)
+
+
+def queries(length: int = 64) -> Args:
+    """Queries of 16 heads and keys of two."""
+    return normal(8, 16, length, 64), normal(8, 2, 512, 64, seed=1)
+
+
+def scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Scores with repeated keys."""
+    return jnp.einsum("bhqd,bhkd->bhqk", q, jnp.repeat(k, 8, axis=1))
+
+
+def grouped_scores(q: jax.Array, k: jax.Array) -> jax.Array:
+    """Scores by groups."""
+    grouped = q.reshape(8, 2, 8, *q.shape[2:])
+    return jnp.einsum("bgrqd,bgkd->bgrqk", grouped, k).reshape(8, 16, q.shape[2], 512)
+
+
+def mixed(p: jax.Array, v: jax.Array) -> jax.Array:
+    """Values weighted, repeated."""
+    return jnp.einsum("bhqk,bhkd->bhqd", p, jnp.repeat(v, 8, axis=1))
+
+
+def grouped_mixed(p: jax.Array, v: jax.Array) -> jax.Array:
+    """Values weighted, by groups."""
+    return jnp.einsum("bgrqk,bgkd->bgrqd", p.reshape(8, 2, 8, 64, 512), v).reshape(8, 16, 64, 64)
+
+
+def projections(x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+    """Queries, keys and values, each by its own product."""
+    return x @ q, x @ k, x @ v
+
+
+def stacked_projections(x: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array, o: jax.Array) -> jax.Array:
+    """Products with separate weights, stacked."""
+    return jnp.stack([x @ w for w in (q, k, v, o)])
+
+
+def projection_weights(count: int) -> Args:
+    """Eight rows and square weights."""
+    return (normal(8, 512), *(normal(512, 512, seed=i) for i in range(1, count + 1)))
+
+
+CASES: Final = [
+    Case("batching: 32 products of 16×64×64", one_by_one, together, partial(experts, 32, 16, 64, 64)),
+    Case("batching: 64 products of 4×16×16", one_by_one, together, partial(experts, 64, 4, 16, 16)),
+    Case("batching: 8 products of 1×64×64", one_by_one, together, partial(experts, 8, 1, 64, 64)),
+    Case("batching: 8 products of 256×256×256", one_by_one, together, partial(experts, 8, 256, 256, 256)),
+    Case("batching: 32 small networks", mlps_one_by_one, mlps_together, mlps),
+    Case(
+        "batching: 32 small heads",
+        lambda x, w: jnp.stack([x @ w[i] for i in range(32)]),
+        copied,
+        heads,
+    ),
+    Case(
+        "batching: same weights, 64 batches of one row",
+        weights_for_all,
+        flat,
+        lambda: (normal(64, 1, 256), normal(256, 256, seed=1)),
+    ),
+    Case(
+        "batching: same weights, 32 batches of 16 rows",
+        weights_for_all,
+        flat,
+        lambda: (normal(32, 16, 256), normal(256, 256, seed=1)),
+    ),
+    Case("batching: scores of grouped queries", scores, grouped_scores, queries),
+    Case("batching: scores of one grouped query", scores, grouped_scores, partial(queries, 1)),
+    Case(
+        "batching: values of grouped queries",
+        mixed,
+        grouped_mixed,
+        lambda: (normal(8, 16, 64, 512), normal(8, 2, 512, 64, seed=1)),
+    ),
+    Case(
+        "batching: q, k and v (left alone)",
+        projections,
+        projections,
+        partial(projection_weights, 3),
+    ),
+    Case(
+        "batching: separate weights, stacked (left alone)",
+        stacked_projections,
+        stacked_projections,
+        partial(projection_weights, 4),
+    ),
+    Case(
+        "batching: 4 products of 4×8×8 (left alone)",
+        one_by_one,
+        one_by_one,
+        partial(experts, 4, 4, 8, 8),
+    ),
+]

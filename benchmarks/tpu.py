@@ -1,0 +1,167 @@
+"""What the rewrites are worth on a TPU, as its compiler estimates it: cycles and memory, before and after.
+
+    pip install 'lepton-jax[tpu]'
+    python benchmarks/tpu.py [--topology v5e:2x2] [--only TEXT] [--json FILE]
+
+No TPU is needed: the TPU compiler (libtpu) compiles ahead of time for a topology. Each program is
+compiled for one chip, as written and as `lepton.optimize(..., target="tpu")` leaves it. The cycles are the
+compiler's own estimates for each operation, those of a loop's body times its trip count; transfers between
+memories are not in them. They compare two forms of one program; they are not a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+os.environ.setdefault("LEPTON_STRICT", "1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import lepton_jax as lepton
+
+TOPOLOGIES: Final = ("v5e:2x2", "v5p:2x2x1")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program as people write it, and the shapes of its arguments."""
+
+    name: str
+    fun: Callable[..., Any]
+    args: tuple[tuple[tuple[int, ...], Any], ...]
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Causal attention, [batch, tokens, heads, features]."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+    causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf).astype(jnp.float32))
+    return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(v.dtype), v)
+
+
+def attention_gradient(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+    """What training needs of it."""
+    return jax.grad(lambda *x: attention(*x).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
+
+
+def linear_recurrence(a: jax.Array, b: jax.Array) -> Any:
+    """h ← a h + b, step by step."""
+    return jax.lax.scan(lambda h, x: ((h := x[0] * h + x[1]), h), jnp.zeros(a.shape[1:]), (a, b))[1]
+
+
+def independent_steps(x: jax.Array, w: jax.Array) -> Any:
+    """A loop whose steps do not depend on one another."""
+    return jax.lax.scan(lambda c, row: (c, jnp.tanh(row @ w)), 0.0, x)[1]
+
+
+def projected(x: jax.Array, w: jax.Array, u: jax.Array) -> Any:
+    """A recurrent net that multiplies its input by a matrix on every step."""
+    return jax.lax.scan(lambda h, row: (jnp.tanh(h @ u + row @ w), None), jnp.zeros_like(x[0]), x)[0]
+
+
+CASES: Final = [
+    Case("attention, 2048 tokens", attention, (((1, 2048, 8, 128), jnp.bfloat16),) * 3),
+    Case("attention and gradient, 2048 tokens", attention_gradient, (((1, 2048, 8, 128), jnp.bfloat16),) * 3),
+    Case("linear recurrence, 4096 steps", linear_recurrence, (((4096, 256), jnp.float32),) * 2),
+    Case(
+        "loop without a carry, 1024 steps",
+        independent_steps,
+        (((1024, 512), jnp.float32), ((512, 512), jnp.float32)),
+    ),
+    Case(
+        "recurrent net, 512 steps",
+        projected,
+        (((512, 8, 512), jnp.float32), ((512, 512), jnp.float32), ((512, 512), jnp.float32)),
+    ),
+    Case(
+        "(A B) v", lambda a, b, v: (a @ b) @ v, (((2048, 2048), jnp.float32),) * 2 + (((2048,), jnp.float32),)
+    ),
+    Case("(A B)[:8]", lambda a, b: (a @ b)[:8], (((2048, 2048), jnp.float32),) * 2),
+]
+
+
+def compiled(fun: Callable[..., Any], case: Case, sharding: Any) -> dict[str, float]:
+    """Compiles a program for a TPU; the compiler's figures."""
+    args = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in case.args]
+    made = jax.jit(fun).lower(*args).compile()
+    memory = made.memory_analysis()
+    return {
+        "cycles": cycles(made.as_text() or ""),
+        "temporary": 0 if memory is None else memory.temp_size_in_bytes,
+    }
+
+
+def cycles(text: str) -> float:
+    """The estimated cycles of a compiled module: those of its entry, loops as often as they run."""
+    found = re.split(r"^(?=(?:ENTRY )?%[\w.\-]+ \()", text, flags=re.MULTILINE)
+    bodies = {m[1]: block for block in found if (m := re.match(r"(?:ENTRY )?%([\w.\-]+) \(", block))}
+    entry = next(name for name, block in bodies.items() if block.startswith("ENTRY"))
+
+    def total(name: str) -> float:
+        block = bodies[name]
+        own = sum(float(n) for n in re.findall(r'"estimated_cycles":"(\d+)"', block))
+        for condition, body in re.findall(r"condition=%([\w.\-]+), body=%([\w.\-]+)", block):
+            own += trips(bodies[condition]) * total(body)
+        return own
+
+    return total(entry)
+
+
+def trips(condition: str) -> int:
+    """How often a loop goes round, from the number that its condition compares with; 1 if it has none."""
+    return max(map(int, re.findall(r"s32\[\][^=\n]*constant\((\d+)\)", condition)), default=1)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--topology", action="append", help=f"default: {' and '.join(TOPOLOGIES)}")
+    parser.add_argument("--only", default="", help="cases with this text in their names")
+    parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    options = parser.parse_args(argv)
+    if importlib.util.find_spec("libtpu") is None:
+        print("the TPU compiler is missing, nothing is compiled: pip install 'lepton-jax[tpu]'")
+        return 0
+    rows = []
+    for topology in options.topology or TOPOLOGIES:
+        chip: Any = topologies.get_topology_desc(topology, "tpu").devices[0]
+        sharding = NamedSharding(Mesh(np.array([chip]), ("all",)), PartitionSpec())
+        print(f"\n{chip.device_kind}, jax {jax.__version__}")
+        print(f"{'case':<40}{'cycles':>12}{'lepton':>12}{'ratio':>8}{'temporary MB':>14}{'lepton':>9}")
+        for case in CASES:
+            if options.only not in case.name:
+                continue
+            optimised = lepton.optimize(case.fun, target="tpu")
+            before, after = (compiled(fun, case, sharding) for fun in (case.fun, optimised))
+            rows.append({"topology": topology, "name": case.name, "jit": before, "lepton": after})
+            ratio = before["cycles"] / max(after["cycles"], 1.0)
+            print(
+                f"{case.name:<40}{before['cycles']:>12.4g}{after['cycles']:>12.4g}{ratio:>8.2f}"
+                f"{before['temporary'] / 1e6:>14.1f}{after['temporary'] / 1e6:>9.1f}",
+                flush=True,
+            )
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The parts of the attention pass: finding attention and cutting it into blocks."""

@@ -1,0 +1,229 @@
+"""Putting blocked attention in place of the operations that were found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.passes.fuse._attention.axes import dot_numbers
+from lepton_jax.passes.fuse._attention.blocked import attention
+from lepton_jax.passes.fuse._attention.match import Found, find
+from lepton_jax.passes.fuse._attention.plan import Plan
+from lepton_jax.passes.fuse._attention.program import Builder
+from lepton_jax.passes.fuse._attention.region import Region, Sink, region_of, stages, vanishes
+from lepton_jax.passes.fuse._attention.skip import Blocks, masked_blocks
+from lepton_jax.passes.fuse._attention.stage import Stage, Sum, summed
+from lepton_jax.rewrite import PassContext, erase_dead, rewrite
+from lepton_jax.rewrite.replacement import write_before
+
+RULE: Final = "attention"
+
+_FEW_ROWS: Final = 8
+"""With a larger batch, blocks are 128 by 128; with a smaller one twice that."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When blocks pay.
+
+    Attributes:
+        masked: the fewest keys where a quarter of the blocks or more are masked.
+        open: the fewest keys where fewer are.
+        scores: the fewest scores.
+        block: how many queries and keys a block has; None to choose by the size of the batch.
+    """
+
+    masked: int
+    open: int
+    scores: int
+    block: int | None
+
+
+def fuse(dot: Node, ctx: PassContext, limits: Limits) -> None:
+    """Rewrite the attention that ends in a product, if it does and if that pays."""
+    if not _may_pay(dot, limits):
+        return
+    found = find(dot)
+    if found is None:
+        return
+    region = found if isinstance(found, str) else region_of(found)
+    if isinstance(found, str) or isinstance(region, str):
+        ctx.miss(RULE, dot, str(region))
+        return
+    size = _block(found, limits)
+    blocks = masked_blocks(found.scores, found.labels, size)
+    reason = _why_not(found, region, blocks, limits)
+    if reason is not None:
+        ctx.miss(RULE, dot, reason)
+        return
+    if ctx.fire(RULE, dot):
+        _write(found, region, blocks, size)
+
+
+def _may_pay(dot: Node, limits: Limits) -> bool:
+    """A first look, for every product in the program."""
+    contract, _ = dot_numbers(dot)
+    if len(contract[0]) != 1 or not all(v.is_static and 0 not in v.shape for v in dot.operands):
+        return False
+    return bool(dot.operands[0].shape[contract[0][0]] >= min(limits.masked, limits.open))
+
+
+def _block(found: Found, limits: Limits) -> tuple[int, int]:
+    queries, keys = found.size
+    wanted = limits.block
+    if wanted is None:
+        wanted = 128 if math.prod(found.scores.shape) >= _FEW_ROWS * queries * keys else 256
+    return min(wanted, queries), min(wanted, keys)
+
+
+def _why_not(found: Found, region: Region, blocks: Blocks, limits: Limits) -> str | None:
+    queries, keys = found.size
+    fewest = limits.masked if blocks.counts.mean() <= 0.75 else limits.open
+    if keys < fewest:
+        return f"there are {keys} keys; blocks pay from {fewest}"
+    if queries < 2 or math.prod(found.scores.shape) < limits.scores:
+        return f"there are only {math.prod(found.scores.shape)} scores"
+    if region.sinks and found.divided and found.top is None and found.exp.operands[0] is not found.scores:
+        return "what is subtracted from the scores is not their maximum"
+    if any(_is_sharded(value) for value in (*found.builder.values, found.dot.result)):
+        return "an array in it carries a sharding"
+    return None
+
+
+def _is_sharded(value: Value) -> bool:
+    sharding = getattr(value.aval, "sharding", None)
+    if sharding is None or sharding.mesh.empty:
+        return False
+    return any(axes is not None for axes in sharding.spec)
+
+
+def plan_of(found: Found, blocks: Blocks, block: tuple[int, int]) -> Plan:
+    """What the blocked form has to know."""
+    contract, batch = dot_numbers(found.dot)
+    side = found.side
+    order = tuple(tuple(map(int, np.argsort(~line, kind="stable"))) for line in blocks.counts)
+    shift: Any = "any" if found.top is None else "top"
+    if found.exp.operands[0] is found.scores:
+        shift = "none"
+    precision = found.dot.params.get("precision")
+    if side == 1 and isinstance(precision, tuple):
+        precision = precision[::-1]
+    return Plan(
+        scores=found.program.ordered(),
+        weights=found.weights,
+        labels=found.labels,
+        shape=found.scores.shape,
+        exp_dtype=found.exp.result.dtype,
+        contract=(contract[side][0], contract[1 - side][0]),
+        batch=(batch[side], batch[1 - side]),
+        side=side,
+        precision=precision,
+        dtype=found.dot.result.dtype,
+        wide=jnp.promote_types(found.scores.dtype, jnp.float32),
+        divided=found.divided,
+        shift=shift,
+        block=block,
+        order=order,
+        counts=tuple(int(c) for c in blocks.counts.sum(1)),
+        fill=blocks.fill,
+    )
+
+
+def blocked(values: Any, *leaves: Any, plan: Plan, dtypes: tuple[Any, Any]) -> list[jax.Array]:
+    """The product, the maxima and the sums, in the dtypes they had."""
+    mixed, top, total = attention(values, *leaves, plan=plan)
+    return [mixed, top.astype(dtypes[0]), total.astype(dtypes[1])]
+
+
+def _write(found: Found, region: Region, blocks: Blocks, size: tuple[int, int]) -> None:
+    dot = found.dot
+    graph = dot.graph
+    assert graph is not None
+    dtypes = (found.scores.dtype, found.sums[0].result.dtype)
+    values = dot.operands[1 - found.side]
+    plan = plan_of(found, blocks, size)
+    made = rewrite(blocked, values, *found.builder.values, plan=plan, dtypes=dtypes)
+    mixed, top, total = write_before(made, dot, RULE)
+    old = [dot, *found.sums, *([] if found.top is None else [found.top])]
+    dot.result.replace_uses(mixed)
+    erase_dead(dot)
+    _replace(found.sums, total)
+    if found.top is not None:
+        _replace((found.top,), top)
+    for node in old:
+        erase_dead(node)
+    if region.sinks or any(value.uses for value in (top, total)):
+        sort(graph)
+    for sinks in stages(region):
+        _write_stage(found, sinks, blocks, size, top)
+        sort(graph)
+
+
+def _write_stage(found: Found, sinks: list[Sink], blocks: Blocks, size: tuple[int, int], top: Value) -> None:
+    """Sum in one loop over blocks what one stage of the backward half sums."""
+    builder = Builder()
+    known: dict[Value, bool] = {}
+    places = []
+    for sink in sinks:
+        mine = [builder.add(sink.node.operands[sink.position], sink.marks)]
+        if len(sink.node.operands) > 1:
+            mine.append(builder.add(sink.node.operands[1 - sink.position], sink.others))
+        places.append(mine if sink.position == 0 else mine[::-1])
+    sums = tuple(
+        Sum(builder.finished(sink.node, sink.labels, place), sink.position, sink.marks)
+        for sink, place in zip(sinks, places, strict=True)
+    )
+    may_skip = all(vanishes(s.node.operands[s.position], found.exp.result, known) for s in sinks)
+    every = [(i, j) for i in range(blocks.counts.shape[0]) for j in range(blocks.counts.shape[1])]
+    counted = [pair for pair in every if blocks.counts[pair] or not may_skip]
+    stage = Stage(
+        program=builder.program(places[0][0]),
+        sums=sums,
+        size=found.size,
+        block=size,
+        pairs=tuple(counted),
+        rest=tuple(pair for pair in every if pair not in set(counted)),
+        fill=blocks.fill,
+    )
+    last = sinks[-1].node
+    results = write_before(rewrite(summed, top, *builder.values, stage=stage), last, RULE)
+    for sink, value in zip(sinks, results, strict=True):
+        sink.node.result.replace_uses(value)
+    for sink in sinks:
+        erase_dead(sink.node)
+
+
+def _replace(nodes: tuple[Node, ...], value: Value) -> None:
+    for node in nodes:
+        if node.alive and node.result.uses and node.result.dtype == value.dtype:
+            node.result.replace_uses(value)
+
+
+def sort(graph: Graph) -> None:
+    """Put nodes after those that make what they read, and otherwise leave them in order."""
+    done: set[Node] = set()
+    order: list[Node] = []
+    for root in list(graph):
+        stack = [root]
+        while stack:
+            node = stack[-1]
+            missing = [
+                v.node
+                for v in node.operands
+                if v.node is not None and v.node not in done and v.node.graph is graph
+            ]
+            if node in done or not missing:
+                stack.pop()
+                if node not in done:
+                    done.add(node)
+                    order.append(node)
+            else:
+                stack += missing
+    for node in order:
+        graph.move(node, graph.ret)

@@ -1,0 +1,1 @@
+"""What the pass `losses` is made of."""

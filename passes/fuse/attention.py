@@ -1,0 +1,63 @@
+"""Attention in blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from lepton_jax.ir.graph import Graph
+from lepton_jax.passes.fuse._attention.forward import Limits, fuse
+from lepton_jax.rewrite import Level, Pass, PassContext
+
+_CPU: Final = Limits(masked=512, open=1024, scores=1 << 20, block=None)
+
+_DEVICE: Final = Limits(masked=2048, open=2048, scores=1 << 29, block=1024)
+"""On accelerators blocks are for scores that fill the memory: loops of small kernels are slow there."""
+
+
+@dataclass(frozen=True)
+class Attention(Pass):
+    """Computes softmax attention in blocks, so that no [queries × keys] array is ever whole.
+
+    Before:
+        %3 = dot_general %q %k
+        %4 = select_n %mask %fill %3
+        %5 = reduce_max %4;  %6 = sub %4 %5;  %7 = exp %6;  %8 = reduce_sum %7;  %9 = div %7 %8
+        %10 = dot_general %9 %v
+    After:
+        %10, %11, %12 = custom_jvp_call %v %q %k { scan { while { one block of scores at a time } } }
+
+    Whatever happens to the scores on their way (scales, masks, biases, caps) is done block by
+    block. Blocks that are masked for sure are left out. Where the program holds the gradient too,
+    the backward half is summed in blocks in the same way. Memory is linear in the number of queries and keys,
+    forward and backward. Weights that are read by something else, or go through dropout, are left alone.
+    Level reassociate: the softmax is summed in another order.
+
+    Attributes:
+        level: a tighter limit than the run's on the semantics level.
+        smallest: the fewest keys for which it pays, if not those that were measured.
+        block: how many queries and keys a block has, if not chosen by the size of the batch.
+    """
+
+    name: ClassVar[str] = "attention"
+
+    level: Level | None = None
+    smallest: int | None = None
+    block: int | None = None
+
+    def run(self, graph: Graph, ctx: PassContext) -> None:
+        """Look at every product of the graph and of its regions."""
+        if not ctx.allows("reassociate", self.level):
+            return
+        limits = self.limits(ctx.rates.platform)
+        for node in list(graph.walk()):
+            if node.op == "dot_general" and node.alive and not node.is_dead:
+                fuse(node, ctx, limits)
+
+    def limits(self, platform: str) -> Limits:
+        """When blocks pay on a platform."""
+        usual = _CPU if platform == "cpu" else _DEVICE
+        block = usual.block if self.block is None else self.block
+        if self.smallest is None:
+            return Limits(usual.masked, usual.open, usual.scores, block)
+        return Limits(self.smallest, self.smallest, 0, block)

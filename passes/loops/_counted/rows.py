@@ -1,0 +1,225 @@
+"""Rows that a loop reads and writes one after the other: scanned inputs and stacked outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax import lax
+
+from lepton_jax.ir.graph import Node, Value
+from lepton_jax.passes.loops._counted.places import Place, Places, known_number, step_of
+from lepton_jax.passes.loops._parts.scan import (
+    Scan,
+    add_scanned,
+    add_stacked,
+    drop_carry,
+    drop_unread,
+    write_after,
+)
+from lepton_jax.rewrite import PassContext, erase_dead, rewrite
+from lepton_jax.rewrite.replacement import write_before
+
+READ = "indexed-input"
+WRITTEN = "indexed-output"
+
+
+def counters(scan: Scan) -> Places:
+    """The carries of a scan that count from a known number."""
+    found: dict[Value, Place] = {}
+    for carry, after, init in zip(scan.carries, scan.next, scan.init, strict=True):
+        by = step_of(carry, after)
+        first = None if by is None else known_number(init)
+        if by is not None and first is not None:
+            found[carry] = (first, by)
+    return Places(found, scan.length)
+
+
+def scan_rows(node: Node, ctx: PassContext) -> None:
+    """x[i] with the number i of the iteration is a scanned input.
+
+    scan((i, c): (i + 1, f(c, x[i]))) → scan(c, row: f(c, row)) over x
+
+    So are x[i + k] and x[n - i], along any axis, where every iteration stays inside of the array.
+    """
+    scan = Scan(node)
+    if not any(n.op == "dynamic_slice" for n in scan.body):
+        return
+    places = counters(scan)
+    for reader in list(scan.body):
+        if reader.op != "dynamic_slice" or reader.operands[0] not in scan.consts:
+            continue
+        starts = _starts(reader.operands[1:], reader.params["slice_sizes"], places, reader.operands[0])
+        if starts is None or not ctx.fire(READ, reader):
+            continue
+        axis, place, others = starts
+        made = rewrite(
+            rows,
+            scan.outer[reader.operands[0]],
+            axis=axis,
+            place=_in_memory(place, node),
+            length=scan.length,
+            starts=others,
+            sizes=reader.params["slice_sizes"],
+        )
+        (outer,) = write_before(made, node, READ)
+        reader.result.replace_uses(add_scanned(node, outer, reader.result))
+        erase_dead(reader)
+    drop_unread(node)
+
+
+def rows(
+    x: Any, *, axis: int, place: Place, length: int, starts: tuple[int, ...], sizes: tuple[int, ...]
+) -> Any:
+    """The slices of all iterations, stacked.
+
+    Args:
+        axis: the axis along which the slices follow one another, each of size 1.
+        place: the first, and 1 or -1.
+        starts: where they begin along every axis; that of `axis` is not looked at.
+        sizes: their shape.
+    """
+    first, by = place
+    low = first if by == 1 else first - length + 1
+    begin = [low if d == axis else s for d, s in enumerate(starts)]
+    end = [low + length if d == axis else s + n for d, (s, n) in enumerate(zip(starts, sizes, strict=True))]
+    found = lax.slice(x, begin, end)
+    if by == -1:
+        found = lax.rev(found, (axis,))
+    order = (axis, *(d for d in range(x.ndim) if d != axis))
+    return lax.expand_dims(lax.transpose(found, order), (axis + 1,))
+
+
+def stack_rows(node: Node, ctx: PassContext) -> None:
+    """out[i] ← y in iteration i is a stacked output.
+
+    scan((i, out): (i + 1, out.at[i].set(y))) → scan(…: y)
+
+    Holds where nothing reads `out` in the loop; rows that no iteration writes stay.
+    """
+    position = 0
+    while position < node.params["num_carry"]:
+        if not _stack_rows(node, position, ctx):
+            position += 1
+
+
+def _stack_rows(node: Node, position: int, ctx: PassContext) -> bool:
+    scan = Scan(node)
+    out, after = scan.carries[position], scan.next[position]
+    writer = after.node
+    if writer is None or writer.op not in _WRITERS or writer.operands[0] is not out:
+        return False
+    if list(after.uses) != [(scan.body.ret, position)] or len(out.uses) != 1:
+        return False
+    found = _WRITERS[writer.op](writer, counters(scan))
+    if found is None:
+        return False
+    update, axis, place = found
+    if update.is_const or not ctx.fire(WRITTEN, writer):
+        return False
+    ys = scan.result_of(update) or add_stacked(node, update)
+    made = rewrite(
+        written,
+        scan.init[position],
+        ys,
+        axis=axis,
+        place=_in_memory(place, node),
+        add=writer.op == "scatter-add",
+    )
+    (whole,) = write_after(made, node, WRITTEN)
+    node.results[position].replace_uses(whole)
+    drop_carry(node, position)
+    drop_unread(node)
+    return True
+
+
+def written(out: Any, ys: Any, *, axis: int, place: Place, add: bool) -> Any:
+    """An array with the rows of all iterations in it.
+
+    Args:
+        ys: the rows, stacked; with or without a place for `axis`.
+        axis: the axis along which they follow one another.
+        place: the first, and 1 or -1.
+        add: whether they are added to what is there.
+    """
+    length = ys.shape[0]
+    if ys.ndim > out.ndim:
+        ys = lax.squeeze(ys, (axis + 1,))
+    order = [d + 1 for d in range(axis)] + [0] + list(range(axis + 1, out.ndim))
+    ys = lax.transpose(ys, order)
+    first, by = place
+    if by == -1:
+        ys = lax.rev(ys, (axis,))
+    low = first if by == 1 else first - length + 1
+    if add:
+        old = lax.slice_in_dim(out, low, low + length, axis=axis)
+        ys = old + ys
+    if length == out.shape[axis]:
+        return ys
+    return lax.dynamic_update_slice_in_dim(out, ys, low, axis)
+
+
+def _in_memory(place: Place, node: Node) -> Place:
+    """A place by the position in memory instead of the iteration: the other way round for `reverse`."""
+    if not node.params["reverse"]:
+        return place
+    first, by = place
+    return first + by * (node.params["length"] - 1), -by
+
+
+def _starts(
+    indices: list[Value], sizes: tuple[int, ...], places: Places, source: Value
+) -> tuple[int, Place, tuple[int, ...]] | None:
+    """The axis along which slices of size 1 follow one another, their place, and the other starts."""
+    found = [places.of(index) for index in indices]
+    moving = [d for d, place in enumerate(found) if place is None or place[1]]
+    if len(moving) != 1:
+        return None
+    (axis,) = moving
+    place = found[axis]
+    if place is None or sizes[axis] != 1 or not _inside(place, places.length, source.shape[axis]):
+        return None
+    limits = [n - size for n, size in zip(source.shape, sizes, strict=True)]
+    others = tuple(min(max(p[0], 0), most) if p else 0 for p, most in zip(found, limits, strict=True))
+    return axis, place, others
+
+
+def _inside(place: Place, length: int, size: int) -> bool:
+    first, by = place
+    last = first + by * (length - 1)
+    return abs(by) == 1 and min(first, last) >= 0 and max(first, last) < size
+
+
+Written = tuple[Value, int, Place] | None
+
+
+def _update_slice(writer: Node, places: Places) -> Written:
+    out, update, *indices = writer.operands
+    starts = _starts(indices, tuple(update.shape), places, out)
+    if starts is None or any(
+        n != m for d, (n, m) in enumerate(zip(update.shape, out.shape, strict=True)) if d != starts[0]
+    ):
+        return None
+    return update, starts[0], starts[1]
+
+
+def _scatter(writer: Node, places: Places) -> Written:
+    out, index, update = writer.operands
+    numbers = writer.params["dimension_numbers"]
+    plain = (
+        index.shape == (1,)
+        and update.shape == out.shape[1:]
+        and tuple(numbers.update_window_dims) == tuple(range(out.ndim - 1))
+        and tuple(numbers.inserted_window_dims) == (0,) == tuple(numbers.scatter_dims_to_operand_dims)
+        and not numbers.operand_batching_dims
+    )
+    place = places.of(index) if plain else None
+    if place is None or not _inside(place, places.length, out.shape[0]):
+        return None
+    return update, 0, place
+
+
+_WRITERS: dict[str, Any] = {
+    "dynamic_update_slice": _update_slice,
+    "scatter": _scatter,
+    "scatter-add": _scatter,
+}

@@ -1,0 +1,128 @@
+"""In which order the carries of a loop can be solved for all iterations at once, and how."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import jax.numpy as jnp
+import numpy as np
+
+from lepton_jax.ir import _jax
+from lepton_jax.ir.facts import facts_of
+from lepton_jax.ir.graph import Node, Value
+from lepton_jax.passes.loops._counted.places import step_of
+from lepton_jax.passes.loops._parts.scan import Scan
+from lepton_jax.passes.loops._recurrence.forms import form_of
+
+REDUCTIONS: Final = {
+    "add": "add",
+    "add_any": "add",
+    "mul": "mul",
+    "max": "max",
+    "min": "min",
+    "and": "and",
+    "or": "or",
+    "xor": "xor",
+}
+"""Operations that a carry may accumulate with."""
+
+SIMPLE: Final = frozenset({"counter", "shift", "reduction"})
+EVERY: Final = SIMPLE | {"affine", "clamped", "matrix"}
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How one carry is solved.
+
+    Attributes:
+        carry: the body's input.
+        next: what the body returns for it.
+        kind: `counter` (adds a constant), `shift` (its next value does not depend on it), `reduction`
+            (accumulated, and read by nothing else), `affine`, `clamped` or `matrix` (see `forms`).
+        op: the operation of a reduction.
+        term: what a reduction accumulates.
+    """
+
+    carry: Value
+    next: Value
+    kind: str
+    op: str = ""
+    term: Value | None = None
+
+
+def plan(scan: Scan, kinds: frozenset[str]) -> list[Step] | str:
+    """The carries in an order in which each depends only on those before; or why there is none.
+
+    Args:
+        kinds: the ways that are allowed.
+    """
+    depends = scan.dependence()
+    masks = [0 if v.is_const else depends[v] >> 1 for v in scan.next]
+    unsolved = set(range(len(scan.carries)))
+    steps: list[Step] = []
+    reason = ""
+    while unsolved:
+        solved = None
+        for i in sorted(unsolved):
+            others = sum(1 << j for j in unsolved if j != i)
+            if masks[i] & others:
+                reason = reason or f"carry {i} depends on others that depend on it or cannot be solved"
+                continue
+            step = _step(scan, i, bool(masks[i] >> i & 1), kinds)
+            if step is not None:
+                steps.append(step)
+                solved = i
+                break
+            reason = f"carry {i} is not a recurrence that can be solved here"
+        if solved is None:
+            return reason
+        unsolved.remove(solved)
+    return sorted(steps, key=lambda step: step.kind == "reduction")
+
+
+def _step(scan: Scan, i: int, on_itself: bool, kinds: frozenset[str]) -> Step | None:
+    carry, after = scan.carries[i], scan.next[i]
+    if after is carry or _jax.is_extended(carry.dtype):
+        return None
+    if not on_itself:
+        return None if after.is_const or "shift" not in kinds else Step(carry, after, "shift")
+    if step_of(carry, after) is not None and "counter" in kinds:
+        return Step(carry, after, "counter")
+    reduction = _reduction(scan, i)
+    if reduction is not None and "reduction" in kinds:
+        return reduction
+    form = form_of(scan, carry, after)
+    return None if form is None or form not in kinds else Step(carry, after, form)
+
+
+def _reduction(scan: Scan, i: int) -> Step | None:
+    """A carry that only its own accumulation reads."""
+    carry, after = scan.carries[i], scan.next[i]
+    node = after.node
+    if node is None or node.op not in REDUCTIONS or list(after.uses) != [(scan.body.ret, i)]:
+        return None
+    if _readers(carry) != [node]:
+        return None
+    term = node.operands[1] if node.operands[0] is carry else node.operands[0]
+    if term.is_const or term.shape != carry.shape:
+        return None
+    if REDUCTIONS[node.op] == "mul" and not is_tame(term, scan.length):
+        return None
+    return Step(carry, after, "reduction", REDUCTIONS[node.op], term)
+
+
+def _readers(value: Value) -> list[Node]:
+    return [user for user, _ in value.uses]
+
+
+def is_tame(value: Value, length: int) -> bool:
+    """Whether products of so many elements cannot overflow; whole numbers may, they wrap around."""
+    if np.issubdtype(value.dtype, np.integer):
+        return True
+    if np.issubdtype(value.dtype, np.complexfloating):
+        return False
+    facts = facts_of(value)
+    bound = max(abs(facts.least), abs(facts.most))
+    return bound <= 1 or length * math.log(bound) < 0.5 * math.log(float(jnp.finfo(value.dtype).max))

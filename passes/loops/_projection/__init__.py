@@ -1,0 +1,1 @@
+"""Rules that move work out of the body of a scan."""

@@ -1,0 +1,1 @@
+"""Recurrences whose step is an associative composition."""

@@ -1,0 +1,234 @@
+"""The coefficients of a step: its graph run on functions of the carry instead of arrays."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lepton_jax.ir import _jax
+from lepton_jax.ir.export import bind
+from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.passes.loops._parts.piece import Piece
+from lepton_jax.passes.loops._recurrence.solve import shifted
+
+Parts = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A function of the carry h, by its coefficients.
+
+    Attributes:
+        parts: factor and addend (`affine`), shift, lower and upper bound (`clamped`), all of the
+            carry's shape; or a square matrix and an addend (`matrix`).
+    """
+
+    parts: Parts
+
+
+def coefficients(
+    *args: Any, piece: Piece, mapped: tuple[bool, ...], length: int, carry: int, form: str
+) -> list[Any]:
+    """The coefficients of the steps of all iterations, stacked.
+
+    Args:
+        args: what the piece takes besides the carry.
+        mapped: which of them hold a value for each iteration.
+        carry: the position of the carry among the piece's arguments.
+        form: `affine`, `clamped` or `matrix`.
+    """
+    value = piece.graph.inputs[carry]
+    start = Step(_START[form](value.shape, np.dtype(value.dtype)))
+
+    def one(*args: Any) -> Parts:
+        parts = interpret(piece.graph, [*args[:carry], start, *args[carry:]], form).parts
+        shapes = [
+            value.shape[-1:] * 2 if form == "matrix" and i == 0 else value.shape for i in range(len(parts))
+        ]
+        return tuple(
+            jnp.broadcast_to(jnp.asarray(x, value.dtype), s) for x, s in zip(parts, shapes, strict=True)
+        )
+
+    axes = tuple(0 if each else None for each in mapped)
+    if not args:
+        return [jnp.broadcast_to(x, (length, *x.shape)) for x in one()]
+    return list(jax.vmap(one, in_axes=axes, axis_size=length)(*args))
+
+
+def interpret(graph: Graph, args: Sequence[Any], form: str) -> Step:
+    """The only output of a graph as a function of the argument that is a `Step`."""
+    env: dict[Value, Any] = dict(zip(graph.inputs, args, strict=True))
+
+    def read(value: Value) -> Any:
+        if not value.is_const:
+            return env[value]
+        known = _jax.plain_constant(value.const) if value.ndim == 0 else None
+        return value.const if known is None else known.astype(value.dtype)
+
+    with _jax.Placement() as placement:
+        for node in graph:
+            operands = [read(value) for value in node.operands]
+            with placement.at(node.source, node.context):
+                results: Sequence[Any] = (
+                    [Step(_TRANSFERS[form](node, operands))]
+                    if any(isinstance(x, Step) for x in operands)
+                    else bind(node, operands)
+                )
+            env.update(zip(node.results, results, strict=True))
+    found = read(graph.outputs[0])
+    assert isinstance(found, Step)
+    return found
+
+
+def _start_affine(shape: tuple[int, ...], dtype: Any) -> Parts:
+    return np.ones((), dtype), np.zeros((), dtype)
+
+
+def _start_clamped(shape: tuple[int, ...], dtype: Any) -> Parts:
+    return np.zeros((), dtype), np.asarray(-np.inf, dtype), np.asarray(np.inf, dtype)
+
+
+def _start_matrix(shape: tuple[int, ...], dtype: Any) -> Parts:
+    return jnp.eye(shape[-1], dtype=dtype), np.zeros((), dtype)
+
+
+def _is_known(x: Any, number: float) -> bool:
+    return isinstance(x, np.ndarray | np.generic) and x.ndim == 0 and bool(x == number)
+
+
+def _plus(x: Any, y: Any) -> Any:
+    return y if _is_known(x, 0) else x if _is_known(y, 0) else x + y
+
+
+def _times(x: Any, y: Any) -> Any:
+    """A product; known zeros and ones are not computed."""
+    if _is_known(x, 0) or _is_known(y, 1):
+        return x
+    return y if _is_known(x, 1) else x * y
+
+
+def _minus(x: Any, y: Any) -> Any:
+    return x if _is_known(y, 0) else -y if _is_known(x, 0) else x - y
+
+
+def _split(operands: list[Any]) -> tuple[Parts, Any]:
+    """The coefficients of the one operand that moves, and the other operand."""
+    left, right = operands
+    return (left.parts, right) if isinstance(left, Step) else (right.parts, left)
+
+
+def _linear(node: Node, operands: list[Any]) -> Parts:
+    """Moves, negation, sums and differences, for `affine` and `matrix` alike."""
+    if node.op in ("copy", "convert_element_type"):
+        return tuple(operands[0].parts)
+    if node.op == "neg":
+        return tuple(-part for part in operands[0].parts)
+    left, right = operands
+    if isinstance(left, Step) and isinstance(right, Step):
+        pairs = zip(left.parts, right.parts, strict=True)
+        return tuple(_minus(x, y) if node.op == "sub" else _plus(x, y) for x, y in pairs)
+    (a, b), other = _split(operands)
+    if node.op != "sub":
+        return a, _plus(b, other)
+    return (a, _minus(b, other)) if isinstance(left, Step) else (-a, _minus(other, b))
+
+
+def _affine(node: Node, operands: list[Any]) -> Parts:
+    """a·h + b under one operation."""
+    if node.op == "select_n":
+        return _selected(node, operands, (0, None))
+    if node.op == "div":
+        a, b = operands[0].parts
+        return a / operands[1], b if _is_known(b, 0) else b / operands[1]
+    if node.op == "mul":
+        (a, b), other = _split(operands)
+        return _times(a, other), _times(b, other)
+    return _linear(node, operands)
+
+
+def _matrix(node: Node, operands: list[Any]) -> Parts:
+    """h @ M + b under one operation."""
+    if node.op == "mul":
+        (m, b), other = _split(operands)
+        return m * other, _times(b, other)
+    if node.op == "dot_general":
+        (m, b), other = _split(operands)
+        (left, right), _ = node.params["dimension_numbers"]
+        inner = (right if isinstance(operands[0], Step) else left)[0]
+        precision = node.params["precision"]
+        if precision is not None and not isinstance(operands[0], Step):
+            precision = precision[::-1] if isinstance(precision, tuple) else precision
+
+        def times(x: Any) -> Any:
+            contracting = (((x.ndim - 1,), (inner,)), ((), ()))
+            return lax.dot_general(x, other, contracting, precision=precision)
+
+        return times(m), b if _is_known(b, 0) else times(b)
+    return _linear(node, operands)
+
+
+def _clamped(node: Node, operands: list[Any]) -> Parts:
+    """min(max(h + a, low), high) under one operation."""
+    if node.op == "select_n":
+        return _selected(node, operands, (0, None, None))
+    if node.op in ("copy", "convert_element_type"):
+        return tuple(operands[0].parts)
+    if node.op == "clamp":
+        least, step, most = operands
+        a, *bounds = step.parts
+        return a, *(_least(_most(bound, least), most) for bound in bounds)
+    (a, *bounds), other = _split(operands)
+    if node.op in ("max", "min"):
+        join = _most if node.op == "max" else _least
+        return a, *(join(bound, other) for bound in bounds)
+    by = -other if node.op == "sub" else other
+    return _plus(a, by), *(bound if _is_infinite(bound) else shifted(bound, by) for bound in bounds)
+
+
+def _is_infinite(x: Any) -> bool:
+    return _is_known(x, math.inf) or _is_known(x, -math.inf)
+
+
+def _most(x: Any, y: Any) -> Any:
+    """The larger of two, where infinities that are known are not computed with."""
+    return y if _is_known(x, -math.inf) else x if _is_known(x, math.inf) else jnp.maximum(x, y)
+
+
+def _least(x: Any, y: Any) -> Any:
+    """The smaller of two, likewise."""
+    return y if _is_known(x, math.inf) else x if _is_known(x, -math.inf) else jnp.minimum(x, y)
+
+
+def _selected(node: Node, operands: list[Any], still: Parts) -> Parts:
+    """One of several steps; a case that does not move is the constant function.
+
+    Args:
+        still: the coefficients of a constant function, None in place of the constant.
+    """
+    which, *cases = operands
+    value = node.results[0]
+
+    def chosen(parts: Parts) -> Any:
+        if all(isinstance(x, np.ndarray | np.generic) and _is_known(x, parts[0]) for x in parts):
+            return parts[0]
+        filled = [jnp.broadcast_to(jnp.asarray(x, value.dtype), value.shape) for x in parts]
+        return lax.select_n(which, *filled)
+
+    steps = [
+        case.parts if isinstance(case, Step) else tuple(case if p is None else np.asarray(p) for p in still)
+        for case in cases
+    ]
+    return tuple(map(chosen, zip(*steps, strict=True)))
+
+
+Transfer = Callable[[Node, list[Any]], Parts]
+
+_START: Final = {"affine": _start_affine, "clamped": _start_clamped, "matrix": _start_matrix}
+_TRANSFERS: Final[dict[str, Transfer]] = {"affine": _affine, "clamped": _clamped, "matrix": _matrix}

@@ -1,0 +1,128 @@
+"""Loops whose iterations do not need one another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from lepton_jax.ir.graph import Graph, Node
+from lepton_jax.passes.loops._parallel.batch import run_at_once
+from lepton_jax.passes.loops._parts.apply import RULES, solve_carry
+from lepton_jax.passes.loops._parts.credit import credited
+from lepton_jax.passes.loops._parts.plan import SIMPLE, Step, plan
+from lepton_jax.passes.loops._parts.scan import Scan, is_plain_scan
+from lepton_jax.passes.loops._parts.worth import CHUNK, DOTS, LARGEST, stuck, temporaries, total_bytes
+from lepton_jax.rewrite import Level, Pass, PassContext, profit
+
+RULE: Final = "loop-at-once"
+
+_LARGE: Final = 4 << 20
+"""An iteration that makes so many bytes keeps a CPU busy by itself."""
+
+
+@dataclass(frozen=True)
+class Parallel(Pass):
+    """Runs the iterations of a loop at once where none needs what another has computed.
+
+    Before:
+        ys = scan(c, x_t) { c' = c + sum(x_t @ w); y_t = tanh(x_t @ w) }
+    After:
+        ys = tanh(xs @ w);  c = c + sum over t of sum(xs @ w)
+
+    - nothing handed on (`scan`, `lax.map`, `fori_loop`): the body under `jax.vmap`;
+    - a counter is an iota, what the iteration before has computed is the same array, shifted by one;
+    - sums, products, maxima, minima and logical folds that nothing else reads are reductions.
+
+    What the iterations make at once is bounded: beyond the bound they run in chunks. Level `reassociate`.
+    Random generators other than threefry, effects, branches and while loops in the body are left alone.
+    On a CPU the body must contain a product: XLA's loops over elementwise work are as fast as they get.
+    """
+
+    name: ClassVar[str] = "parallel"
+
+    level: Level | None = None
+
+    def run(self, graph: Graph, ctx: PassContext) -> None:
+        """Inner loops first."""
+        if not ctx.allows("reassociate", self.level):
+            return
+        for inner in reversed(graph.graphs()):
+            for node in list(inner):
+                if is_plain_scan(node) and node.params["length"] > 1:
+                    _parallelise(node, ctx)
+
+
+def _parallelise(node: Node, ctx: PassContext) -> None:
+    scan = Scan(node)
+    if _saves_cores(ctx) and not any(map(_has_product, scan.body)):
+        ctx.miss(RULE, node, "there is no product in the loop, and XLA's loop is as fast on a CPU")
+        return
+    steps = plan(scan, SIMPLE)
+    if isinstance(steps, str):
+        return
+    reason = why_not(scan, steps, ctx)
+    if reason is not None:
+        ctx.miss(RULE, node, reason)
+        return
+    with credited(node, ctx):
+        finish(node, SIMPLE, ctx)
+
+
+def finish(node: Node, kinds: frozenset[str], ctx: PassContext) -> None:
+    """Solve the carries one after the other, then run what is left of the loop at once."""
+    while True:
+        steps = plan(Scan(node), kinds)
+        if isinstance(steps, str):
+            return
+        step = next((step for step in steps if step.kind != "reduction"), None)
+        if step is None:
+            break
+        if not ctx.fire(RULES[step.kind], node):
+            return
+        solve_carry(node, step)
+    if node.is_dead:
+        return
+    size = chunk_of(Scan(node), ctx)
+    if size > 1 and ctx.fire(RULE, node):
+        run_at_once(node, steps, size, RULE)
+
+
+def chunk_of(scan: Scan, ctx: PassContext) -> int:
+    """How many iterations may run at once."""
+    each = max(temporaries(scan.body), 1.0)
+    most = int(CHUNK.get(ctx.rates.platform, 64 << 20) // each)
+    return min(most, scan.length)
+
+
+def why_not(scan: Scan, steps: list[Step], ctx: PassContext) -> str | None:
+    """Why the iterations of a loop may not or should not run at once."""
+    for node in scan.body:
+        reason = stuck(node)
+        if reason is not None:
+            return reason
+    each = temporaries(scan.body)
+    if _saves_cores(ctx):
+        depends = scan.dependence()
+        if not any(_has_product(n) and depends[n.results[0]] & 1 for n in scan.body if n.results):
+            return "there is no product in the loop, and XLA's loop is as fast on a CPU"
+        if each > _LARGE:
+            return f"an iteration makes {each / 2**20:.0f} MiB, which keeps a CPU busy"
+    if chunk_of(scan, ctx) < 2:
+        return f"an iteration makes {each / 2**20:.0f} MiB, which is too much to run several"
+    kept = scan.length * total_bytes(s.carry for s in steps if s.kind != "reduction")
+    if kept > LARGEST.get(ctx.rates.platform, 64 << 20):
+        return f"the carries of all iterations take {kept / 2**20:.0f} MiB"
+    slices = total_bytes(scan.scanned)
+    terms = total_bytes(s.term for s in steps if s.term is not None)
+    if terms > max(4 * slices, 4096):
+        return "what is summed is larger than what is read, so the loop saves memory"
+    return None
+
+
+def _saves_cores(ctx: PassContext) -> bool:
+    """Whether work in parallel must pay on few cores."""
+    return ctx.rates.platform == "cpu" and not profit.is_disregarded()
+
+
+def _has_product(node: Node) -> bool:
+    return node.op in DOTS or any(n.op in DOTS for region in node.regions for n in region.walk())

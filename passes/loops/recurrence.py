@@ -1,0 +1,111 @@
+"""Loops whose steps compose: recurrences that are linear, or clamped sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Final
+
+from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.passes.loops._parts.credit import credited
+from lepton_jax.passes.loops._parts.plan import EVERY, Step, plan
+from lepton_jax.passes.loops._parts.scan import Scan, is_plain_scan
+from lepton_jax.passes.loops._parts.worth import LARGEST, stuck, total_bytes
+from lepton_jax.passes.loops._recurrence.unroll import unroll
+from lepton_jax.passes.loops.parallel import finish
+from lepton_jax.rewrite import Level, Pass, PassContext, profit
+
+RULE: Final = "linear-recurrence"
+
+_SHORTEST: Final = 32
+
+
+@dataclass(frozen=True)
+class Recurrence(Pass):
+    """Solves recurrences by a parallel scan over compositions of their steps, in log2(length) rounds.
+
+    Before:
+        hs = scan(h, (a_t, b_t)) { h' = a_t * h + b_t; y_t = h' }
+    After:
+        hs = associative_scan((a1, b1), (a2, b2) → (a1 * a2, a2 * b1 + b2))
+
+    - `linear-recurrence`: the next carry is affine in the carry, element by element, however it is
+      written; running sums are cumulative sums;
+    - `clamped-recurrence`: sums, maxima and minima, as in min(max(h + a_t, low_t), high_t);
+    - `matrix-recurrence`: h @ A_t + b_t, up to 128 wide;
+    - `loop-at-once`: what else the loop computes, for all iterations at once;
+    - `unrolled-loop`: small loops that stay do eight iterations in one, on a GPU (exact).
+
+    All carries must be of these kinds, or of those that the pass `parallel` knows, and each may depend on
+    those before. Where products of factors might overflow although the loop does not, the result is
+    checked on the device, and the loop runs step by step if it is not finite. Level `reassociate`, on GPUs
+    and TPUs: on a CPU with few cores the loop itself is faster, and it stays.
+    """
+
+    name: ClassVar[str] = "recurrence"
+
+    level: Level | None = None
+
+    def run(self, graph: Graph, ctx: PassContext) -> None:
+        """Inner loops first."""
+        solving = ctx.allows("reassociate", self.level)
+        for inner in reversed(graph.graphs()):
+            for node in list(inner):
+                if not is_plain_scan(node) or not node.params["num_carry"] or _is_fallback(node):
+                    continue
+                if solving:
+                    _solve(node, ctx)
+                if is_plain_scan(node):
+                    unroll(node, ctx)
+
+
+def _solve(node: Node, ctx: PassContext) -> None:
+    scan = Scan(node)
+    if scan.length < _SHORTEST and not profit.is_disregarded():
+        return
+    steps = plan(scan, EVERY)
+    if isinstance(steps, str):
+        ctx.miss(RULE, node, steps)
+        return
+    if all(step.kind in ("counter", "shift") for step in steps):
+        return
+    reason = _why_not(scan, steps, ctx)
+    if reason is not None:
+        ctx.miss(RULE, node, reason)
+        return
+    with credited(node, ctx):
+        finish(node, EVERY, ctx)
+
+
+def _why_not(scan: Scan, steps: list[Step], ctx: PassContext) -> str | None:
+    platform = ctx.rates.platform
+    if platform == "cpu" and not profit.is_disregarded():
+        return "a parallel scan does more work, and loses on the few cores of a CPU"
+    for node in scan.body:
+        reason = stuck(node)
+        if reason is not None:
+            return reason
+    kept = scan.length * sum(map(_bytes_of, steps))
+    if kept > LARGEST.get(platform, 64 << 20):
+        return f"the steps of all iterations take {kept / 2**20:.0f} MiB"
+    return None
+
+
+def _bytes_of(step: Step) -> float:
+    """Bytes that the steps of one iteration take."""
+    size = total_bytes([step.carry])
+    if step.kind == "matrix":
+        return size * (1 + int(step.carry.shape[-1]))
+    return 3 * size
+
+
+def _is_fallback(node: Node) -> bool:
+    """Whether a loop is what runs where the parallel form is not finite."""
+    parents = [] if node.graph is None else node.graph.parents
+    if len(parents) != 1 or parents[0].op != "cond":
+        return False
+    found: list[str] = []
+    value: Value = parents[0].operands[0]
+    while value.node is not None and len(found) < 4:
+        found.append(value.node.op)
+        value = value.node.operands[0]
+    return "is_finite" in found and "reduce_and" in found

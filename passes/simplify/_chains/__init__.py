@@ -1,0 +1,1 @@
+"""The rules of chains: products of several matrices."""

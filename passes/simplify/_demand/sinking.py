@@ -1,0 +1,283 @@
+"""Reads of a part, sunk through what makes the whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lepton_jax.ir.cost import node_cost
+from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.structure import node_key
+from lepton_jax.passes.simplify._demand.makers import HEAVY, is_known, plan_of
+from lepton_jax.passes.simplify._demand.readers import OPS, Cuts, Reading, part_of, reading_of, rows_of
+from lepton_jax.passes.simplify._movement.common import bind, unplaced
+from lepton_jax.rewrite import PassContext, erase_dead, profit, rewrite
+from lepton_jax.rewrite.replacement import Rewrite, write
+
+_MOST_READERS: Final = 64
+_FURTHEST: Final = 256
+
+_LEAST_WORK: Final = 4
+"""So many times what starting an operation takes must be at stake."""
+
+_NAMES: Final = {
+    "dot_general": "part-of-dot",
+    "conv_general_dilated": "part-of-convolution",
+    "custom_jvp_call": "part-of-relu",
+}
+
+
+def sink(graph: Graph, ctx: PassContext) -> None:
+    """Let nodes of a graph make only the part that is read, last nodes first.
+
+    A node is made smaller where all that reads it reads the same part. Elementwise operations and
+    those that move data, which XLA would make smaller by itself, only on the way to one that it would not.
+    """
+    known: dict[Value, bool] = {}
+    worth = 0.0 if profit.is_disregarded() else _LEAST_WORK * ctx.rates.seconds_per_node
+    for node in reversed(graph):
+        if node.effects or len(node.results) != 1 or not node.result.uses:
+            continue
+        if next(iter(node.result.uses))[0].op in OPS and _leads_to_work(node.result, known, worth, ctx):
+            _sink_into(node, ctx)
+
+
+def _leads_to_work(value: Value, known: dict[Value, bool], worth: float, ctx: PassContext) -> bool:
+    """Whether a value is made, by operations that can be cut, of one that XLA would compute whole.
+
+    One that takes at least `worth` seconds; `known` keeps what has been found out.
+    """
+    stack = [value]
+    while stack:
+        current = stack[-1]
+        node = current.node
+        if current in known:
+            stack.pop()
+        elif node is None or not (is_known(node) or is_relu(node)) or len(stack) > _FURTHEST:
+            known[current] = False
+        elif (node.op in HEAVY and ctx.seconds(node_cost(node)) > worth) or any(
+            known.get(v, False) for v in node.operands
+        ):
+            known[current] = True
+        elif missing := [v for v in node.operands if v not in known]:
+            stack.append(missing[0])
+        else:
+            known[current] = False
+    return known[value]
+
+
+def _sink_into(maker: Node, ctx: PassContext) -> None:
+    """Make only a part of a node's result, if that is all that is read."""
+    readers = maker.result.users()
+    if not all(user.op in OPS and user.operands[0] is maker.result for user in readers):
+        return
+    reader = _only(maker, readers, ctx)
+    if reader is None or reader.context is not maker.context or not _is_static(maker, reader):
+        return
+    reading = reading_of(reader)
+    if reading is None and (made := _in_rows(reader, maker, ctx)) is not None:
+        reader, reading = made, reading_of(made)
+    if reading is None or not reading.cuts or maker.result in reading.starts:
+        return
+    made_of = _made_of_parts(maker, reading)
+    if made_of is None or unplaced(reader, ctx) is not None:
+        return
+    name = _NAMES.get(maker.op, f"part-of-{maker.op.replace('_', '-')}")
+    if maker.op in HEAVY and (reason := profit.why_not(made_of, reader, ctx)) is not None:
+        ctx.miss(name, reader, reason)
+        return
+    if ctx.fire(name, reader):
+        write(made_of, reader, name)
+        erase_dead(reader)
+
+
+def _is_static(*nodes: Node) -> bool:
+    return all(v.is_static for node in nodes for v in (*node.operands, *node.results))
+
+
+def _only(maker: Node, readers: Sequence[Node], ctx: PassContext) -> Node | None:
+    """The first of the readers, if all of them read the same; the others then read from it."""
+    if len(readers) == 1:
+        return readers[0]
+    if len(readers) > _MOST_READERS or len({node_key(reader) for reader in readers}) != 1:
+        return None
+    if node_key(readers[0]) is None:
+        return None
+    first = maker.next
+    while first is not None and first not in readers:
+        first = first.next
+    if first is None or not ctx.fire("same-part", first):
+        return None
+    for other in readers:
+        if other is not first:
+            other.result.replace_uses(first.result)
+            erase_dead(other)
+    return first
+
+
+def _made_of_parts(maker: Node, reading: Reading) -> Rewrite | None:
+    """The part of a node's result, made of parts of its operands."""
+    values = (*maker.operands, *reading.starts)
+    if is_relu(maker):
+        return rewrite(relu_of_part, *values, kind=reading.kind, cuts=reading.cuts)
+    plan = plan_of(maker, reading.dimensions)
+    if plan is None:
+        return None
+    cuts = tuple(reading.at(places) for places in plan.places)
+    if not any(cuts):
+        return _uncut(maker, reading)
+    return rewrite(
+        made_of_parts,
+        *values,
+        primitive=maker.primitive,
+        params=tuple(sorted(maker.params.items())),
+        kind=reading.kind,
+        cuts=cuts,
+        shape=None if plan.shape is None else (plan.shape, _cut_shape(maker, reading)),
+    )
+
+
+def _uncut(maker: Node, reading: Reading) -> Rewrite | None:
+    """A part of a broadcast along dimensions that its operand has not: a smaller broadcast."""
+    if maker.op != "broadcast_in_dim":
+        return None
+    return rewrite(
+        made_of_parts,
+        *maker.operands,
+        primitive=maker.primitive,
+        params=tuple(sorted(maker.params.items())),
+        kind=reading.kind,
+        cuts=((),),
+        shape=("shape", _cut_shape(maker, reading)),
+    )
+
+
+def _cut_shape(maker: Node, reading: Reading) -> tuple[int, ...]:
+    """The shape of the part."""
+    own = dict(reading.cuts)
+    lengths = enumerate(maker.result.shape)
+    return tuple(_cut_length(reading, own[d]) if d in own else length for d, length in lengths)
+
+
+def _cut_length(reading: Reading, cut: Any) -> int:
+    """How many entries a cut takes."""
+    if reading.kind == "slice":
+        start, limit, stride = cut
+        return len(range(start, limit, stride))
+    if reading.kind == "dynamic":
+        return int(cut[1])
+    return int(reading.starts[0].shape[0])
+
+
+def made_of_parts(
+    *arrays: jax.Array,
+    primitive: Any,
+    params: tuple[tuple[str, Any], ...],
+    kind: str,
+    cuts: tuple[Cuts, ...],
+    shape: tuple[str, tuple[int, ...]] | None,
+) -> Any:
+    """The operation on parts of its operands; what follows the operands says where the parts begin."""
+    operands, starts = arrays[: len(cuts)], arrays[len(cuts) :]
+    parts = [part_of(x, kind, own, starts) for x, own in zip(operands, cuts, strict=True)]
+    changes = {} if shape is None else {shape[0]: shape[1]}
+    return bind(*parts, primitive=primitive, params=tuple({**dict(params), **changes}.items()))
+
+
+# relu, whose derivative is its own
+
+
+def is_relu(node: Node) -> bool:
+    """Whether a node is `jax.nn.relu`: max(x, 0) with a derivative of its own."""
+    if node.op != "custom_jvp_call" or len(node.operands) != 1:
+        return False
+    graph = node.regions[0]
+    only = next(iter(graph))
+    if only.op == "jit" and only.params.get("name") == "relu" and graph.outputs == only.results:
+        graph = only.regions[0]
+        only = next(iter(graph))
+    if only.op != "max" or graph.outputs != only.results or only.operands[0] is not graph.inputs[0]:
+        return False
+    return "relu" in graph.name and _is_zero(only.operands[1])
+
+
+def _is_zero(value: Value) -> bool:
+    return value.is_const and value.ndim == 0 and bool(value.const == 0)
+
+
+def relu_of_part(x: jax.Array, *starts: jax.Array, kind: str, cuts: Cuts) -> jax.Array:
+    """A part of `x`, and zero where it is negative."""
+    return jax.nn.relu(part_of(x, kind, cuts, starts))
+
+
+# Rows by number, in the plainest form
+
+
+def _in_rows(reader: Node, maker: Node, ctx: PassContext) -> Node | None:
+    """A gather of rows written as one whose numbers are a column; that gather, or None."""
+    if reader.op != "gather" or len(reader.operands) != 2:
+        return None
+    p, (x, rows) = reader.params, reader.operands
+    numbers = p["dimension_numbers"]
+    if numbers.operand_batching_dims or len(numbers.start_index_map) != 1 or rows.ndim < 1:
+        return None
+    axis = int(numbers.start_index_map[0])
+    fills = "FILL" in str(p["mode"])
+    if tuple(map(int, numbers.collapsed_slice_dims)) != (axis,) or (fills and not _fills_with_nan(p, x)):
+        return None
+    if any(p["slice_sizes"][d] != length for d, length in enumerate(x.shape) if d != axis):
+        return None
+    if 4 * reader.result.aval.size > 3 * x.aval.size or plan_of(maker, (axis,)) is None:
+        return None
+    if unplaced(reader, ctx) is not None or not ctx.fire("rows-by-number", reader):
+        return None
+    offsets = tuple(int(d) for d in numbers.offset_dims)
+    mode = lax.GatherScatterMode.CLIP if fills else p["mode"]
+    made = rewrite(
+        rows_by_number, x, rows, axis=axis, offsets=offsets, mode=mode, fills=fills, hints=_hints(p)
+    )
+    fresh = write(made, reader, "rows-by-number")
+    erase_dead(reader)
+    return next(n for n in fresh if n.op == "gather" and n.operands[0] is x)
+
+
+def _hints(params: Any) -> tuple[bool, bool]:
+    return params["indices_are_sorted"], params["unique_indices"]
+
+
+def _fills_with_nan(params: Any, x: Value) -> bool:
+    """Whether a gather gives NaN where the number is out of bounds."""
+    filler = params["fill_value"]
+    return bool(jnp.issubdtype(x.dtype, jnp.floating)) and (filler is None or filler != filler)
+
+
+def rows_by_number(
+    x: jax.Array,
+    rows: jax.Array,
+    *,
+    axis: int,
+    offsets: tuple[int, ...],
+    mode: Any,
+    fills: bool,
+    hints: tuple[bool, bool],
+) -> jax.Array:
+    """The entries of `x` along `axis`, their dimensions where a gather with these offsets has them."""
+    shape, length = rows.shape[:-1], x.shape[axis]
+    column = rows if rows.ndim == 2 else lax.reshape(rows, (rows.size, 1))
+    taken = rows_of(x, column, axis, mode, is_sorted=hints[0], unique=hints[1])
+    if fills:
+        number = lax.squeeze(column, (1,))
+        inside = lax.bitwise_and(number >= 0, number < length)
+        inside = lax.broadcast_in_dim(inside, taken.shape, (axis,))
+        taken = lax.select(inside, taken, lax.full_like(taken, np.nan))
+    wide = taken if rows.ndim == 2 else lax.reshape(taken, (*x.shape[:axis], *shape, *x.shape[axis + 1 :]))
+    brought = range(axis, axis + len(shape))
+    kept = iter([d for d in range(wide.ndim) if d not in brought])
+    new = iter(brought)
+    order = [next(kept) if d in offsets else next(new) for d in range(wide.ndim)]
+    return wide if order == sorted(order) else lax.transpose(wide, order)

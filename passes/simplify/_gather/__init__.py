@@ -1,0 +1,1 @@
+"""The rules of gather: one-hot products and masked sums."""

@@ -1,0 +1,1 @@
+"""The rules of structure: products and solves with matrices of known form."""

@@ -1,0 +1,70 @@
+"""How tests of chains, structure and gather are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.passes._check import optimised, run, same
+
+
+def pipeline(name: str) -> str:
+    """The default simplifications with one pass more."""
+    return f"inline,dce,fixpoint{{rounds=4}}(inline,fold,algebra,movement,cse,{name},dce)"
+
+
+def normal(*shape: int, seed: int = 0, dtype: Any = jnp.float32) -> jax.Array:
+    """Standard normal numbers."""
+    return jnp.asarray(np.random.default_rng(seed + sum(shape)).normal(size=shape), dtype)
+
+
+def whole(*shape: int, low: int = 0, high: int, seed: int = 0) -> jax.Array:
+    """Whole numbers from `low` to `high` - 1, int32."""
+    return jnp.asarray(np.random.default_rng(seed).integers(low, high, shape), jnp.int32)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program and its arguments.
+
+    Attributes:
+        name: what the test is called.
+        fun: the program.
+        args: makes the arguments.
+        rule: the rule that is to fire, or that must not.
+        why: why it must not.
+    """
+
+    name: str
+    fun: Callable[..., Any]
+    args: Callable[[], tuple[Any, ...]]
+    rule: str
+    why: str = ""
+
+
+def rules(program: Program, passes: str, level: str = "reassociate", target: str = "cpu") -> dict[str, int]:
+    """How often each rule fires."""
+    return run(program.fun, *program.args(), passes=passes, level=level, target=target)[1].rules
+
+
+def check_program(program: Program, passes: str, level: str = "reassociate", export: bool = True) -> None:
+    """The rule fires, not at level exact, and the program keeps its meaning."""
+    assert program.rule in rules(program, passes, level)
+    assert program.rule not in rules(program, passes, "exact")
+    same(program.fun, *program.args(), passes=passes, level=level, export=export)
+
+
+def check_lookalike(program: Program, passes: str) -> None:
+    """The rule does not fire, and the program keeps its meaning."""
+    assert program.rule not in rules(program, passes), program.why
+    same(program.fun, *program.args(), passes=passes, export=False)
+
+
+def body(fun: Callable[..., Any], *args: Any, passes: str) -> list[str]:
+    """The lines of the rewritten graph, without the first and the last."""
+    return [line.strip() for line in optimised(fun, *args, passes=passes).to_text().split("\n")][1:-1]

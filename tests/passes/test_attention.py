@@ -1,0 +1,220 @@
+"""The attention pass on forward programs: it finds every way of writing, keeps the numbers, saves memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lepton_jax as lepton
+from lepton_jax.ir.export import to_callable
+from tests.passes._attention_forms import (
+    B,
+    D,
+    H,
+    T,
+    causal,
+    forms,
+    manual,
+    masked,
+    mix,
+    normal,
+    one_head,
+    padded,
+    plain,
+    qkv,
+    scores_of,
+)
+from tests.passes._check import check, fired, gradient, optimised, run, same
+
+SIMPLER = "fold,algebra,movement,cse,dce"
+PASSES = f"inline,dce,fixpoint({SIMPLER},attention{{smallest=2,block=16}})"
+FORMS = forms()
+
+
+def rewritten(fun: Callable[..., Any], *args: Any, passes: str = PASSES) -> Callable[..., Any]:
+    """A function after the passes, with its results as they were."""
+    flat = to_callable(optimised(fun, *args, passes=passes))
+    tree = jax.tree.structure(jax.eval_shape(fun, *args))
+    return lambda *args: jax.tree.unflatten(tree, flat(*args))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_every_form_is_found_and_keeps_its_numbers(name: str) -> None:
+    fun, args = FORMS[name]
+    graph, report = run(fun, *args, passes=PASSES)
+    assert report.rules["attention"] >= 1
+    assert not any("exp[" in line for line in graph.to_text().splitlines() if line.startswith("  %"))
+    result = rewritten(fun, *args)
+    moving = tuple(i for i, a in enumerate(args) if jnp.issubdtype(a.dtype, jnp.floating))
+    narrow = args[0].dtype != jnp.float32
+    expected = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), jax.jit(fun)(*args))
+    got = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), jax.jit(result)(*args))
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-2 if narrow else 1e-4, atol=2e-2 if narrow else 1e-5)
+    for a, b in zip(gradient(fun, moving)(*args), gradient(result, moving)(*args), strict=True):
+        scale = float(jnp.abs(a.astype(jnp.float32)).max())
+        tolerance = (5e-2 if narrow else 1e-4) * max(scale, 1.0)
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["masked", "padded", "with_logsumexp"])
+def test_holds_under_every_transformation(name: str) -> None:
+    fun, args = FORMS[name]
+    same(fun, *args, passes=PASSES)
+
+
+def test_forward_mode_and_second_order() -> None:
+    args = qkv()
+    result = rewritten(masked, *args)
+    tangents = tuple(normal(*a.shape, seed=7 + i) for i, a in enumerate(args))
+    check(jax.jvp(masked, args, tangents), jax.jvp(result, args, tangents))
+
+    def curvature(fun: Callable[..., Any]) -> Any:
+        slope = jax.grad(lambda *a: (fun(*a) ** 2).sum())
+        return jax.jvp(lambda q: slope(q, *args[1:]), args[:1], tangents[:1])[1]
+
+    np.testing.assert_allclose(curvature(masked), curvature(result), atol=2e-4)
+
+
+def test_golden() -> None:
+    q, k, v = (normal(32, 8, seed=s) for s in range(3))
+    text = optimised(one_head, q, k, v, passes=PASSES).to_text().splitlines()
+    assert [line for line in text if not line.startswith("    ")] == [
+        "graph one_head(%0: f32[32,8], %1: f32[32,8], %2: f32[32,8]) {",
+        "  %3: f32[32,8], _: f32[32,1], _: f32[32,1] = custom_jvp_call "
+        "const<i32[2,2]> const<i32[2]> %2 %1 %0 {",
+        "  }",
+        "  return %3",
+        "}",
+    ]
+
+
+def test_no_array_of_all_scores_is_left() -> None:
+    args = qkv()
+    assert f",{T},{T}]" in optimised(plain, *args, passes=f"inline,fixpoint({SIMPLER})").to_text()
+    assert f",{T},{T}]" not in optimised(plain, *args, passes=PASSES).to_text()
+
+
+def dropped(key: Any, q: Any, k: Any, v: Any) -> Any:
+    weights = jax.nn.softmax(scores_of(q, k))
+    keep = jax.random.bernoulli(key, 0.8, weights.shape)
+    return mix(jnp.where(keep, weights / 0.8, 0), v)
+
+
+def returned(q: Any, k: Any, v: Any) -> Any:
+    weights = jax.nn.softmax(scores_of(q, k))
+    return mix(weights, v), weights
+
+
+def doubled(q: Any, k: Any, v: Any) -> Any:
+    scores = scores_of(q, k)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    return mix(weights / (1 + weights.sum(-1, keepdims=True)), v)
+
+
+def over_queries(q: Any, k: Any, v: Any) -> Any:
+    return mix(jax.nn.softmax(scores_of(q, k), axis=2), v)
+
+
+def minus_mean(q: Any, k: Any, v: Any) -> Any:
+    scores = scores_of(q, k)
+    weights = jnp.exp(scores - scores.mean(-1, keepdims=True))
+    return mix(weights, v), weights.sum(-1)
+
+
+def of_parameters(table: Any, v: Any) -> Any:
+    return jax.nn.softmax(table) @ v
+
+
+LOOK_ALIKE: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+    (returned, qkv()),
+    (doubled, qkv()),
+    (over_queries, qkv()),
+    (minus_mean, qkv()),
+    (of_parameters, (normal(T, T), normal(T, D))),
+    (one_head, (normal(1, D), normal(T, D), normal(T, D))),
+    (one_head, (normal(0, D), normal(T, D), normal(T, D))),
+]
+
+
+@pytest.mark.parametrize(("fun", "args"), LOOK_ALIKE)
+def test_what_looks_alike_is_left_alone(fun: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    assert "attention" not in fired(fun, *args, passes=PASSES)
+    check(jax.jit(fun)(*args), jax.jit(rewritten(fun, *args))(*args))
+
+
+def test_dropout_is_left_alone() -> None:
+    assert "attention" not in fired(dropped, jax.random.key(0), *qkv(), passes=PASSES)
+
+
+def test_says_why_not() -> None:
+    text = str(lepton.optimize(dropped, PASSES).explain(jax.random.key(0), *qkv()))
+    assert "the weights have dropout" in text
+    assert "the weights are also read by return" in str(lepton.optimize(returned, PASSES).explain(*qkv()))
+    short = [jax.ShapeDtypeStruct((1, 600, 1, D), jnp.float32)] * 3
+    text = str(lepton.optimize(plain, "default,attention").explain(*short))
+    assert "there are 600 keys; blocks pay from 1024" in text
+
+
+def test_small_ones_are_left_alone() -> None:
+    assert "attention" not in fired(masked, *qkv(), passes="default,attention")
+
+
+def test_level_exact_leaves_it_alone() -> None:
+    assert "attention" not in fired(masked, *qkv(), passes=PASSES, level="exact")
+    passes = PASSES.replace("smallest=2", "smallest=2,level=exact")
+    assert "attention" not in fired(masked, *qkv(), passes=passes)
+
+
+def test_rows_that_see_nothing() -> None:
+    q, k, v = qkv()
+    blind = jnp.zeros((B, T), bool).at[1].set(True)
+
+    def lost(q: Any, k: Any, v: Any, valid: Any) -> Any:
+        mask = valid[:, None, None, :] & causal()
+        return mix(jax.nn.softmax(jnp.where(mask, scores_of(q, k), -jnp.inf)), v)
+
+    result = rewritten(lost, q, k, v, blind)(q, k, v, blind)
+    assert jnp.isnan(result[0]).all() and not jnp.isnan(result[1]).any()
+    average = rewritten(padded, q, k, v, blind)(q, k, v, blind)
+    np.testing.assert_allclose(average[0], jnp.broadcast_to(v[0].mean(0), v[0].shape), rtol=1e-4, atol=1e-5)
+
+
+def test_nan_and_infinity_come_through() -> None:
+    q, k, v = qkv()
+    for bad in (jnp.nan, jnp.inf):
+        poisoned = q.at[0, 3, 1, 2].set(bad)
+        expected, result = manual(poisoned, k, v), rewritten(manual, q, k, v)(poisoned, k, v)
+        np.testing.assert_array_equal(jnp.isnan(expected), jnp.isnan(result))
+
+
+def temporaries(fun: Callable[..., Any], *args: Any) -> int:
+    """The bytes that a compiled function needs beside its arguments and results."""
+    memory = jax.jit(fun).lower(*args).compile().memory_analysis()
+    assert memory is not None
+    return int(memory.temp_size_in_bytes)
+
+
+def causal_of(q: Any, k: Any, v: Any) -> Any:
+    mask = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))
+    return mix(jax.nn.softmax(jnp.where(mask, scores_of(q, k), -jnp.inf)), v)
+
+
+def test_memory_is_linear_in_the_length() -> None:
+    def slopes(fun: Callable[..., Any]) -> Callable[..., Any]:
+        def loss(*args: Any) -> Any:
+            return (fun(*args) ** 2).sum()
+
+        return jax.grad(loss, (0, 1, 2))
+
+    short, long = ([jax.ShapeDtypeStruct((1, t, H, 32), jnp.float32)] * 3 for t in (1024, 2048))
+    few, many = (rewritten(causal_of, *args, passes="default,attention") for args in (short, long))
+    assert temporaries(many, *long) < 2.2 * temporaries(few, *short)
+    assert temporaries(many, *long) < temporaries(causal_of, *long) / 4
+    assert temporaries(slopes(many), *long) < 2.2 * temporaries(slopes(few), *short)
+    assert temporaries(slopes(many), *long) < temporaries(slopes(causal_of), *long) / 4

@@ -1,0 +1,112 @@
+"""The attention pass on programs that hold their own gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lepton_jax.ir.export import to_callable
+from tests.passes._attention_forms import T, causal, forms, masked, mix, qkv, scores_of
+from tests.passes._check import fired, optimised, run, same
+
+PASSES = "inline,dce,fixpoint(fold,algebra,movement,cse,dce,attention{smallest=2,block=16})"
+FORMS = forms()
+
+NAMES = [
+    *("masked", "padded", "divided_last", "without_maximum", "with_logsumexp", "grouped", "one_head"),
+    *("window_and_cap", "alibi", "biased", "packed", "library", "wide_softmax", "biased_mask"),
+]
+
+
+def gradient_of(fun: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
+    """Loss and gradients with respect to every array of floating-point numbers."""
+
+    def loss(*args: Any) -> Any:
+        return sum((o.astype(jnp.float32) ** 2).sum() for o in jax.tree.leaves(fun(*args)))
+
+    moving = tuple(i for i, a in enumerate(args) if jnp.issubdtype(a.dtype, jnp.floating))
+    return jax.value_and_grad(loss, moving)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_backward_half_is_computed_in_blocks(name: str) -> None:
+    fun, args = FORMS[name]
+    step = gradient_of(fun, args)
+    graph, report = run(step, *args, passes=PASSES)
+    assert report.rules["attention"] == 1
+    assert not any(node.op == "exp" and node.result.shape[-1] > 1 for node in graph)
+    narrow = args[0].dtype != jnp.float32
+    expected = jax.tree.leaves(jax.jit(step)(*args))
+    for a, b in zip(expected, jax.jit(to_callable(graph))(*args), strict=True):
+        scale = max(float(jnp.abs(a.astype(jnp.float32)).max()), 1.0)
+        tolerance = (5e-2 if narrow else 1e-4) * scale
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=tolerance)
+
+
+def test_holds_under_every_transformation() -> None:
+    args = qkv()
+    same(gradient_of(masked, args), *args, passes=PASSES, grad=False)
+
+
+def test_gradient_of_the_gradient() -> None:
+    args = qkv()
+    step = gradient_of(masked, args)
+    flat = to_callable(optimised(step, *args, passes=PASSES))
+    expected = jax.grad(lambda q: (step(q, *args[1:])[1][0] ** 2).sum())(args[0])
+    result = jax.grad(lambda q: (flat(q, *args[1:])[1] ** 2).sum())(args[0])
+    np.testing.assert_allclose(expected, result, atol=1e-4 * float(jnp.abs(expected).max()))
+
+
+def test_two_layers() -> None:
+    args = qkv()
+
+    def deep(q: Any, k: Any, v: Any) -> Any:
+        return masked(masked(q, k, v), k, v)
+
+    step = gradient_of(deep, args)
+    graph, report = run(step, *args, passes=PASSES)
+    assert report.rules["attention"] == 2
+    assert f",{T},{T}]" not in graph.to_text().replace("bool", "")
+    for a, b in zip(jax.tree.leaves(step(*args)), to_callable(graph)(*args), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * max(float(jnp.abs(a).max()), 1.0))
+
+
+def test_leaves_alone_weights_that_are_wanted() -> None:
+    args = qkv()
+
+    def entropy(q: Any, k: Any, v: Any) -> Any:
+        weights = jax.nn.softmax(jnp.where(causal(), scores_of(q, k), -1e9))
+        return mix(weights, v), jnp.sort(weights, axis=-1)
+
+    assert "attention" not in fired(gradient_of(entropy, args), *args, passes=PASSES)
+
+
+def test_memory_is_linear_in_the_length() -> None:
+    def loss(q: Any, k: Any, v: Any) -> Any:
+        mask = jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
+        return (mix(jax.nn.softmax(jnp.where(mask, scores_of(q, k), -jnp.inf)), v) ** 2).sum()
+
+    step = jax.value_and_grad(loss, (0, 1, 2))
+    sizes = []
+    for length in (1024, 2048):
+        args = [jax.ShapeDtypeStruct((1, length, 4, 32), jnp.float32)] * 3
+        flat = to_callable(optimised(step, *args, passes="default,attention"))
+        memory = [jax.jit(f).lower(*args).compile().memory_analysis() for f in (flat, step)]
+        sizes.append([int(m.temp_size_in_bytes) for m in memory if m is not None])
+    assert sizes[1][0] < 2.2 * sizes[0][0]
+    assert sizes[1][0] < sizes[1][1] / 4
+
+
+def test_rows_that_see_nothing() -> None:
+    args = qkv()
+    valid = jnp.ones((2, T), bool).at[0].set(False)
+    fun = FORMS["padded"][0]
+    step = gradient_of(fun, (*args, valid))
+    flat = to_callable(optimised(step, *args, valid, passes=PASSES))
+    for a, b in zip(jax.tree.leaves(step(*args, valid)), flat(*args, valid), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * max(float(jnp.abs(a).max()), 1.0))

@@ -1,0 +1,208 @@
+"""Demand: reads of a part go to what the array is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from lepton_jax.ir.export import to_callable
+from lepton_jax.ir.graph import Graph
+from tests.passes._check import check, fired, optimised, rewrite_jaxpr, same
+from tests.passes._golden import assert_every_gate
+from tests.passes._movement import array, special
+
+PASSES = "inline,dce,fixpoint(fold,algebra,movement,cse,demand,dce)"
+A, B = array((128, 64)), array((64, 96), seed=1)
+H, W = array((4, 32, 64)), array((64, 96), seed=1)
+SQUARE = array((64, 64)), array((64, 64), seed=1)
+
+Program = Callable[..., Any]
+
+
+def shapes(graph: Graph, op: str) -> list[tuple[int, ...]]:
+    """The shapes of what an operation makes in a graph."""
+    return [node.results[0].shape for node in graph.walk() if node.op == op]
+
+
+def relu_of(h: jax.Array, w: jax.Array) -> jax.Array:
+    return jax.nn.relu(h @ w + 1)
+
+
+PRODUCTS: list[tuple[str, Program, tuple[Any, ...], tuple[int, ...]]] = [
+    ("rows", lambda a, b: (a @ b)[:8], (A, B), (8, 96)),
+    ("strided rows", lambda a, b: (a @ b)[3:67:8], (A, B), (8, 96)),
+    ("columns", lambda a, b: (a @ b)[:, 90:], (A, B), (128, 6)),
+    ("rows and columns", lambda a, b: (a @ b)[:8, -3:], (A, B), (8, 3)),
+    ("one row", lambda a, b: (a @ b)[-1], (A, B), (1, 96)),
+    ("a row by number", lambda a, b, i: (a @ b)[i], (A, B, jnp.int32(-3)), (1, 96)),
+    ("an entry", lambda a, b, i, j: (a @ b)[i, j], (A, B, jnp.int32(2), jnp.int32(95)), (1, 1)),
+    ("dynamic rows", lambda a, b, i: lax.dynamic_slice_in_dim(a @ b, i, 4), (A, B, jnp.int32(126)), (4, 96)),
+    ("some rows", lambda a, b, i: (a @ b)[i], (A, B, jnp.array([3, -1, 100])), (3, 96)),
+    ("rows in a square", lambda a, b, i: (a @ b)[i], (A, B, jnp.array([[3, -1], [0, 0]])), (4, 96)),
+    ("some columns", lambda a, b, i: (a @ b)[:, i], (A, B, jnp.array([3, -1])), (128, 2)),
+    ("last token", lambda h, w: (h @ w)[:, -1], (H, W), (4, 1, 96)),
+    ("one batch", lambda a, b: (a @ b)[2], (array((8, 32, 64)), array((8, 64, 32))), (1, 32, 32)),
+    ("of a transpose", lambda a, b: jnp.sin((a @ b).T)[:8], (A, B), (8, 128)),
+    ("of a sum", lambda a, b: (2 * (a @ b) + 1)[:8], (A, B), (8, 96)),
+    ("of a softmax", lambda h, w: jax.nn.softmax(h @ w)[:, -1], (H, W), (4, 1, 96)),
+    ("of a relu", lambda h, w: relu_of(h, w)[:, -1], (H, W), (4, 1, 96)),
+    ("of a broadcast sum", lambda h, w: (h @ w + w[0])[:, -1], (H, W), (4, 1, 96)),
+    ("of a reshape", lambda h, w: (h @ w).reshape(4, 32, 2, 48)[:, -1], (H, W), (4, 1, 96)),
+    ("of a concatenation", lambda h, w: jnp.concatenate([h @ w, h], -1)[:, -1], (H, W), (4, 1, 96)),
+    ("of a pad", lambda h, w: jnp.pad(h @ w, ((0, 0), (0, 0), (2, 1)))[:, -1], (H, W), (4, 1, 96)),
+    ("of a cumulative sum", lambda h, w: jnp.cumsum(h @ w, -1)[:, 3], (H, W), (4, 1, 96)),
+    ("twice", lambda a, b: jnp.tanh(a @ b)[:8] + jnp.exp(a @ b)[:8], (A, B), (8, 96)),
+]
+
+
+@pytest.mark.parametrize(("fun", "args", "shape"), [p[1:] for p in PRODUCTS], ids=[p[0] for p in PRODUCTS])
+def test_only_the_part_is_multiplied(fun: Program, args: tuple[Any, ...], shape: tuple[int, ...]) -> None:
+    graph = same(fun, *args, passes=PASSES)
+    assert shapes(graph, "dot_general") == [shape]
+
+
+def test_the_graph_of_some_rows() -> None:
+    graph = optimised(lambda a, b: (a @ b)[:8], A, B, passes=PASSES)
+    assert [node.op for node in graph] == ["slice", "dot_general"]
+    assert graph.outputs[0].shape == (8, 96)
+
+
+def test_two_layers_are_computed_at_one_token() -> None:
+    def network(x: jax.Array, w: jax.Array, v: jax.Array) -> jax.Array:
+        y = x + jax.nn.gelu(x @ w) @ v
+        return jnp.sin(y - y.mean(-1, keepdims=True)) * lax.rsqrt(y.var(-1, keepdims=True) + 1e-5)
+
+    args = array((4, 32, 64)), array((64, 128), seed=1) / 8, array((128, 64), seed=2) / 8
+    graph = same(lambda *a: network(*a)[:, -1], *args, passes=PASSES)
+    assert shapes(graph, "dot_general") == [(4, 1, 128), (4, 1, 64)]
+
+
+def test_a_part_of_a_lookup_looks_up_less() -> None:
+    table, ids = array((50, 64)), jnp.arange(64).reshape(2, 32) % 50
+    graph = same(lambda t, w, i: (t @ w)[i][:, -1], table, W, ids, passes=PASSES)
+    assert shapes(graph, "dot_general") == [(2, 96)]
+
+
+CONVOLUTIONS: list[tuple[str, Program, tuple[int, ...]]] = [
+    ("an image", lambda y: y[1], (1, 16, 16, 32)),
+    ("features", lambda y: y[..., :4], (4, 16, 16, 4)),
+    ("both", lambda y: y[0, ..., 3], (1, 16, 16, 1)),
+]
+
+
+def convolve(x: jax.Array, w: jax.Array, groups: int = 1) -> jax.Array:
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=numbers, feature_group_count=groups
+    )
+
+
+@pytest.mark.parametrize(("part", "shape"), [c[1:] for c in CONVOLUTIONS], ids=[c[0] for c in CONVOLUTIONS])
+def test_only_the_part_is_convolved(part: Program, shape: tuple[int, ...]) -> None:
+    x, w = array((4, 16, 16, 8)), array((3, 3, 8, 32), seed=1)
+    graph = same(lambda x, w: part(convolve(x, w)), x, w, passes=PASSES)
+    assert shapes(graph, "conv_general_dilated") == [shape]
+
+
+LOOKALIKES: list[tuple[str, Program, tuple[Any, ...]]] = [
+    ("the product is read elsewhere", lambda a, b: (lambda c: (c[:8], c.sum()))(a @ b), (A, B)),
+    ("the product is returned", lambda a, b: (lambda c: (c[:8], c))(a @ b), (A, B)),
+    ("two parts are read", lambda a, b: (lambda c: (c[:64], jnp.sin(c[64:])))(a @ b), (A, B)),
+    ("nearly all is read", lambda a, b: (a @ b)[1:], (A, B)),
+    ("more rows are read than there are", lambda a, b, i: (a @ b)[i], (A, B, jnp.arange(300) % 128)),
+    ("XLA does it", lambda a: jnp.tanh(a)[:8], (A,)),
+    ("too small to pay", lambda a, b: (a @ b)[:2], (array((4, 4)), array((4, 4)))),
+    (
+        "the part has its own rows for each example",
+        lambda a, i: jnp.take_along_axis(a @ a.T, i, 1),
+        (A, jnp.zeros((128, 1), int)),
+    ),
+    ("the dimension is merged with another", lambda h, w: (h @ w).reshape(128, 96)[5:9], (H, W)),
+    (
+        "grouped features",
+        lambda x, w: convolve(x, w, 8)[..., :2],
+        (array((4, 16, 16, 8)), array((3, 3, 1, 8))),
+    ),
+    ("along a cumulative sum", lambda a: jnp.cumsum(a, 0)[:8], (A,)),
+]
+
+
+@pytest.mark.parametrize(("fun", "args"), [p[1:] for p in LOOKALIKES], ids=[p[0] for p in LOOKALIKES])
+def test_nothing_changes(fun: Program, args: tuple[Any, ...]) -> None:
+    assert fired(fun, *args, passes="inline,dce,fixpoint(movement,cse),demand") == fired(
+        fun, *args, passes="inline,dce,fixpoint(movement,cse)"
+    )
+
+
+def test_nothing_changes_at_level_exact() -> None:
+    assert fired(lambda a, b: (a @ b)[:8], A, B, passes=PASSES, level="exact") == {}
+    assert fired(lambda a, b: (a @ b)[:8], A, B, passes="demand{level=exact}") == {}
+
+
+def test_precision_and_types_are_kept() -> None:
+    def fun(a: jax.Array, b: jax.Array) -> jax.Array:
+        numbers = (((1,), (0,)), ((), ()))
+        return lax.dot_general(
+            a, b, numbers, precision=lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+        )[:8]
+
+    a, b = A.astype(jnp.bfloat16), B.astype(jnp.bfloat16)
+    graph = same(fun, a, b, passes=PASSES)
+    (dot,) = [node for node in graph if node.op == "dot_general"]
+    assert dot.params["precision"] == (lax.Precision.HIGHEST, lax.Precision.HIGHEST)
+    assert graph.outputs[0].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int32", "float16"])
+def test_other_types(dtype: str) -> None:
+    a, b = array((128, 64), dtype), array((64, 96), dtype, seed=1)
+    graph = same(lambda a, b: (a @ b)[:8], a, b, passes=PASSES)
+    assert shapes(graph, "dot_general") == [(8, 96)]
+
+
+def test_rows_out_of_bounds_are_filled() -> None:
+    rows = jnp.array([1, 500, -1])
+    graph = same(lambda a, b, i: jnp.take(a @ b, i, axis=0), A, B, rows, passes=PASSES, grad=False)
+    assert shapes(graph, "dot_general") == [(3, 96)]
+    closed = jax.make_jaxpr(lambda b: jnp.take(A @ b, rows, axis=0))(B)
+    rewritten = to_callable(rewrite_jaxpr(closed, "f", PASSES)[0])
+    gradient = jax.grad(lambda b: jnp.nansum(rewritten(b)[0]))(B)
+    check(jax.grad(lambda b: jnp.nansum(jnp.take(A @ b, rows, axis=0)))(B), gradient)
+
+
+def test_nan_in_the_part_stays() -> None:
+    a = special((128, 64))
+    graph = optimised(lambda a, b: (a @ b)[:8], a, B, passes=PASSES)
+    assert shapes(graph, "dot_general") == [(8, 96)]
+    same(lambda a, b: (a @ b)[:8], a, B, passes=PASSES, grad=False)
+
+
+def test_no_part_at_all() -> None:
+    graph = same(lambda a, b: (a @ b)[5:5], A, B, passes=PASSES)
+    assert graph.outputs[0].shape == (0, 96)
+
+
+def test_in_a_loop_what_is_the_same_each_time_stays_in_front() -> None:
+    """XLA computes A @ B once for the whole loop; a row of A times B each time would cost more."""
+
+    def rows(a: jax.Array, b: jax.Array) -> jax.Array:
+        zeros = jnp.zeros(96)
+        total: jax.Array = lax.fori_loop(0, 128, lambda i, total: total + jnp.sin((a @ b)[i]), zeros)
+        return total
+
+    assert "part-of-dot" not in fired(rows, A, B, passes=PASSES)
+
+
+def test_a_forbidden_change_is_not_made() -> None:
+    assert assert_every_gate(lambda h, w: jax.nn.softmax(h @ w)[:, -1], H, W, passes=PASSES) > 3
+
+
+def test_symbolic_shapes_are_left_alone() -> None:
+    (rows,) = jax.export.symbolic_shape("n")
+    wide = jax.ShapeDtypeStruct((rows, 64), jnp.float32)
+    assert "part-of-dot" not in fired(lambda a, b: (a @ b)[:, :8], wide, B, passes=PASSES)

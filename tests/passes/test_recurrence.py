@@ -1,0 +1,340 @@
+"""Recurrences that compose, as people write them; compiled for a GPU, computed wherever the test runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from lepton_jax.ir import to_callable
+from tests.passes._check import run, same
+from tests.passes._loops import CLEAN, alike, around, normal, ops
+
+PASS = "recurrence"
+FULL = around("counted,projection,parallel,recurrence")
+T = 32
+X, Y = normal(T, 3), normal(T, 3, seed=1)
+DONE = normal(T, 3, seed=2) > 1
+
+
+def solved(fun: Any, *args: Any, fallback: bool = False, **options: Any) -> dict[str, int]:
+    """The rules that fired on a program whose loops must be gone but for a fallback."""
+    graph, report = alike(fun, *args, passes=FULL, **options)
+    assert [op for op in ops(graph) if op in ("scan", "while", "cond")] == ["cond", "scan"] * fallback
+    return report.rules
+
+
+def average(x: Any, rate: Any) -> Any:
+    def step(mean: Any, xt: Any) -> tuple[Any, Any]:
+        mean = mean + rate * (xt - mean)
+        return mean, mean
+
+    return lax.scan(step, x[0], x)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_discounted_returns(reverse: bool) -> None:
+    def f(r: Any) -> Any:
+        def step(after: Any, rt: Any) -> tuple[Any, Any]:
+            total = rt + 0.99 * after
+            return total, total
+
+        return lax.scan(step, jnp.zeros(3), r, reverse=reverse)[1]
+
+    assert solved(f, X, every=True)["linear-recurrence"] == 1
+
+
+def test_moving_average() -> None:
+    assert solved(lambda x: average(x, 0.3), X)["linear-recurrence"] == 1
+
+
+def test_moving_average_of_unknown_rate() -> None:
+    assert solved(average, X, jnp.float32(0.3), fallback=True, every=True)["linear-recurrence"] == 1
+
+
+def test_generalised_advantages() -> None:
+    def f(r: Any, v: Any, done: Any) -> Any:
+        def step(carry: Any, parts: Any) -> Any:
+            advantage, after = carry
+            rt, vt, end = parts
+            going = 1.0 - end
+            delta = rt + 0.99 * after * going - vt
+            advantage = delta + 0.99 * 0.95 * going * advantage
+            return (advantage, vt), (advantage, advantage + vt)
+
+        return lax.scan(step, (jnp.zeros(3), jnp.zeros(3)), (r, v, done), reverse=True)[1]
+
+    rules = solved(f, X, Y, DONE)
+    assert rules["shifted-carry"] == rules["linear-recurrence"] == 1
+
+
+def test_resets_by_choice() -> None:
+    def f(x: Any, done: Any) -> Any:
+        def step(total: Any, parts: Any) -> tuple[Any, Any]:
+            xt, end = parts
+            total = jnp.where(end, 0.0, 0.9 * total) + xt
+            return total, total
+
+        return lax.scan(step, jnp.ones(3), (x, done))
+
+    assert solved(f, X, DONE)["linear-recurrence"] == 1
+
+
+def test_selective_state_space_and_its_gradient() -> None:
+    def f(x: Any, a: Any, b: Any, c: Any) -> Any:
+        def step(h: Any, parts: Any) -> tuple[Any, Any]:
+            xt, bt, ct = parts
+            h = jnp.exp(-jnp.exp(a) * jax.nn.sigmoid(xt)[:, None]) * h + xt[:, None] * bt
+            return h, h @ ct
+
+        return lax.scan(step, jnp.zeros((3, 4)), (x, b, c))[1]
+
+    args = X, normal(3, 4), normal(T, 4, seed=5), normal(T, 4, seed=6)
+    assert solved(f, *args)["linear-recurrence"] == 1
+
+    def loss(*args: Any) -> Any:
+        return jax.grad(lambda *a: jnp.sum(f(*a) ** 2), (0, 1, 2, 3))(*args)
+
+    graph, report = alike(loss, *args, passes=FULL, grad=False)
+    assert report.rules["linear-recurrence"] == 2
+    assert ops(graph).count("scan") == ops(graph).count("cond")
+
+
+def test_complex_diagonal_state_space() -> None:
+    def f(rate: Any, frequency: Any, b: Any, u: Any) -> Any:
+        decay = jnp.exp(-jnp.exp(rate) + 1j * frequency)
+
+        def step(h: Any, ut: Any) -> tuple[Any, Any]:
+            h = decay * h + b * ut
+            return h, jnp.sum(h.real)
+
+        return lax.scan(step, jnp.zeros(4, jnp.complex64), u)[1]
+
+    rules = solved(f, normal(4), normal(4, seed=1), normal(4, seed=2), normal(T), fallback=True)
+    assert rules["linear-recurrence"] == 1
+
+
+@pytest.mark.parametrize("rows", [(), (2,)])
+def test_linear_recurrent_layer(rows: tuple[int, ...]) -> None:
+    def f(m: Any, w: Any, x: Any) -> Any:
+        def step(h: Any, xt: Any) -> tuple[Any, Any]:
+            h = h @ m + xt @ w - 0.5 * h
+            return h, h
+
+        return lax.scan(step, jnp.ones((*rows, 5)), x)[1]
+
+    rules = solved(f, normal(5, 5) * 0.2, normal(3, 5), normal(T, *rows, 3), fallback=True)
+    assert rules["matrix-recurrence"] == 1
+
+
+def test_matrix_times_state() -> None:
+    def f(m: Any, x: Any) -> Any:
+        def step(h: Any, parts: Any) -> tuple[Any, Any]:
+            mt, xt = parts
+            h = mt @ h * jax.nn.sigmoid(xt) + xt
+            return h, h
+
+        return lax.scan(step, jnp.zeros(3), (m, x), reverse=True)[1]
+
+    assert solved(f, normal(T, 3, 3) * 0.3, X, fallback=True)["matrix-recurrence"] == 1
+
+
+def test_several_recurrences_one_on_another() -> None:
+    def f(g: Any) -> Any:
+        def step(state: Any, gt: Any) -> Any:
+            count, m, v, p = state
+            count = count + 1
+            m = 0.9 * m + 0.1 * gt
+            v = 0.99 * v + 0.01 * gt * gt
+            p = p - 0.1 * (m / (1 - 0.9**count)) / (jnp.sqrt(v) + 1e-3)
+            return (count, m, v, p), p
+
+        zero = jnp.zeros(3)
+        return lax.scan(step, (0, zero, zero, zero), g)[1]
+
+    rules = solved(f, X)
+    assert (rules["counted-iterations"], rules["linear-recurrence"]) == (1, 3)
+
+
+def test_running_sums_and_extremes() -> None:
+    def f(x: Any, y: Any) -> Any:
+        def step(state: Any, parts: Any) -> Any:
+            total, most, least = state
+            xt, yt = parts
+            state = total + xt * yt, jnp.maximum(most, xt), jnp.minimum(yt, least)
+            return state, state
+
+        return lax.scan(step, (jnp.ones(3), jnp.full(3, -jnp.inf), jnp.full(3, jnp.inf)), (x, y))
+
+    rules = solved(f, X, Y)
+    assert (rules["linear-recurrence"], rules["clamped-recurrence"]) == (1, 2)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_clamped_sums(reverse: bool) -> None:
+    def f(x: Any, y: Any) -> Any:
+        def step(level: Any, parts: Any) -> Any:
+            xt, yt = parts
+            level = jnp.clip(level + xt, -1.0, 1.0)
+            level = jnp.maximum(level - 0.1, jnp.minimum(yt, 0.5))
+            return level, level
+
+        return lax.scan(step, jnp.zeros(3), (x, y), reverse=reverse)
+
+    assert solved(f, X, Y)["clamped-recurrence"] == 1
+
+
+def test_forbidden_steps_of_a_path() -> None:
+    def f(x: Any, done: Any) -> Any:
+        def step(best: Any, parts: Any) -> Any:
+            xt, closed = parts
+            best = jnp.maximum(best + jnp.where(closed, -jnp.inf, xt), xt)
+            return best, best
+
+        return lax.scan(step, jnp.zeros(3), (x, done))[1]
+
+    assert solved(f, X, DONE)["clamped-recurrence"] == 1
+
+
+def test_whole_numbers_wrap_around() -> None:
+    def f(seed: Any) -> Any:
+        def step(state: Any, _: None) -> Any:
+            state = state * jnp.uint32(1664525) + jnp.uint32(1013904223)
+            return state, state >> 16
+
+        return lax.scan(step, seed, None, length=T)
+
+    assert solved(f, jnp.uint32(7))["linear-recurrence"] == 1
+
+
+def test_growth_that_overflows_on_the_way_falls_back() -> None:
+    """Products of factors are infinite, the sequence stays finite: the loop must run."""
+
+    def f(a: Any, b: Any) -> Any:
+        def step(h: Any, parts: Any) -> tuple[Any, Any]:
+            h = parts[0] * h + parts[1]
+            return h, h
+
+        return lax.scan(step, jnp.zeros(3), (a, b))[1]
+
+    a = jnp.full((T, 3), 1e30)
+    b = jnp.zeros((T, 3))
+    graph, report = alike(f, a, b, passes=FULL, grad=False)
+    assert report.rules["linear-recurrence"] == 1
+    assert bool(jnp.all(jax.jit(to_callable(graph))(a, b)[0] == 0))
+
+
+def test_nan_reaches_what_comes_after() -> None:
+    x = X.at[11, 1].set(jnp.nan)
+    alike(lambda x: average(x, 0.3)[1], x, passes=FULL, grad=False)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_floats(dtype: Any) -> None:
+    def f(x: Any) -> Any:
+        def step(h: Any, xt: Any) -> tuple[Any, Any]:
+            h = jnp.asarray(0.5, dtype) * h + xt
+            return h, h
+
+        return lax.scan(step, jnp.zeros(3, dtype), x)[1]
+
+    rounding = 8 * float(jnp.finfo(dtype).eps)
+    x = X.astype(dtype)
+    graph, report = run(f, x, passes=FULL, target="gpu")
+    assert report.rules["linear-recurrence"] == 1
+    found = to_callable(graph)(x)[0]
+    assert found.dtype == dtype
+    assert bool(jnp.allclose(found.astype(float), f(x).astype(float), atol=rounding, rtol=rounding))
+
+
+def test_left_to_the_loop_on_a_cpu() -> None:
+    graph = same(lambda x: average(x, 0.3), X, passes=FULL)
+    assert "scan" in ops(graph)
+    _, report = run(lambda x: average(x, 0.3), X, passes=f"inline,{PASS}")
+    assert "linear-recurrence" not in report.rules
+
+
+def look_alikes() -> dict[str, Any]:
+    def squared(h: Any, xt: Any) -> Any:
+        return h * h + xt
+
+    def choice_by_state(h: Any, xt: Any) -> Any:
+        return jnp.where(h > 0, 0.5 * h, h + xt)
+
+    def rounded(h: Any, xt: Any) -> Any:
+        return (0.9 * h).astype(jnp.bfloat16).astype(jnp.float32) + xt
+
+    def divided(h: Any, xt: Any) -> Any:
+        return xt / (1 + h * h)
+
+    def shuffled(h: Any, xt: Any) -> Any:
+        return 0.9 * h[::-1] + xt
+
+    def mixed(h: Any, xt: Any) -> Any:
+        return 0.9 * h + jnp.sum(h) + xt
+
+    def bent(h: Any, xt: Any) -> Any:
+        return jnp.tanh(0.9 * h + xt)
+
+    functions = squared, choice_by_state, rounded, divided, shuffled, mixed, bent
+    return {step.__name__: step for step in functions}
+
+
+@pytest.mark.parametrize("name", look_alikes())
+def test_look_alikes_stay(name: str) -> None:
+    step = look_alikes()[name]
+
+    def f(x: Any) -> Any:
+        return lax.scan(lambda h, xt: ((y := step(h, xt)), y), jnp.full(3, 0.1), x)[1]
+
+    graph, report = run(f, X, passes=FULL, target="gpu")
+    assert not {"linear-recurrence", "clamped-recurrence", "matrix-recurrence"} & set(report.rules)
+    assert "scan" in ops(graph)
+
+
+def test_carries_that_need_each_other_stay() -> None:
+    def f(x: Any) -> Any:
+        def step(state: Any, xt: Any) -> Any:
+            p, q = state
+            return (p * q + xt, q - p), p
+
+        return lax.scan(step, (jnp.zeros(3), jnp.ones(3)), x)[1]
+
+    graph, _ = run(f, X, passes=FULL, target="gpu")
+    assert "scan" in ops(graph)
+
+
+def bent(x: Any) -> Any:
+    def step(h: Any, xt: Any) -> tuple[Any, Any]:
+        h = jnp.sin(h) * 0.9 + xt
+        return h, h
+
+    return lax.scan(step, jnp.zeros(x.shape[1:]), x)[1]
+
+
+def test_small_loops_that_stay_are_unrolled_on_a_gpu() -> None:
+    graph, report = alike(bent, normal(67, 3), passes=FULL)
+    (loop,) = [node for node in graph if node.op == "scan"]
+    assert loop.params["unroll"] == 8
+    assert report.rules["unrolled-loop"] == 1
+
+
+def test_large_loops_and_those_on_a_cpu_are_not_unrolled() -> None:
+    def with_product(x: Any, u: Any) -> Any:
+        return lax.scan(lambda h, xt: (jnp.tanh(h @ u + xt), None), jnp.zeros(3), x)[0]
+
+    for target, fun, args in (
+        ("cpu", bent, (normal(67, 3),)),
+        ("gpu", bent, (X,)),
+        ("gpu", bent, (jax.ShapeDtypeStruct((64, 1 << 16), jnp.float32),)),
+        ("gpu", with_product, (normal(67, 3), normal(3, 3))),
+    ):
+        assert "unrolled-loop" not in run(fun, *args, passes=f"inline,{PASS}", target=target)[1].rules
+
+
+def test_short_loops_stay() -> None:
+    graph, _ = run(lambda x: average(x, 0.3), X[:8], passes=f"{CLEAN},{PASS}", target="gpu")
+    assert "scan" in ops(graph)
