@@ -97,6 +97,7 @@ def test_a_difference_is_told_in_terms_of_the_largest_number() -> None:
 
 def row(name: str, lepton: float, optimum: float, to_gain: bool = True) -> dict[str, Any]:
     return {
+        "family": "made up",
         "name": name,
         "lepton": [lepton] * 3,
         "optimum": [optimum] * 3,
@@ -147,3 +148,13 @@ def test_without_the_tpu_compiler_nothing_is_compiled(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert tpu.main([]) == 0
     assert "pip install 'lepton-jax[tpu]'" in capsys.readouterr().out
+
+
+def test_the_page_holds_every_case() -> None:
+    rows = [
+        {**row(name, 2.0, 3.0), "family": family, "naive_seconds": 0.001} for name, family in ("ax", "by")
+    ]
+    text = rewrites.page(rows, rewrites.summary(rows))
+    assert text.count("| 1.000 | 2.00 (2.00–2.00) | 3.00 |") == 2
+    assert text.count("## x") == text.count("## y") == 1
+    assert "| 2 of 2 |" in text

@@ -70,13 +70,27 @@ def number_facts(value: Value) -> Facts:
     """
     here = value
     for _ in range(_FURTHEST):
+        if here.is_const:
+            return facts_of(value)
         if here.node is None:
-            inner = here.is_const or (here.graph is not None and bool(here.graph.parents))
-            return facts_of(value) if inner else UNKNOWN
-        if here.node.op not in _MOVES:
+            fed = _fed_by(here)
+            if fed is None:
+                return UNKNOWN
+            here = fed
+        elif here.node.op in _MOVES:
+            here = here.node.operands[0]
+        else:
             return UNKNOWN
-        here = here.node.operands[0]
     return UNKNOWN
+
+
+def _fed_by(value: Value) -> Value | None:
+    """The operand that an input of a region is, or starts from; None where it is not that simple."""
+    parents = [] if value.graph is None else value.graph.parents
+    if len(parents) != 1 or parents[0].op == "while":
+        return None
+    place = value.index + (parents[0].op == "cond")
+    return parents[0].operands[place] if place < len(parents[0].operands) else None
 
 
 def renew_facts(value: Value) -> None:

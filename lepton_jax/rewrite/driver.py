@@ -108,7 +108,7 @@ class _Driver:
             node.result.replace_uses(outcome)
             fresh = []
         gone = erase_dead(node)
-        record = self.ctx.applications[-1] if self.ctx.applications else None
+        record = self.ctx.applications[-1] if self.ctx.explain and self.ctx.applications else None
         if record is not None and record.rule == rule.name:
             record.saving = sum(self.cost(n) for n in gone) - sum(self.cost(n) for n in fresh if n.alive)
         if self.fixpoint:

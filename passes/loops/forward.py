@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -185,10 +185,13 @@ def _forwarded_results(node: Node, ctx: PassContext) -> None:
     """A result of a call or branch that is one of its arguments, whichever branch runs."""
     if node.op == "jit" and not is_plain_call(node):  # it may put its result elsewhere
         return
+    if all(value.node is not None for region in node.regions for value in region.outputs):
+        return
+    outer = [outer_of(node, region) for region in node.regions]
     for slot in slots(node):
         if slot.kind != "result" or slot.result is None or not node.results[slot.result].uses:
             continue
-        sources = set(_sources(node, slot))
+        sources = set(_sources(node, slot, outer))
         if len(sources) != 1 or None in sources or not ctx.fire("forwarded-result", node):
             continue
         source = sources.pop()
@@ -196,14 +199,13 @@ def _forwarded_results(node: Node, ctx: PassContext) -> None:
         node.results[slot.result].replace_uses(source)
 
 
-def _sources(node: Node, slot: Slot) -> Iterator[Value | None]:
+def _sources(node: Node, slot: Slot, outer: Sequence[dict[Value, Value]]) -> Iterator[Value | None]:
     """What each region returns for a result, as a value outside; None where it is made inside."""
     if node.op.startswith("custom_"):
         yield None
     for r, i in slot.outputs:
-        region = node.regions[r]
-        value = region.outputs[i]
-        yield value if value.literal and len(slot.outputs) == 1 else outer_of(node, region).get(value)
+        value = node.regions[r].outputs[i]
+        yield value if value.literal and len(slot.outputs) == 1 else outer[r].get(value)
 
 
 _SIMPLIFICATIONS = (_unchanged_carry, _stacked_through, _twins, _scalar_constants, _forwarded_results)

@@ -31,7 +31,7 @@ class ConvNet(linen.Module):
 
     @linen.compact
     def __call__(self, x: jax.Array, train: bool) -> Any:
-        x = linen.Conv(4, (3, 3))(x)
+        x = linen.Conv(4, (3, 3), use_bias=False)(x)  # batch norm takes away what a bias adds
         x = linen.relu(linen.BatchNorm(use_running_average=not train)(x))
         return linen.Dense(3)(x.mean((1, 2)))
 

@@ -78,8 +78,8 @@ def test_moving_and_renaming() -> None:
 
 
 def test_sorting_and_transforms() -> None:
-    assert cost(jnp.sort, f32(4, 1024)).flops == 2 * 4096 * 10
-    assert cost(lambda x: lax.top_k(x, 3), f32(4, 1024)).flops == 2 * 4096 * 10
+    assert cost(jnp.sort, f32(4, 1024)).flops == 300 * 4096 * 10
+    assert cost(lambda x: lax.top_k(x, 3), f32(4, 1024)).flops == 10 * 4096 * 10
     found = cost(jnp.fft.fft, jax.ShapeDtypeStruct((64,), jnp.complex64))
     assert found.flops == 5 * 64 * 6
 

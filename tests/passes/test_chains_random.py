@@ -87,13 +87,14 @@ def random_program(seed: int) -> tuple[Callable[..., Any], list[jax.Array]]:
     return lambda *arrays: tree(arrays), args
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(6))
 def test_random_trees_keep_their_meaning(seed: int) -> None:
     fun, args = random_program(seed)
     rewritten = to_callable(optimised(fun, *args, passes=PASSES))
     with jax.enable_x64(True):
-        reference = jax.tree.leaves(fun(*(arg.astype(jnp.float64) for arg in args)))
-    check(jax.tree.leaves(jax.jit(fun)(*args)), rewritten(*args), reference)
+        reference = jax.tree.leaves(jax.jit(fun)(*(arg.astype(jnp.float64) for arg in args)))
+    expected, result = jax.jit(lambda *args: (jax.tree.leaves(fun(*args)), rewritten(*args)))(*args)
+    check(expected, result, reference)
 
 
 def test_random_trees_are_rewritten() -> None:

@@ -133,12 +133,16 @@ def _update(node: Node) -> Cost:
     return Cost(0.0, 2.0 * bytes_of(node.operands[1]), (), 1.0)
 
 
+_STEPS: Final[Mapping[str, float]] = {"sort": 300.0, "top_k": 10.0, "approx_top_k": 10.0}
+"""What one step takes, in additions: on two cores 64 × 4096 float32 take 30 ms to sort, 1 for the best 8."""
+
+
 def _sort(node: Node) -> Cost:
     axis = node.params.get("dimension", -1)
     shape = node.operands[0].shape
     length = size_of([shape[axis]]) if shape else 1
     steps = size_of(shape) * math.log2(max(length, 2))
-    return Cost(2.0 * steps, float(_traffic(node)), (), 1.0)
+    return Cost(_STEPS[node.op] * steps, float(_traffic(node)), (), 1.0)
 
 
 def _fft(node: Node) -> Cost:
