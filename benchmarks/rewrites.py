@@ -154,7 +154,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def page(rows: Sequence[dict[str, Any]], found: dict[str, float]) -> str:
+def page(rows: Sequence[dict[str, Any]], found: dict[str, float], rounds: int) -> str:
     """The table as a page of the documentation."""
     device = f"{jax.default_backend()} ({jax.devices()[0].device_kind}, {os.cpu_count()} cores)"
     facts = {
@@ -168,7 +168,8 @@ def page(rows: Sequence[dict[str, Any]], found: dict[str, float]) -> str:
     lines = [
         "# Measured",
         "",
-        f"Written by `python benchmarks/rewrites.py --markdown docs/measured.md`, jax {jax.__version__},",
+        f"Written by `python benchmarks/rewrites.py --rounds {rounds} --markdown docs/measured.md`,",
+        f"jax {jax.__version__},",
         f"{device}. How many times as fast as `jax.jit` of the program as written",
         "`lepton.optimize` is, and the form that a specialist would write by hand: medians of runs in turn,",
         "with the quartiles.",
@@ -227,7 +228,7 @@ def main() -> None:
             f"rank correlation of predicted and measured saving: {found['rank_correlation']:.2f} (aim: 0.8)"
         )
     if options.markdown is not None:
-        options.markdown.write_text(page(rows, found), encoding="utf-8")
+        options.markdown.write_text(page(rows, found, options.rounds), encoding="utf-8")
     if options.json is not None:
         options.json.write_text(json.dumps({"cases": rows, "summary": found}, indent=1))
 

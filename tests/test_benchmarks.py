@@ -154,7 +154,7 @@ def test_the_page_holds_every_case() -> None:
     rows = [
         {**row(name, 2.0, 3.0), "family": family, "naive_seconds": 0.001} for name, family in ("ax", "by")
     ]
-    text = rewrites.page(rows, rewrites.summary(rows))
+    text = rewrites.page(rows, rewrites.summary(rows), 7)
     assert text.count("| 1.000 | 2.00 (2.00–2.00) | 3.00 |") == 2
     assert text.count("## x") == text.count("## y") == 1
     assert "| 2 of 2 |" in text

@@ -14,8 +14,8 @@ from lepton_jax.passes.loops._parts.scan import (
     Scan,
     add_scanned,
     drop_carry,
-    drop_stacked,
     drop_unread,
+    replace_stacked,
     write_batched,
 )
 from lepton_jax.passes.loops._recurrence import solve
@@ -39,7 +39,7 @@ def solve_carry(node: Node, step: Step) -> None:
     scan = Scan(node)
     position = scan.carries.index(step.carry)
     node.results[position].replace_uses(last)
-    _replace_outputs(node, step.next, after)
+    replace_stacked(node, step.next, after)
     if _is_read(Scan(node), step, position):
         step.next.replace_uses(add_scanned(node, after, step.next))
     if step.carry.uses:
@@ -54,17 +54,6 @@ def solve_carry(node: Node, step: Step) -> None:
 def _is_read(scan: Scan, step: Step, position: int) -> bool:
     """Whether the body reads what it returns for the carry."""
     return step.next.node is not None and any(use != (scan.body.ret, position) for use in step.next.uses)
-
-
-def _replace_outputs(node: Node, value: Value, outer: Value) -> None:
-    """Stacked outputs that hold `value` are `outer`."""
-    while True:
-        scan = Scan(node)
-        found = next((i for i, v in enumerate(scan.stacked) if v is value), None)
-        if found is None:
-            return
-        node.results[len(scan.carries) + found].replace_uses(outer)
-        drop_stacked(node, found)
 
 
 Solved = tuple[Value, Value, Value]

@@ -12,7 +12,13 @@ from lepton_jax.rewrite import PassContext
 
 @contextmanager
 def credited(node: Node, ctx: PassContext) -> Iterator[None]:
-    """Credit what happens to a loop inside of the `with` to the last rule that fires there."""
+    """Credit what happens to a loop inside of the `with` to the last rule that fires there.
+
+    Only where somebody wants to know, as for all rules: pricing every loop takes time.
+    """
+    if not ctx.explain:
+        yield
+        return
     first, last, known = node.prev, node.next, len(ctx.applications)
     before = ctx.seconds(node_cost(node))
     yield

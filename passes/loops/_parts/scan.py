@@ -178,3 +178,14 @@ def write_after(made: Rewrite, node: Node, rule: str) -> list[Value]:
         fresh.rule = RuleChain(rule, node.rule)
         fresh = fresh.prev
     return outputs
+
+
+def replace_stacked(node: Node, value: Value, outer: Value) -> None:
+    """Read `outer` instead of every result that stacks `value`, and stack it no longer."""
+    while True:
+        scan = Scan(node)
+        position = next((i for i, v in enumerate(scan.stacked) if v is value), None)
+        if position is None:
+            return
+        node.results[len(scan.carries) + position].replace_uses(outer)
+        drop_stacked(node, position)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.loops._parts.piece import cut
-from lepton_jax.passes.loops._parts.scan import Scan, add_stacked, drop_stacked, drop_unread, write_batched
+from lepton_jax.passes.loops._parts.scan import Scan, add_stacked, drop_unread, replace_stacked, write_batched
 from lepton_jax.passes.loops._parts.worth import DOTS, MOVEMENT, stuck, too_large, total_bytes
 from lepton_jax.passes.loops._projection.before import why_not
 from lepton_jax.rewrite import PassContext
@@ -41,7 +41,7 @@ def project_outputs(node: Node, ctx: PassContext) -> None:
     known = {v: _stacked(node, v) for v in taken if v not in scan.outer}
     piece, leaves = cut(scan.body, outputs, lambda value: value in known)
     for value, outer in zip(outputs, write_batched(scan, piece, leaves, RULE, known), strict=True):
-        _drop_outputs(node, value, outer)
+        replace_stacked(node, value, outer)
     drop_unread(node)
 
 
@@ -73,14 +73,3 @@ def _with_sources(scan: Scan, late: dict[Node, None], roots: list[Node]) -> dict
         if node.op in MOVEMENT and all(user in moved for v in node.results for user, _ in v.uses):
             moved.add(node)
     return {n: None for n in scan.body if n in moved}
-
-
-def _drop_outputs(node: Node, value: Value, outer: Value) -> None:
-    """Read `outer` instead of every output that stacks `value`."""
-    while True:
-        scan = Scan(node)
-        position = next((i for i, v in enumerate(scan.stacked) if v is value), None)
-        if position is None:
-            return
-        node.results[len(scan.carries) + position].replace_uses(outer)
-        drop_stacked(node, position)

@@ -9,8 +9,8 @@ from lepton_jax.passes.loops._parts.scan import (
     VARIES,
     Scan,
     add_scanned,
-    drop_stacked,
     drop_unread,
+    replace_stacked,
     write_batched,
 )
 from lepton_jax.passes.loops._parts.worth import DOTS, rows, stuck, too_large, total_bytes
@@ -116,12 +116,6 @@ def _read_elsewhere(value: Value, moved: dict[Node, None]) -> bool:
 
 def _read_outside(node: Node, value: Value, outer: Value) -> None:
     """Let the loop scan over `outer` in place of computing `value`; outputs that stack it are it."""
-    while True:
-        scan = Scan(node)
-        position = next((i for i, v in enumerate(scan.stacked) if v is value), None)
-        if position is None:
-            break
-        node.results[len(scan.carries) + position].replace_uses(outer)
-        drop_stacked(node, position)
+    replace_stacked(node, value, outer)
     if value.uses:
         value.replace_uses(add_scanned(node, outer, value))
