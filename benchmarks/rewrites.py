@@ -3,8 +3,9 @@
     python benchmarks/rewrites.py [--only TEXT] [--rounds N] [--json FILE] [--markdown FILE]
 
 For each case, three compiled programs run in turn in one process: `jax.jit` of the program as
-written, `lepton.optimize` of it, and the form that a specialist would write. The table gives the
-time of the first, the median over the rounds of naive/Lepton and naive/optimum with the spread
+written, `lepton.optimize` of it, and the form that a specialist would write. Each runs once untimed
+before it is timed, and the order changes from round to round, so that none finds the caches as a
+larger program left them. The table gives the time of the first, the median over the rounds of naive/Lepton and naive/optimum with the spread
 between the quartiles, and the rules that fired. A case that comes out below 0.95 is timed once more,
 three times as long. Aims: Lepton within 1.15 of the optimum where the optimum is 1.1 or more times
 faster than the program as written, and nowhere below 0.95 of `jax.jit`. On a GPU the same script takes
@@ -52,10 +53,11 @@ def cases() -> list[tuple[str, Case]]:
 
 
 def timer(fun: Callable[..., Any], args: Sequence[Any]) -> Callable[[], float]:
-    """Measures the seconds of one call, over as many calls as take about 3 ms."""
+    """Measures the seconds of one call, over as many calls as take about 3 ms, after one untimed call."""
     jax.block_until_ready(fun(*args))
 
     def run(count: int) -> float:
+        jax.block_until_ready(fun(*args))
         start = time.perf_counter()
         for _ in range(count):
             result = fun(*args)
@@ -63,8 +65,18 @@ def timer(fun: Callable[..., Any], args: Sequence[Any]) -> Callable[[], float]:
         return (time.perf_counter() - start) / count
 
     once = min(run(1) for _ in range(3))
-    count = max(1, min(200, int(0.003 / max(once, 1e-7))))
+    count = max(1, min(1000, int(0.003 / max(once, 1e-7))))
     return lambda: run(count)
+
+
+def in_turn(timers: Sequence[Callable[[], float]], rounds: int) -> Any:
+    """A row of seconds for each round; each starts with another of the timers."""
+    times = np.empty((rounds, len(timers)))
+    for row in range(rounds):
+        for i in range(len(timers)):
+            which = (row + i) % len(timers)
+            times[row, which] = timers[which]()
+    return times
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
@@ -77,9 +89,9 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     results = [program(*args) for program in programs]
     worst = max(difference(results[0], other) for other in results[1:])
     timers = [timer(program, args) for program in programs]
-    times = np.array([[t() for t in timers] for _ in range(rounds)])
+    times = in_turn(timers, rounds)
     if np.median(times[:, 0] / times[:, 1]) < NEVER:  # chance, or real?
-        times = np.array([[t() for t in timers] for _ in range(3 * rounds)])
+        times = in_turn(timers, 3 * rounds)
     traced = optimised.trace(*args)
     predicted = [seconds(graph_cost(graph), get_target()) for graph in (traced.graph_before, traced.graph)]
     return {

@@ -28,13 +28,16 @@ _MOST_PROGRAMS: Final = 64
 
 
 class _Again(Exception):
-    """The optimised program cannot be evaluated: abandon this trace, and trace the plain function."""
+    """This trace is abandoned: the next one of the same call goes another way."""
+
+    def __str__(self) -> str:
+        return "Lepton could not trace this call as the ones before; call the function again"
 
 
 Stage = Callable[..., tuple[Any, Program]]
 
 
-class _Modules(Exception):
+class _Modules(_Again):
     """The arguments hold NNX modules: trace again, with their state passed in and out."""
 
 
@@ -111,12 +114,21 @@ class Optimized(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the optimised function."""
         try:
-            return self._call(*args, **kwargs)  # type: ignore[no-any-return]
+            result = self._call(*args, **kwargs)
         except _Again:
-            return self._call(*args, **kwargs)  # type: ignore[no-any-return]
-        except _Modules:
-            self._pass_modules()
             return self(*args, **kwargs)
+        self._call_directly()
+        return result  # type: ignore[no-any-return]
+
+    def _call_directly(self) -> None:
+        """From now on a call is a call of jit's own function, unless a trace may still be abandoned.
+
+        Python looks a `__call__` up on the type, so this object gets a type of its own.
+        """
+        program = self._latest
+        if self._call is self._jit and program is not None and not program.jaxpr.effects:
+            own = {"__call__": staticmethod(self._jit), "__doc__": self.__doc__, "__module__": __name__}
+            self.__class__ = type(Optimized.__name__, (Optimized,), own)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A method, when the function stands in a class."""
@@ -131,6 +143,9 @@ class Optimized(Generic[P, R]):
             return self.__wrapped__(*args, **kwargs)
         try:
             results, program = run(self.__wrapped__, self.options, self._static, args, kwargs)
+        except _Modules:
+            self._pass_modules()
+            raise
         except EvaluationFailed as failure:
             if self.options.is_strict:
                 raise
@@ -140,7 +155,9 @@ class Optimized(Generic[P, R]):
                 stacklevel=2,
             )
             self._plain.add(key)
-            raise _Again from failure
+            if failure.has_effects:  # what was evaluated until then must not happen
+                raise _Again from failure
+            return self.__wrapped__(*args, **kwargs)
         with self._lock:
             self._latest = self._programs[key] = program
             if len(self._programs) > _MOST_PROGRAMS:
@@ -183,13 +200,11 @@ class Optimized(Generic[P, R]):
         try:
             return getattr(self._jit, method)(*args, **kwargs)
         except _Again:
-            return getattr(self._jit, method)(*args, **kwargs)
-        except _Modules:
-            self._pass_modules()
             return self._stages(method, args, kwargs)
 
     def _pass_modules(self) -> None:
         """From now on pass the state of NNX modules in and out."""
+        self.__class__ = Optimized
         self._jit = self._call = _nnx.ModuleJit(
             self._stager(_nnx.stage_modules), self._stager(stage), self.options.jit_arguments
         )

@@ -20,7 +20,15 @@ from lepton_jax.targets import get_target
 
 
 class EvaluationFailed(Exception):
-    """The rewritten program could not be evaluated, though the passes had not failed."""
+    """The rewritten program could not be evaluated, though the passes had not failed.
+
+    Attributes:
+        has_effects: whether the program has effects, part of which may be in the running trace by now.
+    """
+
+    def __init__(self, message: str, has_effects: bool) -> None:
+        super().__init__(message)
+        self.has_effects = has_effects
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ def stage(
             results = evaluate(graph, dynamic_leaves(static, args, kwargs))
         results = [_as_traced(result, aval) for result, aval in zip(results, jaxpr.out_avals, strict=True)]
     except Exception as error:
-        raise EvaluationFailed(f"{type(error).__name__}: {error}") from error
+        raise EvaluationFailed(f"{type(error).__name__}: {error}", bool(jaxpr.effects)) from error
     jaxpr = _jax.forget_tracers(jaxpr)
     forget_tracers(graph)
     return jax.tree.unflatten(out_tree, results), Program(jaxpr, graph, report, name)
