@@ -5,11 +5,11 @@
 For each case, three compiled programs run in turn in one process: `jax.jit` of the program as
 written, `lepton.optimize` of it, and the form that a specialist would write. Each runs once untimed
 before it is timed, and the order changes from round to round, so that none finds the caches as a
-larger program left them. The table gives the time of the first, the median over the rounds of naive/Lepton and naive/optimum with the spread
-between the quartiles, and the rules that fired. A case that comes out below 0.95 is timed once more,
-three times as long. Aims: Lepton within 1.15 of the optimum where the optimum is 1.1 or more times
-faster than the program as written, and nowhere below 0.95 of `jax.jit`. On a GPU the same script takes
-the larger arguments of the cases.
+larger program left them. The table gives the time of the first, the median over the rounds of
+naive/Lepton and naive/optimum with the spread between the quartiles, and the rules that fired. A case
+that comes out below 0.95 is timed once more, three times as long. Aims: Lepton within 1.15 of the
+optimum where the optimum is 1.1 or more times faster than the program as written, and nowhere below
+0.95 of `jax.jit`. On a GPU the same script takes the larger arguments of the cases.
 """
 
 from __future__ import annotations

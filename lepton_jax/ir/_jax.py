@@ -9,6 +9,7 @@ class, and scan describes its operands by trees (`ft_in`, `ft_out`).
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -130,6 +131,7 @@ def is_array_aval(aval: Any) -> bool:
     return isinstance(aval, ShapedArray)
 
 
+@functools.cache
 def is_extended(dtype: Any) -> bool:
     """Whether it is an extended dtype, such as that of PRNG keys."""
     return bool(jnp.issubdtype(dtype, jax.dtypes.extended))
@@ -140,6 +142,8 @@ def plain_constant(array: Any) -> Any | None:
 
     Tracers, PRNG keys and arrays spread over several processes have no plain contents.
     """
+    if isinstance(array, np.ndarray):
+        return array
     if isinstance(array, (Tracer, jax.ShapeDtypeStruct)) or is_extended(
         getattr(array, "dtype", np.dtype(bool))
     ):

@@ -68,6 +68,8 @@ def number_facts(value: Value) -> Facts:
     A number is a constant, a constant moved about, or an input of a region; what arithmetic
     makes of numbers is a number only after folding.
     """
+    if value.node is not None and value.node.op not in _MOVES:  # most values
+        return UNKNOWN
     here = value
     for _ in range(_FURTHEST):
         if here.is_const:
@@ -205,7 +207,26 @@ def _conclude(owner: _Owner) -> None:
         _conclude_node(owner)
 
 
+_ONE: Final = frozenset({"neg", "reduce_sum"})
+_TWO: Final = frozenset({"add", "add_any", "div", "mul", "sub"})
+
+
+def _comes_of_nothing(node: Node) -> bool:
+    """Whether it is plain that nothing is known of the result, since nothing is known of the operands."""
+    if node.op in _ONE:
+        return node.operands[0].facts is UNKNOWN
+    if node.op not in _TWO:
+        return False
+    a, b = node.operands
+    if a is b or a.facts is not UNKNOWN or b.facts is not UNKNOWN or a.shape != b.shape:
+        return False
+    return a.op != "transpose" and b.op != "transpose"
+
+
 def _conclude_node(node: Node) -> None:
+    if _comes_of_nothing(node):
+        _assign(node.results[0], of_aval(node.results[0].aval))
+        return
     transfer = TRANSFERS.get(node.op)
     claims = [] if transfer is None else transfer(node, [_known(v) for v in node.operands])
     for value, claim in zip(node.results, claims, strict=False):

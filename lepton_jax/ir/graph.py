@@ -201,7 +201,12 @@ class Node:
     @property
     def is_dead(self) -> bool:
         """Whether nobody reads its results and it has no effect."""
-        return not self.effects and not any(value.uses for value in self.results)
+        if self.effects:
+            return False
+        for value in self.results:  # noqa: SIM110 — asked so often that any(...) is too slow
+            if value.uses:
+                return False
+        return True
 
     @property
     def scope(self) -> str:
@@ -273,12 +278,14 @@ class Graph:
         version: grows with each change; no two changes of any graphs give the same.
         jaxpr: the jaxpr it was imported from, or None.
         parents: the nodes whose region it is.
+        holders: its nodes that have regions.
     """
 
     __slots__ = (
         "_ret",
         "_top",
         "compiled",
+        "holders",
         "imported_at",
         "inputs",
         "jaxpr",
@@ -297,6 +304,7 @@ class Graph:
         self.compiled: tuple[int, Callable[..., list[Any]]] | None = None
         self.jaxpr = jaxpr
         self.parents: list[Node] = []
+        self.holders: dict[Node, None] = {}
         # A ring with two sentinels: `_top` before the first node, `_ret` reads the outputs.
         self._top = Node("", None, (), (), {})
         self._ret = Node(RETURN, None, (), (), {})
@@ -357,19 +365,34 @@ class Graph:
         found = {self: None}
         queue = [self]
         for graph in queue:
-            node = graph._top.next
-            while node is not None:
-                if node.regions and enter(node):
-                    for region in node.regions:
-                        if region not in found:
-                            found[region] = None
-                            queue.append(region)
-                node = node.next
+            for node in graph.holders:
+                for region in node.regions if enter(node) else ():
+                    if region not in found:
+                        found[region] = None
+                        queue.append(region)
         return list(found)
+
+    def nodes(self) -> list[Node]:
+        """The nodes of `walk`, as they are now."""
+        found: list[Node] = []
+        seen: set[Graph] = {self}
+        waiting = [self._top.next]
+        while waiting:
+            node = waiting.pop()
+            while node is not None and node.graph is not None and node.op != RETURN:
+                found.append(node)
+                if node.regions:
+                    waiting.append(node.next)
+                    fresh = [region for region in dict.fromkeys(node.regions) if region not in seen]
+                    seen.update(fresh)
+                    waiting += [region._top.next for region in reversed(fresh)]
+                    break
+                node = node.next
+        return found
 
     def num_nodes(self) -> int:
         """How many nodes it has, regions included (shared ones once)."""
-        return sum(1 for _ in self.walk())
+        return len(self.nodes())
 
     def is_pristine(self) -> bool:
         """Whether no pass has changed it or a region in it since it was imported."""
@@ -440,6 +463,8 @@ class Graph:
         assert after is not None
         node.prev, node.next, node.graph = after, before, self
         after.next = before.prev = node
+        if node.regions:
+            self.holders[node] = None
         node.touch()
         return node
 
@@ -469,6 +494,7 @@ class Graph:
         before, after = node.prev, node.next
         assert before is not None and after is not None
         before.next, after.prev = after, before
+        self.holders.pop(node, None)
         self.touch()
 
     def to_text(self, *, scopes: bool = False) -> str:

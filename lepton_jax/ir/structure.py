@@ -27,14 +27,17 @@ def node_key(node: Node, renamed: Mapping[Value, Value] = _NOTHING) -> Any | Non
     """
     if node.effects:
         return None
-    operands = [operand_key(renamed.get(value, value)) for value in node.operands]
+    if renamed:
+        operands = [operand_key(renamed.get(value, value)) for value in node.operands]
+    else:
+        operands = [operand_key(value) for value in node.operands]
     if node.op in COMMUTATIVE:
         operands.sort(key=hash)
     params = params_key(node.params)
     if params is None:
         return None
     regions = [graph_key(region) for region in node.regions]
-    if any(key is None for key in regions):
+    if None in regions:
         return None
     return (node.op, node.context, params, tuple(operands), tuple(regions))
 
@@ -46,7 +49,7 @@ def operand_key(value: Value) -> Any:
     if value.ndim == 0:
         array = _jax.plain_constant(value.const)
         if array is not None:
-            return (str(value.dtype), array.tobytes())
+            return (value.dtype, array.tobytes())
     return ("array", id(value.const))
 
 
@@ -72,7 +75,7 @@ def _slow_params_key(params: Mapping[str, Any]) -> Any | None:
 
 def _hashable(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        return (value.shape, str(value.dtype), value.tobytes())
+        return (value.shape, value.dtype, value.tobytes())
     if isinstance(value, dict):
         return tuple((k, _hashable(value[k])) for k in sorted(value))
     if isinstance(value, list):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -11,7 +13,7 @@ from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.rewrite.context import Level, PassContext
 from lepton_jax.rewrite.errors import RewriteLoop
 from lepton_jax.rewrite.replacement import Rewrite, write
-from lepton_jax.rewrite.rule import Outcome, Rule
+from lepton_jax.rewrite.rule import Given, Outcome, Rule
 
 _DEEPEST: Final = 64
 """So many rules may build on one another's result before they are taken to fight."""
@@ -66,16 +68,14 @@ class _Driver:
     ) -> None:
         self.ctx = ctx
         self.fixpoint = fixpoint
-        self.table: dict[str, list[Rule]] = {}
-        for rule in rules:
-            if rule.is_enabled(ctx, level):
-                for op in rule.ops():
-                    self.table.setdefault(op, []).append(rule)
-        nodes = list(graph.walk())
+        self.table = _table(tuple(rule for rule in rules if rule.is_enabled(ctx, level)))
+        nodes, by_op = ctx.analyses.get(_by_operation, graph)
         self.budget = 20 * len(nodes) + 1000 if budget is None else budget
         if since:
-            nodes = _near_changes(nodes, since)
-        self.queue = deque(node for node in nodes if node.op in self.table)
+            self.queue = deque(node for node in _near_changes(nodes, since) if node.op in self.table)
+        else:
+            places = sorted(place for op in self.table for place in by_op.get(op, ()))
+            self.queue = deque(nodes[place] for place in places)
         self.queued = set(self.queue)
         self.fired = 0
 
@@ -88,14 +88,19 @@ class _Driver:
         return self.fired
 
     def visit(self, node: Node) -> None:
-        for rule in self.table[node.op]:
-            outcome = rule.try_on(node, self.ctx)
-            if outcome is None or outcome is node.results[0]:
+        ctx = self.ctx
+        for given, rules in self.table[node.op]:
+            if given is not None and not given(node):
                 continue
-            if not self.ctx.fire(rule.name, node):
-                continue
-            self.apply(rule, node, outcome)
-            return
+            for rule in rules:
+                if not ctx.is_static and rule.steps_aside(node):
+                    continue
+                outcome = rule.apply(node, ctx)
+                if outcome is None or outcome is node.results[0] or not rule.pays(outcome, node, ctx):
+                    continue
+                if ctx.fire(rule.name, node):
+                    self.apply(rule, node, outcome)
+                    return
 
     def apply(self, rule: Rule, node: Node, outcome: Outcome) -> None:
         self.fired += 1
@@ -141,6 +146,31 @@ class _Driver:
                 f"more than {self.budget} rewrites; the last were {rule.name}"
                 + (f" and {node.rule.rule}" if node.rule else "")
             )
+
+
+def _by_operation(graph: Graph) -> tuple[list[Node], dict[str, list[int]]]:
+    """All nodes in order, and the places of those of each operation."""
+    nodes = graph.nodes()
+    by_op: dict[str, list[int]] = {}
+    for place, node in enumerate(nodes):
+        by_op.setdefault(node.op, []).append(place)
+    return nodes, by_op
+
+
+_Groups = list[tuple[Given | None, list[Rule]]]
+
+
+@functools.lru_cache(maxsize=256)
+def _table(rules: tuple[Rule, ...]) -> dict[str, _Groups]:
+    """The rules for each operation, neighbours that are given the same together."""
+    by_op: dict[str, list[Rule]] = {}
+    for rule in rules:
+        for op in rule.ops():
+            by_op.setdefault(op, []).append(rule)
+    return {
+        op: [(given, list(group)) for given, group in itertools.groupby(found, key=lambda rule: rule.given)]
+        for op, found in by_op.items()
+    }
 
 
 def _near_changes(nodes: Sequence[Node], since: int) -> list[Node]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from lepton_jax.ir import collection
-from lepton_jax.ir.analyses import Analyses
 from lepton_jax.ir.cost import Rates
 from lepton_jax.ir.graph import Graph
 from lepton_jax.ir.importer import from_jaxpr
@@ -119,13 +118,14 @@ class PassManager:
             return
         ctx.current_pass = step.name
         ctx.counts.clear()
-        ctx.analyses = Analyses()
         try:
             for instrument in self.instruments:
                 instrument.before_pass(step, graph)
             step.run(graph, ctx)
             ctx.version = ctx.settled[step] = graph.total_version()
             changed = ctx.version != before
+            if changed:
+                ctx.analyses.invalidate()
             for instrument in self.instruments:
                 instrument.after_pass(step, graph, changed)
         except Exception as error:

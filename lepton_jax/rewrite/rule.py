@@ -22,6 +22,9 @@ ALL_BACKENDS: Final = frozenset({"cpu", "gpu", "tpu"})
 Outcome = Value | Rewrite | None
 """What a rule makes of a node: an existing value to read instead, a traced function, or nothing."""
 
+Given = Callable[[Node], bool]
+"""A cheap condition on a node. Rules that share one stand together: it is asked once for all of them."""
+
 Guard = Callable[[Node, PassContext], str | None]
 """Says why a rule does not pay here, or None when it does."""
 
@@ -36,6 +39,7 @@ class Rule:
         apply: makes the outcome for a node.
         level: its semantics level: `exact`, `reassociate` or `approximate`.
         backends: where it pays.
+        given: what must hold of a node before it is tried, or None.
         guard: why it does not pay at a node, or None.
         must_pay: whether it fires only where the cost model says that it saves time (see `profit`).
         needs_static: whether it steps aside for symbolic shapes.
@@ -48,26 +52,25 @@ class Rule:
     apply: Callable[[Node, PassContext], Outcome]
     level: Level = "exact"
     backends: frozenset[str] = ALL_BACKENDS
+    given: Given | None = None
     guard: Guard | None = None
     must_pay: bool = False
     needs_static: bool = True
     doc: str = ""
     where: str = ""
 
-    def try_on(self, node: Node, ctx: PassContext) -> Outcome:
-        """The outcome for a node, None where the rule does not apply; near misses go to `ctx`."""
-        if self.needs_static and not ctx.is_static and not _is_static(node):
-            return None
-        outcome = self.apply(node, ctx)
-        if outcome is None:
-            return None
-        if self.guard is not None and (reason := self.guard(node, ctx)) is not None:
+    def steps_aside(self, node: Node) -> bool:
+        """Whether the node has symbolic shapes, and the rule needs static ones."""
+        return self.needs_static and not _is_static(node)
+
+    def pays(self, outcome: Outcome, node: Node, ctx: PassContext) -> bool:
+        """Whether the rule's guard and its cost allow an outcome; why not goes to `ctx`."""
+        reason = None if self.guard is None else self.guard(node, ctx)
+        if reason is None and self.must_pay and outcome is not None:
+            reason = profit.why_not(outcome, node, ctx)
+        if reason is not None:
             ctx.miss(self.name, node, reason)
-            return None
-        if self.must_pay and (reason := profit.why_not(outcome, node, ctx)) is not None:
-            ctx.miss(self.name, node, reason)
-            return None
-        return outcome
+        return reason is None
 
     def is_enabled(self, ctx: PassContext, level: Level | None) -> bool:
         """Whether its level and its backends allow it in this run."""
@@ -87,6 +90,7 @@ def node_rule(
     *ops: str,
     level: Level = "exact",
     backends: Iterable[str] = ALL_BACKENDS,
+    given: Given | None = None,
     guard: Guard | None = None,
     must_pay: bool = False,
     needs_static: bool = True,
@@ -114,6 +118,7 @@ def node_rule(
             apply=fun,
             level=level,
             backends=frozenset(backends),
+            given=given,
             guard=guard,
             must_pay=must_pay,
             needs_static=needs_static,

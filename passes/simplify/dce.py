@@ -59,9 +59,7 @@ class _Liveness:
         self._values: set[Value] = set()
         self._work: list[Value] = []
         self.roots = {graph: None}
-        for node in graph.walk():
-            if not node.regions:
-                continue
+        for node in [node for inner in graph.graphs() for node in inner.holders]:
             if editable(node):
                 self.flexible[node] = _Slots(node)
                 self._owners.update(dict.fromkeys(node.regions, node))

@@ -60,6 +60,9 @@ class Fold(Pass):
                     graphs.update(dict.fromkeys(node.regions))
 
     def _visit(self, node: Node, ctx: PassContext) -> None:
+        first = node.operands[0]
+        if not first.is_const and first.op != "broadcast_in_dim":  # most nodes
+            return
         if all(value.is_const for value in node.operands):
             self._fold(node, ctx)
         elif node.op in elementwise.OPS and all(_number(value) is not None for value in node.operands):

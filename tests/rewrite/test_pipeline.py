@@ -162,7 +162,7 @@ def test_random_pipelines_round_trip() -> None:
     [
         (
             "simplfy",
-            r"no pass or preset 'simplfy'; presets: none, cleanup, default, max; passes: algebra, .*movement",
+            r"no pass or preset 'simplfy'; presets: none, cleanup, default, max; passes: .*algebra, .*movement",
         ),
         ("dce{level=1}", r"pass 'dce' has no option 'level'; its options: none"),
         (
@@ -176,7 +176,7 @@ def test_random_pipelines_round_trip() -> None:
         ("algebra{level=loose}", r"one of exact, reassociate, approximate; got 'loose'"),
         ("default{rounds=2}", r"the preset 'default' has no options"),
         ("dce,-cse", r"-cse: no pass 'cse' stands before it"),
-        ("dce,-typo", r"-typo: there is no pass 'typo'; the passes are: algebra"),
+        ("dce,-typo", r"-typo: there is no pass 'typo'; the passes are: .*algebra"),
         ("fixpoint()", r"fixpoint\(\) without passes"),
         ("fixpoint{times=3}(dce)", r"one option, rounds=N with N at least 1; got times=3"),
         ("fixpoint{rounds=0}(dce)", r"rounds=N with N at least 1; got rounds=0"),

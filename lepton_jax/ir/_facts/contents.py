@@ -18,8 +18,8 @@ Array = np.ndarray[Any, Any]
 
 def of_constant(value: Value) -> Facts:
     """Facts of a constant value; of a large one only what its dtype says."""
-    if isinstance(value.const, _NUMBERS) and value.shape == ():
-        return splat_facts(scalar(value.const, value.dtype), ())
+    if value.shape == () and (number := _number(value)) is not None:
+        return splat_facts(number, ())
     if not _jax.is_array_aval(value.aval) or not value.is_static or math.prod(value.shape) > CONSTANT_LIMIT:
         return of_aval(value.aval)
     array = _jax.plain_constant(value.const)
@@ -29,6 +29,12 @@ def of_constant(value: Value) -> Facts:
 
 
 _NUMBERS: Final = (bool, int, float, complex, np.generic)
+
+
+def _number(value: Value) -> Any:
+    """The number that a constant without dimensions is, as one of its dtype; None if it is none."""
+    number = value.const if isinstance(value.const, _NUMBERS) else _jax.plain_constant(value.const)
+    return None if number is None else scalar(number, value.dtype)
 
 
 def of_array(array: Array, aval: Any) -> Facts:

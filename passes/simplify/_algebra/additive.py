@@ -13,6 +13,8 @@ from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.simplify._algebra.operands import (
     Scalar,
     fill,
+    has_term,
+    has_unit,
     is_discrete,
     is_float,
     is_int,
@@ -29,7 +31,7 @@ from lepton_jax.rewrite import PassContext, Rule, node_rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
 
-@node_rule("add", "add_any", needs_static=False)
+@node_rule("add", "add_any", given=has_unit, needs_static=False)
 def add_nothing(node: Node, ctx: PassContext) -> Outcome:
     """x + 0 → x, where that keeps every bit: integers, x + -0.0, and x + 0.0 where x is never -0.0"""
     for x, zero in orders(node):
@@ -39,16 +41,18 @@ def add_nothing(node: Node, ctx: PassContext) -> Outcome:
     return None
 
 
-@node_rule("add", "add_any", level="reassociate", needs_static=False)
+@node_rule("add", "add_any", level="reassociate", given=has_unit, needs_static=False)
 def add_zero(node: Node, ctx: PassContext) -> Outcome:
     """x + 0.0 → x. Not exact: -0.0 + 0.0 is 0.0."""
+    if is_discrete(node.result):
+        return None
     for x, zero in orders(node):
         if number_facts(zero).is_zero:
             return keep(x, node)
     return None
 
 
-@node_rule("sub", needs_static=False)
+@node_rule("sub", given=has_unit, needs_static=False)
 def subtract_nothing(node: Node, ctx: PassContext) -> Outcome:
     """x - 0 → x, where that keeps every bit: x - 0.0, integers, and x - -0.0 where x is never -0.0"""
     x, zero = node.operands
@@ -57,7 +61,7 @@ def subtract_nothing(node: Node, ctx: PassContext) -> Outcome:
     return keep(x, node) if exact else None
 
 
-@node_rule("sub", level="reassociate", needs_static=False)
+@node_rule("sub", level="reassociate", given=has_unit, needs_static=False)
 def subtract_zero(node: Node, ctx: PassContext) -> Outcome:
     """x - -0.0 → x. Not exact: -0.0 - -0.0 is 0.0."""
     x, zero = node.operands
@@ -76,7 +80,7 @@ def subtract_self(node: Node, ctx: PassContext) -> Outcome:
     return fill(node, 0)
 
 
-@node_rule("sub", needs_static=False)
+@node_rule("sub", given=has_unit, needs_static=False)
 def subtract_from_nothing(node: Node, ctx: PassContext) -> Outcome:
     """0 - x → -x, where that keeps every bit: -0.0 - x, integers, and x that is never zero"""
     zero, x = node.operands
@@ -86,11 +90,11 @@ def subtract_from_nothing(node: Node, ctx: PassContext) -> Outcome:
     return rewrite(lax.neg, x) if x.shape == node.result.shape else None
 
 
-@node_rule("sub", level="reassociate", needs_static=False)
+@node_rule("sub", level="reassociate", given=has_unit, needs_static=False)
 def subtract_from_zero(node: Node, ctx: PassContext) -> Outcome:
     """0.0 - x → -x. Not exact: 0.0 - 0.0 is 0.0, not -0.0."""
     zero, x = node.operands
-    if not number_facts(zero).is_zero or x.shape != node.result.shape:
+    if is_discrete(x) or not number_facts(zero).is_zero or x.shape != node.result.shape:
         return None
     return rewrite(lax.neg, x)
 
@@ -142,7 +146,7 @@ def _swapped(node: Node) -> Outcome:
 # Chains of constants: everything that adds constants is sign · x + constant.
 
 
-@node_rule("add", "sub", needs_static=False)
+@node_rule("add", "sub", given=has_term, needs_static=False)
 def merge_integer_terms(node: Node, ctx: PassContext) -> Outcome:
     """(x + a) + b → x + (a + b) for integers, and the same with differences; all of it wraps alike"""
     chain = _chain(node) if is_int(node.result) else None
@@ -153,7 +157,7 @@ def merge_integer_terms(node: Node, ctx: PassContext) -> Outcome:
     return _shifted(x, sign, _wrapped(total, node.result.dtype), negative=False)
 
 
-@node_rule("add", "sub", level="reassociate", needs_static=False)
+@node_rule("add", "sub", level="reassociate", given=has_term, needs_static=False)
 def merge_terms(node: Node, ctx: PassContext) -> Outcome:
     """(x + a) + b → x + (a + b), and the same with differences.
 
@@ -224,19 +228,20 @@ def _from_constant(x: jax.Array, scalar: Scalar) -> jax.Array:
     return lax.sub(scalar.array, x)
 
 
+# What asks most about an operand stands after what asks less.
 RULES: Final[tuple[Rule, ...]] = (
-    add_nothing,
     add_zero,
+    add_nothing,
     subtract_nothing,
     subtract_zero,
-    subtract_self,
-    subtract_from_nothing,
     subtract_from_zero,
+    subtract_from_nothing,
+    merge_integer_terms,
+    merge_terms,
+    subtract_self,
     neg_of_neg,
     add_of_neg,
     subtract_neg,
     neg_of_integer_difference,
     neg_of_difference,
-    merge_integer_terms,
-    merge_terms,
 )

@@ -12,6 +12,7 @@ from jax import lax
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.simplify._algebra.operands import (
     Scalar,
+    has_factor,
     is_float,
     is_int,
     is_normal,
@@ -54,7 +55,7 @@ def _factor(value: Value) -> Any:
 # Chains
 
 
-@node_rule("mul", needs_static=False)
+@node_rule("mul", given=has_factor, needs_static=False)
 def merge_integer_factors(node: Node, ctx: PassContext) -> Outcome:
     """(x * a) * b → x * (a * b) for integers; all of it wraps alike"""
     outer = scaled(node) if is_int(node.result) else None
@@ -64,7 +65,7 @@ def merge_integer_factors(node: Node, ctx: PassContext) -> Outcome:
     return _scale(inner.x, _whole(outer.top * inner.top, node.result.dtype))
 
 
-@node_rule("mul", "div", level="reassociate", needs_static=False)
+@node_rule("mul", "div", level="reassociate", given=has_factor, needs_static=False)
 def merge_factors(node: Node, ctx: PassContext) -> Outcome:
     """(x * a) * b → x * (a * b), and the same with quotients, where the new factor is a normal number"""
     outer = scaled(node) if is_float(node.result) else None
@@ -128,7 +129,7 @@ def common_factor(node: Node, ctx: PassContext) -> Outcome:
 def _multiples(node: Node) -> tuple[Value, Any] | None:
     """x and the sum of both factors, where the node adds multiples of one x."""
     a, b = node.operands
-    if a.node is None and b.node is None:
+    if not any(x is y for x in _parts(a) for y in _parts(b)):
         return None
     left, right = _multiple(a), _multiple(b)
     both = left.x is not a or right.x is not b
@@ -141,6 +142,12 @@ def _multiples(node: Node) -> tuple[Value, Any] | None:
     return None
 
 
+def _parts(value: Value) -> tuple[Value, ...]:
+    """What a value may be a multiple of."""
+    made = made_by(value, "mul")
+    return (value,) if made is None or not only_here(value) else (value, *made.operands)
+
+
 def _multiple(value: Value) -> Scaled:
     """A value as a multiple of another that only this reads, or of itself."""
     made = made_by(value, "mul")
@@ -151,7 +158,7 @@ def _multiple(value: Value) -> Scaled:
 # Signs
 
 
-@node_rule("mul", "div", needs_static=False)
+@node_rule("mul", "div", given=has_factor, needs_static=False)
 def neg_into_factor(node: Node, ctx: PassContext) -> Outcome:
     """(-x) * c → x * (-c), (-x) / c → x / (-c), c / (-x) → (-c) / x; of quotients only real ones"""
     outer = scaled(node)

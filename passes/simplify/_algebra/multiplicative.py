@@ -13,6 +13,8 @@ from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.simplify._algebra.operands import (
     Scalar,
     fill,
+    has_number,
+    has_unit,
     is_float,
     is_int,
     is_normal,
@@ -28,13 +30,13 @@ from lepton_jax.rewrite import PassContext, Rule, node_rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
 
-@node_rule("mul", needs_static=False)
+@node_rule("mul", given=has_unit, needs_static=False)
 def mul_by_one(node: Node, ctx: PassContext) -> Outcome:
     """x * 1 → x, for real numbers and integers"""
     return _unit(node)
 
 
-@node_rule("mul", level="reassociate", needs_static=False)
+@node_rule("mul", level="reassociate", given=has_unit, needs_static=False)
 def complex_mul_by_one(node: Node, ctx: PassContext) -> Outcome:
     """x * 1 → x, for complex numbers. Not exact: infinity times the imaginary zero is NaN."""
     return _unit(node, "complex")
@@ -49,7 +51,7 @@ def _unit(node: Node, *kinds: str) -> Outcome:
     return None
 
 
-@node_rule("mul", needs_static=False)
+@node_rule("mul", given=has_unit, needs_static=False)
 def mul_by_minus_one(node: Node, ctx: PassContext) -> Outcome:
     """x * -1 → -x, for real numbers and integers"""
     if not (is_float(node.result) or is_int(node.result)):
@@ -60,7 +62,7 @@ def mul_by_minus_one(node: Node, ctx: PassContext) -> Outcome:
     return None
 
 
-@node_rule("mul", needs_static=False)
+@node_rule("mul", given=has_unit, needs_static=False)
 def mul_by_zero(node: Node, ctx: PassContext) -> Outcome:
     """x * 0 → 0, where that keeps every bit: integers, and finite x without a minus sign"""
     for x, zero in orders(node):
@@ -72,7 +74,7 @@ def mul_by_zero(node: Node, ctx: PassContext) -> Outcome:
     return None
 
 
-@node_rule("mul", level="reassociate", needs_static=False)
+@node_rule("mul", level="reassociate", given=has_unit, needs_static=False)
 def mul_finite_by_zero(node: Node, ctx: PassContext) -> Outcome:
     """x * 0.0 → 0.0, where x is known to be finite. Not exact: -1.0 * 0.0 is -0.0."""
     for x, zero in orders(node):
@@ -109,14 +111,14 @@ def div_of_negs(node: Node, ctx: PassContext) -> Outcome:
     return rewrite(lax.div, x.operands[0], y.operands[0])
 
 
-@node_rule("div", needs_static=False)
+@node_rule("div", given=has_unit, needs_static=False)
 def div_by_one(node: Node, ctx: PassContext) -> Outcome:
     """x / 1 → x, for real numbers and integers"""
     x, one = node.operands
     return keep(x, node) if number_facts(one).is_one and kind_of(x.dtype) in ("int", "float") else None
 
 
-@node_rule("div", needs_static=False)
+@node_rule("div", given=has_unit, needs_static=False)
 def div_by_minus_one(node: Node, ctx: PassContext) -> Outcome:
     """x / -1 → -x, for real numbers"""
     x, minus = node.operands
@@ -138,7 +140,7 @@ def div_by_self(node: Node, ctx: PassContext) -> Outcome:
     return fill(node, 1)
 
 
-@node_rule("div", needs_static=False)
+@node_rule("div", given=has_unit, needs_static=False)
 def zero_div(node: Node, ctx: PassContext) -> Outcome:
     """0 / x → 0, where that keeps every bit: integers that are not zero, and x > 0"""
     zero, x = node.operands
@@ -152,7 +154,7 @@ def zero_div(node: Node, ctx: PassContext) -> Outcome:
     return fill(node, number.splat) if exact else None
 
 
-@node_rule("div", level="reassociate", needs_static=False)
+@node_rule("div", level="reassociate", given=has_unit, needs_static=False)
 def zero_div_nonzero(node: Node, ctx: PassContext) -> Outcome:
     """0.0 / x → 0.0, where x is known to be neither zero nor NaN. Not exact: 0.0 / -1.0 is -0.0."""
     zero, x = node.operands
@@ -162,7 +164,7 @@ def zero_div_nonzero(node: Node, ctx: PassContext) -> Outcome:
     return fill(node, 0) if facts.nonzero and facts.no_nan else None
 
 
-@node_rule("div", needs_static=False)
+@node_rule("div", given=has_number, needs_static=False)
 def div_by_power_of_two(node: Node, ctx: PassContext) -> Outcome:
     """x / 2^k → x * 2^-k, where 2^-k is a normal number; the quotient is the same to the bit"""
     x, divisor = node.operands
@@ -185,12 +187,12 @@ RULES: Final[tuple[Rule, ...]] = (
     mul_by_minus_one,
     mul_by_zero,
     mul_finite_by_zero,
-    mul_of_negs,
-    div_of_negs,
     div_by_one,
     div_by_minus_one,
-    div_by_self,
     zero_div,
     zero_div_nonzero,
+    mul_of_negs,
+    div_of_negs,
+    div_by_self,
     div_by_power_of_two,
 )

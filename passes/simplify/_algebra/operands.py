@@ -69,6 +69,30 @@ def number_of(value: Value) -> Any:
     return None if kind_of(value.dtype) == "other" else number_facts(value).splat
 
 
+def has_number(node: Node) -> bool:
+    """Whether an operand is one number throughout."""
+    return any(number_facts(value).splat is not None for value in node.operands)
+
+
+def has_unit(node: Node) -> bool:
+    """Whether an operand is 0, 1 or -1 throughout."""
+    for value in node.operands:
+        number = number_facts(value).splat
+        if number is not None and number in (0, 1, -1):
+            return True
+    return False
+
+
+def has_term(node: Node) -> bool:
+    """Whether an operand is a sum or a difference."""
+    return any(value.op in ("add", "sub") for value in node.operands)
+
+
+def has_factor(node: Node) -> bool:
+    """Whether an operand is a product, a quotient or a negation."""
+    return any(value.op in ("mul", "div", "neg") for value in node.operands)
+
+
 def orders(node: Node) -> tuple[tuple[Value, Value], tuple[Value, Value]]:
     """The operands of a commutative operation in both orders."""
     a, b = node.operands

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from lepton_jax.ir.cost import Cost
+import numpy as np
+
+from lepton_jax.ir.cost import Cost, Rates, seconds
 from lepton_jax.ir.graph import Node
-from lepton_jax.passes.simplify._chains.network import Factor, Network, Plan
+from lepton_jax.passes.simplify._chains.labels import Labels
+from lepton_jax.passes.simplify._chains.network import Network, Plan
 from lepton_jax.rewrite import PassContext
 from lepton_jax.rewrite.profit import is_fixed, trips_of
 
@@ -42,6 +46,32 @@ class Order:
     before: float
 
 
+class Problem(NamedTuple):
+    """What the order depends on: equal for the layers of a network, so that it is solved once for all.
+
+    Attributes:
+        leaves: the labels of each leaf.
+        output: the labels of the result.
+        sizes: the length of each label.
+        factors: of each factor the labels that it is applied to, and whether it costs every iteration.
+        plan: the program's own order.
+        dtype: of all arrays.
+        trips: how often the loop around goes round.
+        fixed: the leaves, as bits, that are the same on every iteration.
+        rates: the target's.
+    """
+
+    leaves: tuple[Labels, ...]
+    output: Labels
+    sizes: tuple[int, ...]
+    factors: tuple[tuple[Labels, bool], ...]
+    plan: Plan
+    dtype: np.dtype
+    trips: int
+    fixed: int
+    rates: Rates
+
+
 class Pricing:
     """What multiplying parts of a network takes on the target.
 
@@ -49,16 +79,11 @@ class Pricing:
     iteration counts once for the whole loop.
     """
 
-    def __init__(self, network: Network, root: Node, ctx: PassContext) -> None:
-        self.network = network
-        self.ctx = ctx
-        self.dtype = str(root.result.dtype)
-        self.itemsize = root.result.dtype.itemsize
-        self.trips = trips_of(root)
-        self.names = [frozenset(leaf.names) for leaf in network.leaves]
-        self.fixed = sum(
-            1 << i for i, leaf in enumerate(network.leaves) if self.trips > 1 and is_fixed(leaf.value)
-        )
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.dtype = str(problem.dtype)
+        self.itemsize = problem.dtype.itemsize
+        self.names = [frozenset(names) for names in problem.leaves]
         self.labels: dict[int, frozenset[int]] = {}
 
     def kept(self, part: int) -> frozenset[int]:
@@ -66,7 +91,7 @@ class Pricing:
         known = self.labels.get(part)
         if known is None:
             inside: set[int] = set()
-            needed = set(self.network.output)
+            needed = set(self.problem.output)
             for i, names in enumerate(self.names):
                 (inside if part >> i & 1 else needed).update(names)
             known = self.labels[part] = frozenset(inside & needed)
@@ -74,11 +99,11 @@ class Pricing:
 
     def size(self, names: Iterable[int]) -> int:
         """How many elements an array with these labels has."""
-        return math.prod(self.network.sizes[name] for name in names)
+        return math.prod(self.problem.sizes[name] for name in names)
 
     def shared(self, part: int, seconds: float) -> float:
         """The time of a step on each iteration, if it multiplies this part."""
-        return seconds / self.trips if part & ~self.fixed == 0 else seconds
+        return seconds / self.problem.trips if part & ~self.problem.fixed == 0 else seconds
 
     def product(self, a: int, b: int, dense: bool = False) -> float | None:
         """Seconds to multiply two parts; None where it is no product of matrices, no scaling and not outer.
@@ -98,32 +123,52 @@ class Pricing:
             cost = Cost(self.size(result), elements * self.itemsize, (), 1.0)
         else:
             return None
-        return self.shared(a | b, self.ctx.seconds(cost))
+        return self.shared(a | b, seconds(cost, self.problem.rates))
 
-    def scaling(self, part: int, factor: Factor, names: Iterable[int] | None = None) -> float:
-        """Seconds to apply a factor to the product of a part."""
+    def scaling(self, part: int, always: bool, names: Iterable[int] | None = None) -> float:
+        """Seconds to apply a factor to the product of a part, `always`: on each iteration."""
         size = self.size(self.kept(part) if names is None else names)
-        seconds = self.ctx.seconds(Cost(size, 2.0 * size * self.itemsize, (), 1.0))
-        if factor.value is None or (self.trips > 1 and is_fixed(factor.value)):
-            return self.shared(part, seconds)
-        return seconds
+        took = seconds(Cost(size, 2.0 * size * self.itemsize, (), 1.0), self.problem.rates)
+        return took if always else self.shared(part, took)
 
 
 def best_order(network: Network, root: Node, ctx: PassContext) -> Order | None:
     """The cheapest order for a network; None where it cannot be told."""
-    pricing = Pricing(network, root, ctx)
-    found = _cheapest(pricing, len(network.leaves))
+    trips = trips_of(root)
+    looped = trips > 1
+    factors = tuple(
+        (factor.names, factor.value is not None and not (looped and is_fixed(factor.value)))
+        for factor in network.factors
+    )
+    problem = Problem(
+        leaves=tuple(leaf.names for leaf in network.leaves),
+        output=network.output,
+        sizes=tuple(network.sizes[name] for name in range(len(network.sizes))),
+        factors=factors,
+        plan=network.plan,
+        dtype=root.result.dtype,
+        trips=trips,
+        fixed=sum(1 << i for i, leaf in enumerate(network.leaves) if looped and is_fixed(leaf.value)),
+        rates=ctx.rates,
+    )
+    return _solve(problem)
+
+
+@functools.lru_cache(maxsize=1024)
+def _solve(problem: Problem) -> Order | None:
+    pricing = Pricing(problem)
+    found = _cheapest(pricing, len(problem.leaves))
     if found is None:
         return None
     parts = list(_parts(found.plan))
-    places, seconds = [], found.seconds
-    for factor in network.factors:
-        place = min(parts, key=lambda part: pricing.scaling(part, factor))
+    places, total = [], found.seconds
+    for _, always in problem.factors:
+        place = min(parts, key=functools.partial(pricing.scaling, always=always))
         places.append(place)
-        seconds += pricing.scaling(place, factor)
-    before = _price(network.plan, pricing)
-    before += sum(pricing.scaling(-1, factor, factor.names) for factor in network.factors)
-    return Order(found.plan, tuple(places), seconds, before)
+        total += pricing.scaling(place, always)
+    before = _price(problem.plan, pricing)
+    before += sum(pricing.scaling(-1, always, names) for names, always in problem.factors)
+    return Order(found.plan, tuple(places), total, before)
 
 
 def _cheapest(pricing: Pricing, count: int) -> Best | None:
@@ -149,14 +194,14 @@ def _try(a: int, b: int, best: dict[int, Best], level: list[int], pricing: Prici
     step = pricing.product(a, b)
     if step is None:
         return
-    seconds = best[a].seconds + best[b].seconds + step
+    total = best[a].seconds + best[b].seconds + step
     known = best.get(a | b)
-    if known is not None and known.seconds <= seconds:
+    if known is not None and known.seconds <= total:
         return
     if known is None:
         level.append(a | b)
     first, second = (a, b) if a & -a < b & -b else (b, a)
-    best[a | b] = Best(seconds, (best[first].plan, best[second].plan))
+    best[a | b] = Best(total, (best[first].plan, best[second].plan))
 
 
 def _parts(plan: Plan) -> list[int]:
