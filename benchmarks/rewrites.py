@@ -38,8 +38,6 @@ from scipy import stats
 import lepton_jax as lepton
 from benchmarks import rewrite_cases
 from benchmarks.rewrite_cases._case import Case
-from lepton_jax.ir.cost import graph_cost, seconds
-from lepton_jax.targets import get_target
 
 PAYS, NEAR, NEVER = 1.1, 1.15, 0.95
 """From where on a case pays; how near the optimum Lepton is to come; what it must never fall below."""
@@ -93,7 +91,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     if np.median(times[:, 0] / times[:, 1]) < NEVER:  # chance, or real?
         times = in_turn(timers, 3 * rounds)
     traced = optimised.trace(*args)
-    predicted = [seconds(graph_cost(graph), get_target()) for graph in (traced.graph_before, traced.graph)]
+    predicted = traced.predicted()
     return {
         "name": case.name,
         "naive_seconds": float(np.median(times[:, 0])),

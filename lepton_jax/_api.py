@@ -75,6 +75,10 @@ class Traced(_Stage):
         """The program before the passes."""
         return self._program.graph_before
 
+    def predicted(self) -> tuple[float, float]:
+        """Estimated seconds on the target: of the program as XLA runs it by itself, and as rewritten."""
+        return self._program.predicted()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
@@ -238,7 +242,9 @@ class Optimized(Generic[P, R]):
         def traced(*args: Any, **kwargs: Any) -> int:
             nonlocal report
             jaxpr, _ = trace_call(self.__wrapped__, self._static, args, kwargs)
-            _, report = manager_for(self.options, explain=True).run(jaxpr, getattr(self, "__name__", "f"))
+            name = getattr(self, "__name__", "f")
+            graph, report = manager_for(self.options, explain=True).run(jaxpr, name)
+            report.predicted = Program(jaxpr, graph, report, name, self.options).predicted()
             return 0
 
         statics = {k: v for k, v in self.options.jit_arguments.items() if k.startswith("static")}
@@ -259,7 +265,9 @@ class Optimized(Generic[P, R]):
             if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((args, kwargs))):
                 return self._jit(*args, **kwargs)
             choice = self._choices[key] = choose(self.__wrapped__, self._jit, self.options, args, kwargs)
-            self.trace(*args, **kwargs).report.notes += choice.notes
+            traced = self.trace(*args, **kwargs)
+            traced.report.notes += choice.notes
+            traced.report.predicted = traced.predicted()
         return choice.fun(*args, **kwargs)
 
 

@@ -6,16 +6,17 @@ import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import jax
 
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax.ir import _jax, collection
+from lepton_jax.ir.cost import graph_cost, seconds
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.graph import Graph
 from lepton_jax.ir.importer import from_jaxpr
-from lepton_jax.rewrite import Instrument, PassManager, Report
+from lepton_jax.rewrite import Instrument, PassManager, Pipeline, Report
 from lepton_jax.targets import get_target
 
 
@@ -39,17 +40,33 @@ class Program:
         jaxpr: as JAX traced it.
         graph: as the passes left it.
         report: what they did.
+        name: the function's name.
+        options: what Lepton was told to do with it.
     """
 
     jaxpr: Any
     graph: Graph
     report: Report
     name: str
+    options: Options
 
     @property
     def graph_before(self) -> Graph:
         """The program before the passes."""
         return from_jaxpr(self.jaxpr, self.name)
+
+    def predicted(self) -> tuple[float, float]:
+        """Estimated seconds on the target: of the program as XLA runs it by itself, and as rewritten.
+
+        XLA too leaves out what nobody reads, computes once what is written twice, and takes out of loops
+        what does not change in them, so none of this counts as saved.
+        """
+        rates = get_target(self.options.target)
+        plain, _ = PassManager(Pipeline.parse(_XLA_DOES), rates, self.options.level).run(self.jaxpr, self.name)
+        return seconds(graph_cost(plain), rates), seconds(graph_cost(self.graph), rates)
+
+
+_XLA_DOES: Final = "cleanup,invariant"
 
 
 def manager_for(
@@ -115,7 +132,7 @@ def stage(
         raise EvaluationFailed(f"{type(error).__name__}: {error}", bool(jaxpr.effects)) from error
     jaxpr = _jax.forget_tracers(jaxpr)
     forget_tracers(graph)
-    return jax.tree.unflatten(out_tree, results), Program(jaxpr, graph, report, name)
+    return jax.tree.unflatten(out_tree, results), Program(jaxpr, graph, report, name, options)
 
 
 def _as_traced(result: Any, aval: Any) -> Any:

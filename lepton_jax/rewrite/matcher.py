@@ -197,7 +197,7 @@ class _Search:
             return
         splat = facts_of(pattern).splat if pattern.node is not None or pattern.is_const else None
         if splat is not None:
-            if _is_splat(value, splat) and (not self.exact or value.shape in (pattern.shape, ())):
+            if _is_splat(value, splat, self.exact) and (not self.exact or value.shape in (pattern.shape, ())):
                 yield from self.solve(rest, {**bound, pattern: value})
             else:
                 self.fail(bound, f"expected the constant {splat}")
@@ -251,11 +251,15 @@ def _same_array(a: Value, b: Value) -> bool:
     return left is not None and right is not None and left.tobytes() == right.tobytes()
 
 
-def _is_splat(value: Value, wanted: Any) -> bool:
-    have = number_facts(value).splat
-    if have is None or np.asarray(have).dtype != np.asarray(wanted).dtype:
+def _is_splat(value: Value, wanted: Any, exact: bool) -> bool:
+    """Whether a value is a number throughout; to the bit, or as a number, of another dtype perhaps."""
+    splat = number_facts(value).splat
+    if splat is None:
         return False
-    return np.asarray(have).tobytes() == np.asarray(wanted).tobytes()
+    have, want = np.asarray(splat), np.asarray(wanted)
+    if not exact:
+        return bool(have == want) or bool(have != have and want != want)
+    return have.dtype == want.dtype and have.tobytes() == want.tobytes()
 
 
 def _difference(want: Node, have: Node) -> str:

@@ -44,6 +44,8 @@ class Report:
         notes: what else the user should know.
         trace_seconds: the time JAX took to trace the function.
         pass_seconds: the time the passes took, import included.
+        predicted: estimated seconds of the program as XLA runs it by itself, and as rewritten; only
+            `explain`, `verify` and `measure` ask for it.
     """
 
     pipeline: str = ""
@@ -57,6 +59,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     trace_seconds: float = 0.0
     pass_seconds: float = 0.0
+    predicted: tuple[float, float] | None = None
 
     @property
     def rules(self) -> dict[str, int]:
@@ -85,6 +88,9 @@ class Report:
         for name, (seconds, rules) in by_pass.items():
             fired = ", ".join(f"{rule} ×{count}" for rule, count in rules.most_common())
             lines.append(f"  {name:<18} {seconds * 1e3:7.1f} ms  {fired or '-'}")
+        if self.predicted is not None:
+            before, after = (f"{seconds * 1e3:.3g} ms" for seconds in self.predicted)
+            lines.append(f"predicted: {after} instead of {before}")
         lines += [f"skipped: {text}" for text in self.skipped]
         lines += [f"note: {text}" for text in self.notes]
         return "\n".join(lines)
