@@ -62,7 +62,8 @@ class Program:
         what does not change in them, so none of this counts as saved.
         """
         rates = get_target(self.options.target)
-        plain, _ = PassManager(Pipeline.parse(_XLA_DOES), rates, self.options.level).run(self.jaxpr, self.name)
+        manager = PassManager(Pipeline.parse(_XLA_DOES), rates, self.options.level)
+        plain, _ = manager.run(self.jaxpr, self.name)
         return seconds(graph_cost(plain), rates), seconds(graph_cost(self.graph), rates)
 
 

@@ -44,7 +44,7 @@ def test_the_same_function_after_the_first_call() -> None:
     assert f.trace(jnp.ones(3)).graph.num_nodes() == 1
     assert float(jax.grad(lambda x: f(x).sum())(jnp.float32(1.0))) == 2.0
     with pytest.raises(TypeError, match="unexpected keyword argument"):
-        f(y=1)
+        f(y=1)  # type: ignore[call-arg]
 
 
 def test_methods_stay_bound() -> None:

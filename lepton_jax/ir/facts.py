@@ -95,34 +95,6 @@ def _fed_by(value: Value) -> Value | None:
     return parents[0].operands[place] if place < len(parents[0].operands) else None
 
 
-def renew_facts(value: Value) -> None:
-    """Forget what is known of all that a value feeds: another takes its place, of which more is known.
-
-    Nodes whose results are forgotten count as changed.
-    """
-    stack = list(value.users())
-    seen: set[Node] = set()
-    while stack:
-        node = stack.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        node.touch()
-        for region in node.regions:
-            region.forget_facts()
-        made = node.results if node.graph is None or node is not node.graph.ret else _outer_results(node)
-        for result in made:
-            if result.facts is not None:
-                result.facts = None
-                stack += result.users()
-
-
-def _outer_results(ret: Node) -> list[Value]:
-    """The results of the nodes that run the region that a node ends."""
-    assert ret.graph is not None
-    return [value for parent in ret.graph.parents for value in parent.results]
-
-
 def _settle(value: Value) -> None:
     """Find out the facts of a value, those of its sources first."""
     owner = _owner(value)

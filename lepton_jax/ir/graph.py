@@ -100,12 +100,34 @@ class Value:
         """Let every reader of this value read `new` instead."""
         if new is self:
             return
+        if new.is_const and (self.facts is None or self.facts.constant is None):
+            self.renew_facts()
         for node, position in self.uses:
             node.operands[position] = new
             new.uses[node, position] = None
             node.touch()
         self.uses = {}
         _read_otherwise(self, new)
+
+    def renew_facts(self) -> None:
+        """Forget what is known of all that it feeds: another takes its place, of which more is known.
+
+        Nodes whose results are forgotten count as changed.
+        """
+        stack = self.users()
+        seen: set[Node] = set()
+        while stack:
+            node = stack.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            node.touch()
+            for region in node.regions:
+                region.forget_facts()
+            for result in node.results if node.op != RETURN else _results_of(node.graph):
+                if result.facts is not None:
+                    result.facts = None
+                    stack += result.users()
 
     def __repr__(self) -> str:
         short = getattr(self.aval, "str_short", None)
@@ -505,6 +527,11 @@ class Graph:
 
     def __repr__(self) -> str:
         return f"Graph({self.name}, {len(self.inputs)} inputs)"
+
+
+def _results_of(region: Graph | None) -> list[Value]:
+    """The results of the nodes that run a region."""
+    return [] if region is None else [value for node in region.parents for value in node.results]
 
 
 def _read_otherwise(*values: Value) -> None:

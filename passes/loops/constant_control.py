@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from lepton_jax.ir import _jax
-from lepton_jax.ir.facts import Facts, facts_of, renew_facts
+from lepton_jax.ir.facts import Facts, facts_of
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.inline import copy_into, copy_node
 from lepton_jax.ir.regions import erase_dead_nodes, slots
@@ -95,7 +95,7 @@ def _write_region(node: Node, region: int, args: list[Value]) -> list[Value]:
 
 def _replace(node: Node, values: list[Value]) -> None:
     for result, value in zip(node.results, values, strict=True):
-        renew_facts(result)
+        result.renew_facts()
         result.replace_uses(value)
     assert node.graph is not None
     node.graph.erase(node)
