@@ -113,6 +113,8 @@ def value_text(value: Any) -> str:
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     if isinstance(value, (set, frozenset)):
         return f"{{{','.join(sorted(map(value_text, value)))}}}"
+    if isinstance(value, np.generic):
+        return str(value)
     if isinstance(value, np.ndarray) or (hasattr(value, "shape") and hasattr(value, "dtype")):
         return f"array<{aval_text(value)}>"
     if _jax.is_jaxpr(value):

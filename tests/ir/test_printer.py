@@ -306,6 +306,7 @@ def test_constants() -> None:
 def test_parameters() -> None:
     assert value_text(np.dtype("int8")) == "int8" and value_text(jnp.float32) == "float32"
     assert value_text((1, (2,), "a b")) == "(1,(2,),'a b')"
+    assert value_text((np.int64(1), np.float32(2.5))) == "(1,2.5)"
     assert value_text(lax.GatherScatterMode.CLIP) == "CLIP"
     assert value_text(np.zeros((2, 3), np.int32)) == "array<int32[2,3]>"
     assert value_text(jax.make_jaxpr(jnp.sin)(1.0)) == "jaxpr"
