@@ -25,7 +25,8 @@ ROOMS: dict[str, set[str]] = {
     "passes": {"rewrite", "numerics", "targets", "parallel", "ir"},
 }
 LIBRARIES = {name: {"jax", "jaxlib", "numpy"} for name in ROOMS} | {
-    "models": {"jax", "numpy", "flax", "optax"}
+    "models": {"jax", "numpy", "flax", "optax"},
+    "passes": {"jax", "jaxlib", "numpy", "scipy"},  # scipy: the extra `saturate`
 }
 THIRD_PARTY = {"jax", "jaxlib", "numpy", "ml_dtypes", "flax", "optax", "chex", "scipy", "sklearn", "equinox"}
 FOREIGN_PATH = re.compile(r"(?<![\w.~$}/-])/(?:work|root|home|Users)/\w")

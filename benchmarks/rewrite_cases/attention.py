@@ -157,9 +157,21 @@ def cudnn(q: Any, k: Any, v: Any) -> Any:
     return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
 
-def arguments(batch: int, length: int, dtype: Any = jnp.float32) -> Callable[[], tuple[Any, ...]]:
-    """Queries, keys and values of 8 heads of width 64."""
-    return lambda: tuple(normal(batch, length, 8, 64, seed=s, dtype=dtype) for s in range(3))
+def widened(q: Any, k: Any, v: Any) -> Any:
+    """The form by hand for narrow numbers: all in float32."""
+    return by_hand(*(x.astype(jnp.float32) for x in (q, k, v))).astype(q.dtype)
+
+
+def training_narrow(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """Loss, summed in float32, and gradients."""
+    return jax.value_and_grad(lambda q, k, v: (fun(q, k, v).astype(jnp.float32) ** 2).mean(), (0, 1, 2))
+
+
+def arguments(
+    batch: int, length: int, dtype: Any = jnp.float32, heads: int = 8, width: int = 64
+) -> Callable[[], tuple[Any, ...]]:
+    """Queries, keys and values."""
+    return lambda: tuple(normal(batch, length, heads, width, seed=s, dtype=dtype) for s in range(3))
 
 
 CASES: Final[list[Case]] = [
@@ -176,6 +188,24 @@ CASES: Final[list[Case]] = [
         arguments(1, 2048),
     ),
     Case("causal attention and its gradient", training(causal), training(by_hand), arguments(2, 1024)),
+    Case(
+        "causal attention in bfloat16",
+        causal,
+        widened,
+        arguments(1, 1024, jnp.bfloat16),
+        gpu=cudnn,
+        gpu_args=arguments(4, 4096, jnp.bfloat16, 16, 128),
+        tolerance=5e-2,
+    ),
+    Case(
+        "causal attention in bfloat16 and its gradient",
+        training_narrow(causal),
+        training_narrow(widened),
+        arguments(1, 1024, jnp.bfloat16),
+        gpu=training_narrow(cudnn),
+        gpu_args=arguments(4, 4096, jnp.bfloat16, 16, 128),
+        tolerance=5e-2,
+    ),
     Case("attention without a mask, 1024", unmasked, unmasked, arguments(1, 1024)),
     Case("short attention: nothing to gain", causal, causal, arguments(8, 128)),
 ]

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from benchmarks.rewrite_cases._case import Case, normal
 
@@ -106,6 +107,42 @@ def projection_weights(count: int) -> Args:
     return (normal(8, 512), *(normal(512, 512, seed=i) for i in range(1, count + 1)))
 
 
+def calls(x: jax.Array, w: jax.Array) -> jax.Array:
+    """A layer called on the parts of an array, one after another."""
+    return jnp.stack([jnp.tanh(x[i] @ w) for i in range(x.shape[0])])
+
+
+def one_call(x: jax.Array, w: jax.Array) -> jax.Array:
+    """The layer called once."""
+    return jnp.tanh(x @ w)
+
+
+def chosen(x: jax.Array, w: jax.Array, c: jax.Array) -> jax.Array:
+    """Both branches, and a choice between them by one number."""
+    return jnp.where(c > 0, x @ w, jnp.tanh(x))
+
+
+def branched(x: jax.Array, w: jax.Array, c: jax.Array) -> jax.Array:
+    """The branch that is chosen."""
+    result: jax.Array = lax.cond(c > 0, lambda: x @ w, lambda: jnp.tanh(x))
+    return result
+
+
+def chosen_by_vmap(x: jax.Array, w: jax.Array, c: jax.Array) -> jax.Array:
+    """A cond under vmap, whose predicate is the same for all rows."""
+
+    def row(x: jax.Array, c: jax.Array) -> jax.Array:
+        result: jax.Array = lax.cond(c > 0, lambda: x @ w, lambda: jnp.tanh(x))
+        return result
+
+    return jax.vmap(row)(x, jnp.broadcast_to(c, (x.shape[0],)))
+
+
+def choice(number: float) -> Args:
+    """Rows, square weights and a number."""
+    return normal(256, 512), normal(512, 512, seed=1), jnp.float32(number)
+
+
 CASES: Final = [
     Case("batching: 32 products of 16×64×64", one_by_one, together, partial(experts, 32, 16, 64, 64)),
     Case("batching: 64 products of 4×16×16", one_by_one, together, partial(experts, 64, 4, 16, 16)),
@@ -138,6 +175,22 @@ CASES: Final = [
         grouped_mixed,
         lambda: (normal(8, 16, 64, 512), normal(8, 2, 512, 64, seed=1)),
     ),
+    Case(
+        "batching: a layer on 8 rows",
+        calls,
+        one_call,
+        lambda: (normal(8, 512), normal(512, 512, seed=1)),
+    ),
+    Case(
+        "batching: a layer on 8 parts of 16 rows",
+        calls,
+        one_call,
+        lambda: (normal(8, 16, 512), normal(512, 512, seed=1)),
+    ),
+    Case("batching: where of a product, not chosen", chosen, branched, partial(choice, -1)),
+    Case("batching: where of a product, chosen", chosen, branched, partial(choice, 1)),
+    Case("batching: cond under vmap, not chosen", chosen_by_vmap, branched, partial(choice, -1)),
+    Case("batching: cond under vmap, chosen", chosen_by_vmap, branched, partial(choice, 1)),
     Case(
         "batching: q, k and v (left alone)",
         projections,

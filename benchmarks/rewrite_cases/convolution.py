@@ -154,6 +154,45 @@ def integers() -> Args:
     return (images(32) * 30).astype(jnp.int8), (normal(3, 3, 32, 32) * 30).astype(jnp.int8)
 
 
+BINOMIAL: Final = np.array([1, 4, 6, 4, 1], np.float32) / 16
+
+
+def smoothed_twice(x: jax.Array) -> jax.Array:
+    """Two filters of five taps, one after the other."""
+    return jnp.convolve(jnp.convolve(x, BINOMIAL, "valid"), BINOMIAL, "valid")
+
+
+def smoothed_once(x: jax.Array) -> jax.Array:
+    """One filter of nine taps, as shifted products."""
+    kernel = np.convolve(BINOMIAL, BINOMIAL)
+    length = x.size - kernel.size + 1
+    return sum((x[i : i + length] * k for i, k in enumerate(kernel)), jnp.zeros(length))
+
+
+def narrowed(x: jax.Array, w: jax.Array, v: jax.Array) -> jax.Array:
+    """A convolution to many channels, and from these to few, with nothing between."""
+    result: jax.Array = convolution()(convolution()(x, w), v)
+    return result
+
+
+def narrowed_at_once(x: jax.Array, w: jax.Array, v: jax.Array) -> jax.Array:
+    """The convolution with the product of the kernels."""
+    result: jax.Array = convolution()(x, jnp.einsum("hwim,mo->hwio", w, v[0, 0]))
+    return result
+
+
+def two_kernels(x: jax.Array, w: jax.Array, v: jax.Array) -> jax.Array:
+    """The sum of two convolutions."""
+    result: jax.Array = convolution()(x, w) + convolution()(x, v)
+    return result
+
+
+def summed_kernels(x: jax.Array, w: jax.Array, v: jax.Array) -> jax.Array:
+    """The convolution with the sum of the kernels."""
+    result: jax.Array = convolution()(x, w + v)
+    return result
+
+
 CASES: Final = [
     Case("convolution: depthwise 3×3, 32 channels", convolution(32), shifts, partial(depthwise, 32, 3)),
     Case("convolution: depthwise 3×3, 8×56×56×64", convolution(64), shifts, partial(depthwise, 64, 3, 56, 8)),
@@ -230,6 +269,24 @@ CASES: Final = [
         lambda x, w: lax.conv_general_dilated(x, w, (1,), "SAME"),
         lambda x, w: lax.conv_general_dilated(x, w, (1,), "SAME"),
         lambda: (normal(1, 64, 1024), normal(64, 64, 64, seed=1)),
+    ),
+    Case(
+        "convolution: two filters of 5 taps",
+        smoothed_twice,
+        smoothed_once,
+        lambda: (normal(65536),),
+    ),
+    Case(
+        "convolution: 3×3 to 64 channels, then 1×1 to 8",
+        narrowed,
+        narrowed_at_once,
+        lambda: (images(16), normal(3, 3, 16, 64, seed=1), normal(1, 1, 64, 8, seed=2)),
+    ),
+    Case(
+        "convolution: sum of two 3×3",
+        two_kernels,
+        summed_kernels,
+        lambda: (images(16), normal(3, 3, 16, 32, seed=1), normal(3, 3, 16, 32, seed=2)),
     ),
     Case("convolution: 8-bit 3×3 (left alone)", integer, integer, integers),
 ]

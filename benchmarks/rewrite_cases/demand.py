@@ -90,6 +90,26 @@ def images() -> Args:
     return normal(16, 32, 32, 32), normal(3, 3, 32, 64, seed=1)
 
 
+def top_rows(x: jax.Array, w: jax.Array) -> jax.Array:
+    """The first four rows of a convolution, by hand."""
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x[:, :5], w, (1, 1), ((1, 0), (1, 1)), dimension_numbers=numbers)
+
+
+def pooled(x: jax.Array, w: jax.Array) -> jax.Array:
+    """The mean of a convolution over all places, by hand: what each tap meets is added up first."""
+    height, width = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    rows = jnp.stack([padded[:, i : i + height].sum(1) for i in range(3)])
+    met = jnp.stack([rows[:, :, i : i + width].sum(2) for i in range(3)])
+    return jnp.einsum("whbi,hwio->bo", met, w) / (height * width)
+
+
+def chosen() -> Args:
+    """Hidden states, an output projection, and one class for each."""
+    return normal(512, 256), normal(256, 8192, seed=1), integers(512, below=8192, seed=2)
+
+
 CASES: Final = [
     Case("demand: (A@B)[:8]", lambda a, b: (a @ b)[:8], lambda a, b: a[:8] @ b, square),
     Case("demand: (A@B)[:, :8]", lambda a, b: (a @ b)[:, :8], lambda a, b: a @ b[:, :8], square),
@@ -141,6 +161,26 @@ CASES: Final = [
         lambda x, w: convolved(x, w)[..., :8],
         lambda x, w: convolved(x, w[..., :8]),
         images,
+    ),
+    Case("demand: 4 rows convolved", lambda x, w: convolved(x, w)[:, :4], top_rows, images),
+    Case("demand: mean of a convolution", lambda x, w: convolved(x, w).mean((1, 2)), pooled, images),
+    Case(
+        "demand: sum of the features convolved",
+        lambda x, w: convolved(x, w).sum(-1),
+        lambda x, w: convolved(x, w.sum(-1, keepdims=True))[..., 0],
+        images,
+    ),
+    Case(
+        "demand: take_along_axis(h@W, classes)",
+        lambda h, w, i: jnp.take_along_axis(h @ w, i[:, None], 1)[:, 0],
+        lambda h, w, i: jnp.sum(h * w[:, i].T, 1),
+        chosen,
+    ),
+    Case(
+        "demand: (h@W)[arange, classes]",
+        lambda h, w, i: (h @ w)[jnp.arange(512), i],
+        lambda h, w, i: jnp.sum(h * w[:, i].T, 1),
+        chosen,
     ),
     Case(
         "demand: two parts of A@B (left alone)",

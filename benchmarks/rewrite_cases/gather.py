@@ -40,6 +40,17 @@ def segment_sums(x: jax.Array, s: jax.Array) -> jax.Array:
     return jax.ops.segment_sum(x, s, num_segments=16)
 
 
+def class_means(x: jax.Array, s: jax.Array) -> jax.Array:
+    def mean(k: int) -> jax.Array:
+        return jnp.sum(jnp.where((s == k)[:, None], x, 0), 0) / jnp.sum(s == k)
+
+    return jnp.stack([mean(k) for k in range(16)])
+
+
+def class_means_by_hand(x: jax.Array, s: jax.Array) -> jax.Array:
+    return segment_sums(x, s) / jnp.bincount(s, length=16)[:, None]
+
+
 def smoothed(x: jax.Array, y: jax.Array) -> jax.Array:
     labels = 0.9 * one_hot(y, x.shape[-1]) + 0.1 / x.shape[-1]
     return -jnp.mean(jnp.sum(labels * log_softmax(x), axis=-1))
@@ -69,6 +80,13 @@ CASES = [
         lambda s: jnp.sum(one_hot(s, 64), 0),
         lambda s: jnp.zeros(64).at[s].add(1.0),
         lambda: (integers(200000, below=64),),
+    ),
+    Case("means by class", class_means, class_means_by_hand, points),
+    Case(
+        "sums by ten masks",
+        lambda x, m: jnp.sum(jnp.where(m[:, :, None], x, 0), 1),
+        lambda x, m: m.astype(x.dtype) @ x,
+        lambda: (normal(20000, 32), normal(10, 20000, seed=1) > 0),
     ),
     Case("segment_sum: must stay", segment_sums, segment_sums, points),
     Case("cross-entropy with smoothed labels: must stay", smoothed, smoothed, logits),

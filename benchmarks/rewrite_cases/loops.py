@@ -227,6 +227,120 @@ def linear_layer_in_parallel(x: Any, m: Any) -> Any:
     return lax.associative_scan(then, (jnp.broadcast_to(m, (x.shape[0], *m.shape)), x))[1]
 
 
+def smooth(h: Any, z: Any) -> tuple[Any, Any]:
+    h = 0.9 * h + 0.1 * z
+    return h, h
+
+
+def smoothed_thrice(x: Any) -> Any:
+    for _ in range(3):
+        x = jnp.tanh(lax.scan(smooth, jnp.zeros(x.shape[1:]), x)[1])
+    return x
+
+
+def smoothed_thrice_in_one(x: Any) -> Any:
+    def step(state: Arrays, z: Any) -> tuple[Arrays, Any]:
+        new = []
+        for h in state:
+            h, z = smooth(h, z)
+            new.append(h)
+            z = jnp.tanh(z)
+        return tuple(new), z
+
+    return lax.scan(step, (jnp.zeros(x.shape[1:]),) * 3, x)[1]
+
+
+def smoothed_thrice_in_parallel(x: Any) -> Any:
+    for _ in range(3):
+        x = jnp.tanh(composed(jnp.full_like(x, 0.9), 0.1 * x))
+    return x
+
+
+def statistics(x: Any) -> Any:
+    zero = jnp.zeros(x.shape[1])
+    means = lax.scan(smooth, zero, x)[1]
+    peaks = lax.scan(lambda h, z: ((y := jnp.maximum(0.99 * h, z)), y), zero, x)[1]
+    return means, peaks
+
+
+def statistics_in_one(x: Any) -> Any:
+    def step(state: Arrays, z: Any) -> tuple[Arrays, Arrays]:
+        mean, peak = state
+        state = smooth(mean, z)[0], jnp.maximum(0.99 * peak, z)
+        return state, state
+
+    zero = jnp.zeros(x.shape[1])
+    return lax.scan(step, (zero, zero), x)[1]
+
+
+def root_step(x: Any, y: Any) -> Any:
+    return y * (1.5 - 0.5 * x * y * y)
+
+
+def root(x: Any) -> Any:
+    return lax.fori_loop(0, 4, lambda i, y: root_step(x, y), jnp.full_like(x, 0.5))
+
+
+def root_written_out(x: Any) -> Any:
+    y = jnp.full_like(x, 0.5)
+    for _ in range(4):
+        y = root_step(x, y)
+    return y
+
+
+def columns(x: Any) -> Any:
+    return lax.fori_loop(0, x.shape[1], lambda t, h: 0.9 * h + x[:, t], jnp.zeros(x.shape[0]))
+
+
+def columns_as_rows(x: Any) -> Any:
+    return lax.scan(lambda h, z: (0.9 * h + z, None), jnp.zeros(x.shape[0]), x.T)[0]
+
+
+def differences(x: Any) -> Any:
+    start = jnp.zeros(x.shape[1])
+    return lax.fori_loop(1, x.shape[0], lambda t, h: 0.9 * h + jnp.abs(x[t] - x[t - 1]), start)
+
+
+def differences_in_parallel(x: Any) -> Any:
+    steps = jnp.abs(x[1:] - x[:-1])
+    return composed(jnp.full_like(steps, 0.9), steps)[-1]
+
+
+def in_place(x: Any) -> Any:
+    start = jnp.zeros_like(x)
+    return lax.fori_loop(1, x.shape[0], lambda t, out: out.at[t].set(0.9 * out[t - 1] + x[t]), start)
+
+
+def in_place_in_parallel(x: Any) -> Any:
+    return jnp.zeros_like(x).at[1:].set(composed(jnp.full_like(x[1:], 0.9), x[1:]))
+
+
+def second_order(x: Any) -> Any:
+    def step(state: Arrays, z: Any) -> tuple[Arrays, Any]:
+        y, before = state
+        new = z + 1.6 * y - 0.8 * before
+        return (new, y), new
+
+    zero = jnp.zeros(x.shape[1])
+    return lax.scan(step, (zero, zero), x)[1]
+
+
+def second_order_in_parallel(x: Any) -> Any:
+    def then(p: Arrays, q: Arrays) -> Arrays:
+        (a, b, c, d, u, v), (e, f, g, h, w, z) = p, q
+        return (
+            e * a + f * c,
+            e * b + f * d,
+            g * a + h * c,
+            g * b + h * d,
+            e * u + f * v + w,
+            g * u + h * v + z,
+        )
+
+    one, zero = jnp.ones_like(x), jnp.zeros_like(x)
+    return lax.associative_scan(then, (1.6 * one, -0.8 * one, one, zero, x, zero))[4]
+
+
 def recurrent(length: int, rows: int, width: int, gates: int = 1) -> Arrays:
     w = normal(width, gates * width, seed=1) * width**-0.5
     return normal(length, rows, width), w, normal(width, gates * width, seed=2) * 0.5 * width**-0.5
@@ -344,5 +458,43 @@ CASES = [
         lambda: (normal(1024, 16), normal(16, 16, seed=1) * 0.1),
         gpu=linear_layer_in_parallel,
         gpu_args=lambda: (normal(16384, 16), normal(16, 16, seed=1) * 0.1),
+    ),
+    Case(
+        "three smoothing filters in a row",
+        smoothed_thrice,
+        smoothed_thrice_in_one,
+        lambda: (normal(4096, 64),),
+        gpu=smoothed_thrice_in_parallel,
+        gpu_args=lambda: (normal(16384, 64),),
+    ),
+    Case("two running statistics", statistics, statistics_in_one, lambda: (normal(4096, 256),)),
+    Case(
+        "fori_loop: four steps of Newton's method",
+        root,
+        root_written_out,
+        lambda: (jnp.abs(normal(1 << 20)) + 0.5,),
+    ),
+    Case("fori_loop over columns", columns, columns_as_rows, lambda: (normal(1024, 2048),)),
+    Case(
+        "fori_loop over neighbouring rows: stays",
+        differences,
+        differences,
+        lambda: (normal(4096, 64),),
+        gpu=differences_in_parallel,
+    ),
+    Case(
+        "fori_loop that reads the row it has written: stays",
+        in_place,
+        in_place,
+        lambda: (normal(4096, 64),),
+        gpu=in_place_in_parallel,
+    ),
+    Case(
+        "second-order filter: stays",
+        second_order,
+        second_order,
+        _ONE[0],
+        gpu=second_order_in_parallel,
+        gpu_args=_ONE[1],
     ),
 ]

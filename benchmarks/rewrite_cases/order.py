@@ -46,6 +46,31 @@ def ninth_decile(x: jax.Array) -> jax.Array:
     return top[:, -1] * (1 - (place - low)) + top[:, -2] * (place - low)
 
 
+def median_by_bisection(x: jax.Array) -> jax.Array:
+    """The median of rows of even length: the bits of its lower half one by one."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    keys = jnp.where(bits < 0, bits ^ jnp.int32(0x7FFFFFFF), bits)
+    place = x.shape[-1] // 2 - 1
+
+    def step(_: int, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = (low >> 1) + (high >> 1) + (low & high & 1)
+        enough = jnp.sum((keys <= middle[:, None]).astype(jnp.int32), -1) > place
+        return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)
+
+    ends = jnp.full(x.shape[0], -(2**31), jnp.int32), jnp.full(x.shape[0], 2**31 - 1, jnp.int32)
+    found, _ = lax.fori_loop(0, 32, step, ends)
+    value = lax.bitcast_convert_type(jnp.where(found < 0, found ^ jnp.int32(0x7FFFFFFF), found), jnp.float32)
+    upto = jnp.sum(keys <= found[:, None], -1) > place + 1
+    after = jnp.min(jnp.where(keys > found[:, None], x, jnp.inf), -1)
+    return jnp.where(upto, value, (value + after) / 2)
+
+
+def few_scores() -> Args:
+    """One short row of numbers."""
+    return (normal(1, 128),)
+
+
 CASES: Final = [
     Case("order: sort(x)[:8]", lambda x: jnp.sort(x)[:, :8], smallest, scores),
     Case("order: -sort(-x)[:8]", lambda x: -jnp.sort(-x)[:, :8], lambda x: lax.top_k(x, 8)[0], scores),
@@ -71,11 +96,18 @@ CASES: Final = [
         lambda x: jnp.argmax(x, -1),
         more_scores,
     ),
+    Case("order: median(x)", lambda x: jnp.median(x, -1), median_by_bisection, scores),
     Case(
-        "order: median(x) (left alone)",
+        "order: top_k(softmax(x))[1]",
+        lambda x: lax.top_k(jax.nn.softmax(x), 8)[1],
+        lambda x: lax.top_k(x, 8)[1],
+        more_scores,
+    ),
+    Case(
+        "order: median of 128 (left alone)",
         lambda x: jnp.median(x, -1),
         lambda x: jnp.median(x, -1),
-        scores,
+        few_scores,
     ),
     Case(
         "order: sort(n)[:8] (left alone)",

@@ -22,6 +22,15 @@ def transposes_by_hand(a: jax.Array, b: jax.Array) -> jax.Array:
     return product + product.T
 
 
+def symmetric_loss(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.sin(transposes(a, b)))
+
+
+def symmetric_gradient_by_hand(a: jax.Array, b: jax.Array) -> jax.Array:
+    outer = jnp.cos(transposes_by_hand(a, b))
+    return (outer + outer.T) @ b
+
+
 def crossed(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.Array:
     return a @ c + (a @ d + b @ c) + b @ d
 
@@ -63,17 +72,17 @@ def nearly_low_rank(a: jax.Array, u: jax.Array, v: jax.Array, b: jax.Array, w: j
     return (a + jnp.outer(u, v)) @ (b @ w)
 
 
-def iteration(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array, x: jax.Array) -> jax.Array:
+def iteration(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array, u: jax.Array) -> jax.Array:
     def step(x: jax.Array, _: None) -> tuple[jax.Array, None]:
         y, z = c @ x, d @ x
-        return jnp.tanh(a @ y + (a @ z + b @ y) + b @ z), None
+        return jnp.tanh(a @ y + (a @ z + b @ y) + b @ z + u), None
 
-    return lax.scan(step, x, None, length=500)[0]
+    return lax.scan(step, u, None, length=500)[0]
 
 
-def iteration_by_hand(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array, x: jax.Array) -> jax.Array:
+def iteration_by_hand(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array, u: jax.Array) -> jax.Array:
     both = (a + b) @ (c + d)
-    return lax.scan(lambda x, _: (jnp.tanh(both @ x), None), x, None, length=500)[0]
+    return lax.scan(lambda x, _: (jnp.tanh(both @ x + u), None), u, None, length=500)[0]
 
 
 def different(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.Array:
@@ -82,6 +91,13 @@ def different(a: jax.Array, b: jax.Array, c: jax.Array, d: jax.Array) -> jax.Arr
 
 CASES = [
     Case("A Bᵀ + B Aᵀ", transposes, transposes_by_hand, arrays((N, N), (N, N)), passes=PASSES),
+    Case(
+        "gradient of Σ sin(A Bᵀ + B Aᵀ)",
+        jax.grad(symmetric_loss),
+        symmetric_gradient_by_hand,
+        arrays((N, N), (N, N), scale=0.2),
+        passes=PASSES,
+    ),
     Case("A C + (A D + B C) + B D", crossed, crossed_by_hand, arrays(*((N, N),) * 4), passes=PASSES),
     Case("(A B) C and (B C) D", overlapping, overlapping_by_hand, arrays(*((N, N),) * 4), passes=PASSES),
     Case("x · (A + Aᵀ) x", quadratic, quadratic_by_hand, arrays((2 * N, 2 * N), (2 * N,)), passes=PASSES),
@@ -96,7 +112,7 @@ CASES = [
         "A (C x) + (A (D x) + B (C x)) + B (D x) in a loop",
         iteration,
         iteration_by_hand,
-        arrays(*((256, 256),) * 4, (256,), scale=0.05),
+        arrays(*((256, 256),) * 4, (256,), scale=0.02),
         passes=PASSES,
     ),
     Case(

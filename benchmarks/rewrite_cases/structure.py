@@ -42,6 +42,19 @@ def logdet_by_hand(a: jax.Array) -> jax.Array:
     return jnp.sum(jnp.log(jnp.abs(jnp.diagonal(a))))
 
 
+def low_rank_each(d: jax.Array, u: jax.Array, v: jax.Array, x: jax.Array) -> jax.Array:
+    result: jax.Array = jax.vmap(lambda d, u, v, x: (jnp.diag(d) + u @ v.T) @ x)(d, u, v, x)
+    return result
+
+
+def low_rank_each_by_hand(d: jax.Array, u: jax.Array, v: jax.Array, x: jax.Array) -> jax.Array:
+    return d * x + jnp.einsum("bir,br->bi", u, jnp.einsum("bjr,bj->br", v, x))
+
+
+def regular_each() -> tuple[jax.Array, ...]:
+    return normal(8, 64, 64) / 64 + jnp.eye(64), normal(8, 64, seed=1)
+
+
 S = 512
 
 CASES = [
@@ -79,6 +92,42 @@ CASES = [
         arrays((2048, 2048), (2048, 8), (8, 2048), (4, 2048)),
     ),
     Case("inv(A) @ b", lambda a, b: linalg.inv(a) @ b, linalg.solve, regular(S, (S,))),
+    Case(
+        "diag(v) @ A for each",
+        lambda v, a: jax.vmap(lambda v, a: jnp.diag(v) @ a)(v, a),
+        lambda v, a: v[:, :, None] * a,
+        arrays((8, 256), (8, 256, 256)),
+    ),
+    Case(
+        "(diag(d) + U Vᵀ) @ x for each",
+        low_rank_each,
+        low_rank_each_by_hand,
+        arrays((8, 256), (8, 256, 8), (8, 256, 8), (8, 256)),
+    ),
+    Case(
+        "kron(A, B) @ x for each",
+        lambda a, b, x: jax.vmap(lambda a, b, x: jnp.kron(a, b) @ x)(a, b, x),
+        lambda a, b, x: jax.vmap(lambda a, b, x: (a @ (x.reshape(32, 16) @ b.T)).ravel())(a, b, x),
+        arrays((8, 32, 32), (8, 16, 16), (8, 512)),
+    ),
+    Case(
+        "inv(A) @ b for each",
+        lambda a, b: jax.vmap(lambda a, b: linalg.inv(a) @ b)(a, b),
+        lambda a, b: linalg.solve(a, b[..., None])[..., 0],
+        regular_each,
+    ),
+    Case(
+        "inv(A) @ b and inv(A) @ c",
+        lambda a, b, c: (linalg.inv(a) @ b, linalg.inv(a) @ c),
+        lambda a, b, c: tuple(linalg.solve(a, jnp.stack([b, c], 1)).T),
+        regular(S, (S,), (S,)),
+    ),
+    Case(
+        "slogdet(kron(A, B))",
+        lambda a, b: linalg.slogdet(jnp.kron(a, b))[1],
+        lambda a, b: 8 * linalg.slogdet(a)[1] + 16 * linalg.slogdet(b)[1],
+        arrays((16, 16), (8, 8)),
+    ),
     Case(
         "solve(tril(A), b)",
         lambda a, b: linalg.solve(jnp.tril(a), b),

@@ -70,6 +70,7 @@ class PassContext:
         counts: how often each rule fired in the pass at hand.
         applications: what was changed, in order (the first ten thousand).
         misses: what nearly fired.
+        notes: what the user should know whether or not anybody asks, for the report.
         is_static: whether no shape in the program is symbolic.
         settled: the version of the graph that each pass left when it last ran.
         version: the version of the graph after the last pass.
@@ -83,6 +84,7 @@ class PassContext:
     counts: Counter[str] = field(default_factory=Counter)
     applications: list[Application] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     is_static: bool = False
     settled: dict[Any, int] = field(default_factory=dict)
     version: int = 0
@@ -110,6 +112,12 @@ class PassContext:
         """Record that a rule nearly fired, when somebody wants to know."""
         if self.explain and len(self.misses) < _MOST_RECORDS:
             self.misses.append(Miss(rule, node.op, node.source, reason))
+
+    def note(self, text: str) -> None:
+        """Tell the user something in the report, such as a limit that was reached; the same only once."""
+        note = f"{self.current_pass}: {text}"
+        if note not in self.notes:
+            self.notes.append(note)
 
     def seconds(self, cost: Cost) -> float:
         """The estimated time of a cost on the target."""

@@ -92,7 +92,7 @@ class PassManager:
         for instrument in self.instruments:
             instrument.before_pipeline(graph)
         self._steps(pipeline.steps, graph, ctx, report)
-        report.applications, report.misses = ctx.applications, ctx.misses
+        report.applications, report.misses, report.notes = ctx.applications, ctx.misses, ctx.notes
         report.equations_after = graph.num_nodes()
         report.pass_seconds = time.perf_counter() - start
         return graph, report

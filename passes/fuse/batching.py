@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from lepton_jax.passes.fuse._batching import repeated, stacked
-from lepton_jax.rewrite import Rule, RulePass
+from lepton_jax.ir.graph import Graph
+from lepton_jax.passes.fuse._batching import choice, repeated, stacked
+from lepton_jax.rewrite import PassContext, Rule, RulePass
 
 RULES: Final[tuple[Rule, ...]] = (*stacked.RULES, *repeated.RULES)
 
@@ -28,3 +29,9 @@ class Batching(RulePass):
 
     name: ClassVar[str] = "batching"
     rules: ClassVar[Sequence[Rule]] = RULES
+
+    def run(self, graph: Graph, ctx: PassContext) -> None:
+        """Rules, then choices by one number: what one side alone needs is computed there."""
+        super().run(graph, ctx)
+        for inner in list(graph.graphs()):
+            choice.choose_by_number(inner, ctx, self.level)

@@ -24,7 +24,8 @@ class Counted(Pass):
 
     - `known-trips`: a while loop that counts to a known number is a scan;
     - `indexed-input`: rows that are read one after the other are a scanned input;
-    - `indexed-output`: rows that are written one after the other are a stacked output.
+    - `indexed-output`: rows that are written one after the other are a stacked output;
+    - `row-behind`: such rows that are read again up to four iterations later are carries.
 
     Exact. It saves nothing by itself: it shows other passes what an iteration needs of the ones before.
     """

@@ -11,25 +11,8 @@ from lepton_jax.ir import _jax
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.inline import copy_node
 from lepton_jax.ir.regions import LOOPS, add_constant, drop_slots, editable, outer_of, slots, trip_count
+from lepton_jax.passes.loops._parts.worth import MOVEMENT
 from lepton_jax.rewrite import Pass, PassContext, erase_dead
-
-_MOVEMENT: Final = frozenset(
-    {
-        "broadcast_in_dim",
-        "reshape",
-        "transpose",
-        "squeeze",
-        "expand_dims",
-        "slice",
-        "iota",
-        "convert_element_type",
-        "rev",
-        "concatenate",
-        "pad",
-        "copy",
-    }
-)
-"""Operations that a loop body repeats at little or no cost."""
 
 _STUCK: Final = frozenset({"rng_uniform", "optimization_barrier"})
 """Operations that mean what they say where they stand."""
@@ -125,7 +108,7 @@ def _fixed_nodes(region: Graph, outside: dict[Value, Value], certain: bool) -> d
             continue
         made = [found[v.node] for v in node.operands if v.node is not None]
         given = [math.prod(v.shape) for v in node.operands if v.node is None]
-        works = node.op not in _MOVEMENT or any(m.works for m in made)
+        works = node.op not in MOVEMENT or any(m.works for m in made)
         found[node] = _Fixed(len(found), works, max([*given, *(m.source for m in made)], default=0))
     return found
 
@@ -138,7 +121,7 @@ def _may_move(node: Node, certain: bool) -> bool:
 
 def _pays(node: Node, cone: Sequence[Node], fixed: _Fixed) -> bool:
     """Whether the work behind a node is worth keeping its result."""
-    if all(n.op in _MOVEMENT for n in cone or [node]):
+    if all(n.op in MOVEMENT for n in cone or [node]):
         return False
     return bool(sum(math.prod(value.shape) for value in node.results) <= fixed.source)
 

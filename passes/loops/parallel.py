@@ -7,10 +7,10 @@ from typing import ClassVar, Final
 
 from lepton_jax.ir.graph import Graph, Node
 from lepton_jax.passes.loops._parallel.batch import run_at_once
-from lepton_jax.passes.loops._parts.apply import RULES, solve_carry
+from lepton_jax.passes.loops._parts.apply import rule_of, solve_carry
 from lepton_jax.passes.loops._parts.credit import credited
 from lepton_jax.passes.loops._parts.plan import SIMPLE, Step, plan
-from lepton_jax.passes.loops._parts.scan import Scan, is_plain_scan
+from lepton_jax.passes.loops._parts.scan import Scan, plain_scans
 from lepton_jax.passes.loops._parts.worth import CHUNK, DOTS, LARGEST, stuck, temporaries, total_bytes
 from lepton_jax.rewrite import Level, Pass, PassContext, profit
 
@@ -46,10 +46,9 @@ class Parallel(Pass):
         """Inner loops first."""
         if not ctx.allows("reassociate", self.level):
             return
-        for inner in reversed(graph.graphs()):
-            for node in list(inner):
-                if is_plain_scan(node) and node.params["length"] > 1:
-                    _parallelise(node, ctx)
+        for node in plain_scans(graph):
+            if node.params["length"] > 1:
+                _parallelise(node, ctx)
 
 
 def _parallelise(node: Node, ctx: PassContext) -> None:
@@ -77,7 +76,7 @@ def finish(node: Node, kinds: frozenset[str], ctx: PassContext) -> None:
         step = next((step for step in steps if step.kind != "reduction"), None)
         if step is None:
             break
-        if not ctx.fire(RULES[step.kind], node):
+        if not ctx.fire(rule_of(step), node):
             return
         solve_carry(node, step)
     if node.is_dead:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from lepton_jax.ir.graph import Graph
 from lepton_jax.passes.loops._parts.credit import credited
-from lepton_jax.passes.loops._parts.scan import is_plain_scan
+from lepton_jax.passes.loops._parts.scan import is_plain_scan, plain_scans
 from lepton_jax.passes.loops._projection.accumulated import accumulated_products
 from lepton_jax.passes.loops._projection.after import project_outputs
 from lepton_jax.passes.loops._projection.before import project_inputs
@@ -38,9 +38,8 @@ class Projection(Pass):
         """Inner loops first."""
         if not ctx.allows("reassociate", self.level):
             return
-        for inner in reversed(graph.graphs()):
-            for node in list(inner):
-                for rule in (accumulated_products, project_outputs, project_inputs):
-                    if is_plain_scan(node):
-                        with credited(node, ctx):
-                            rule(node, ctx)
+        for node in plain_scans(graph):
+            for rule in (accumulated_products, project_outputs, project_inputs):
+                if is_plain_scan(node):
+                    with credited(node, ctx):
+                        rule(node, ctx)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.passes.loops._parts.credit import credited
 from lepton_jax.passes.loops._parts.plan import EVERY, Step, plan
-from lepton_jax.passes.loops._parts.scan import Scan, is_plain_scan
+from lepton_jax.passes.loops._parts.scan import Scan, is_plain_scan, plain_scans
 from lepton_jax.passes.loops._parts.worth import LARGEST, stuck, total_bytes
+from lepton_jax.passes.loops._recurrence.short import write_out
 from lepton_jax.passes.loops._recurrence.unroll import unroll
 from lepton_jax.passes.loops.parallel import finish
 from lepton_jax.rewrite import Level, Pass, PassContext, profit
@@ -31,9 +33,11 @@ class Recurrence(Pass):
     - `linear-recurrence`: the next carry is affine in the carry, element by element, however it is
       written; running sums are cumulative sums;
     - `clamped-recurrence`: sums, maxima and minima, as in min(max(h + a_t, low_t), high_t);
-    - `matrix-recurrence`: h @ A_t + b_t, up to 128 wide;
+    - `matrix-recurrence`: h @ A_t + b_t, and whatever else is linear in up to 128 numbers of a carry;
+    - `coupled-recurrence`: several carries that are linear in one another: filters, oscillators, rotations;
     - `loop-at-once`: what else the loop computes, for all iterations at once;
-    - `unrolled-loop`: small loops that stay do eight iterations in one, on a GPU (exact).
+    - `unrolled-loop`: small loops that stay do eight iterations in one, on a GPU (exact);
+    - `short-loop`: up to eight iterations of elementwise work on large arrays are written out (exact).
 
     All carries must be of these kinds, or of those that the pass `parallel` knows, and each may depend on
     those before. Where products of factors might overflow although the loop does not, the result is
@@ -48,19 +52,21 @@ class Recurrence(Pass):
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Inner loops first."""
         solving = ctx.allows("reassociate", self.level)
-        for inner in reversed(graph.graphs()):
-            for node in list(inner):
-                if not is_plain_scan(node) or not node.params["num_carry"] or _is_fallback(node):
-                    continue
-                if solving:
-                    _solve(node, ctx)
-                if is_plain_scan(node):
-                    unroll(node, ctx)
+        for node in plain_scans(graph):
+            if not node.params["num_carry"] or _is_fallback(node):
+                continue
+            if solving:
+                _solve(node, ctx)
+            if is_plain_scan(node):
+                unroll(node, ctx)
+                write_out(node, ctx)
 
 
 def _solve(node: Node, ctx: PassContext) -> None:
     scan = Scan(node)
     if scan.length < _SHORTEST and not profit.is_disregarded():
+        return
+    if _prefers_loops(ctx) and not ctx.explain:
         return
     steps = plan(scan, EVERY)
     if isinstance(steps, str):
@@ -77,25 +83,31 @@ def _solve(node: Node, ctx: PassContext) -> None:
 
 
 def _why_not(scan: Scan, steps: list[Step], ctx: PassContext) -> str | None:
-    platform = ctx.rates.platform
-    if platform == "cpu" and not profit.is_disregarded():
+    if _prefers_loops(ctx):
         return "a parallel scan does more work, and loses on the few cores of a CPU"
     for node in scan.body:
         reason = stuck(node)
         if reason is not None:
             return reason
     kept = scan.length * sum(map(_bytes_of, steps))
-    if kept > LARGEST.get(platform, 64 << 20):
+    if kept > LARGEST.get(ctx.rates.platform, 64 << 20):
         return f"the steps of all iterations take {kept / 2**20:.0f} MiB"
     return None
 
 
+def _prefers_loops(ctx: PassContext) -> bool:
+    return ctx.rates.platform == "cpu" and not profit.is_disregarded()
+
+
 def _bytes_of(step: Step) -> float:
     """Bytes that the steps of one iteration take."""
-    size = total_bytes([step.carry])
-    if step.kind == "matrix":
-        return size * (1 + int(step.carry.shape[-1]))
-    return 3 * size
+    vectors = 3 * total_bytes(carry for carry, _ in step.pairs)
+    if step.layout is None:
+        return vectors
+    sizes = [step.carry.shape[axis] for axis in step.layout.lanes[0]]
+    varying = [n for n, same in zip(sizes, step.layout.uniform, strict=True) if not same]
+    matrix = step.layout.states**2 * math.prod(varying) * max(step.carry.dtype.itemsize, 4)
+    return float(vectors + 2 * matrix)
 
 
 def _is_fallback(node: Node) -> bool:

@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from lepton_jax.passes.simplify._gather import classes, picks, products
+from lepton_jax.passes.simplify._gather import classes, masked, picks, products, stacks
 from lepton_jax.rewrite import Rule, RulePass
 
-RULES: Final[tuple[Rule, ...]] = (*products.RULES, *picks.RULES, *classes.RULES)
+RULES: Final[tuple[Rule, ...]] = (
+    *products.RULES,
+    *picks.RULES,
+    *classes.RULES,
+    *stacks.RULES,
+    *masked.RULES,
+)
 
 
 @dataclass(frozen=True)

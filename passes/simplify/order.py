@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from lepton_jax.ir.graph import Graph
-from lepton_jax.passes.simplify._order import choices, reads, running, sorts
+from lepton_jax.passes.simplify._order import choices, reads, running, selection, sorts
 from lepton_jax.rewrite import PassContext, Rule, RulePass
 
 RULES: Final[tuple[Rule, ...]] = (*reads.RULES, *running.RULES, *choices.RULES)
@@ -23,8 +23,8 @@ class Order(RulePass):
     After:
         %1 = neg %x;  _, %2 = top_k[k=8] %1;  %3 = gather %x %2
 
-    The first and last entries of sorts and argsorts, one entry of a running sum, the largest entry
-    of a softmax, the best of the best. Level `reassociate`: see the rules for NaN and zeros.
+    The first and last entries of sorts and argsorts, medians and quantiles, one entry of a running sum, the
+    largest entry of a softmax, the best of the best. Level `reassociate`: see the rules for NaN and zeros.
     """
 
     name: ClassVar[str] = "order"
@@ -35,3 +35,4 @@ class Order(RulePass):
         super().run(graph, ctx)
         for inner in graph.graphs():
             sorts.choose_entries(inner, ctx, self.level)
+            selection.select_entries(inner, ctx, self.level)

@@ -6,10 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from lepton_jax.passes.simplify._structure import determinants, products, solves, woodbury
+from lepton_jax.passes.simplify._structure import batched, determinants, inverses, products, solves, woodbury
 from lepton_jax.rewrite import Rule, RulePass
 
-RULES: Final[tuple[Rule, ...]] = (*products.RULES, *solves.RULES, *woodbury.RULES, *determinants.RULES)
+RULES: Final[tuple[Rule, ...]] = (
+    *products.RULES,
+    *batched.RULES,
+    *inverses.RULES,
+    *solves.RULES,
+    *woodbury.RULES,
+    *determinants.RULES,
+)
 
 
 @dataclass(frozen=True)

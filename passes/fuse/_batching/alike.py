@@ -12,11 +12,27 @@ from jax import lax
 
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.ir.structure import operand_key, params_key
+from lepton_jax.passes.simplify._demand.makers import is_relu
 from lepton_jax.passes.simplify._movement.common import is_free
 
 _MOST_STEPS: Final = 48
 
 Step = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A matrix product that all compute.
+
+    Attributes:
+        work: multiplications of one of them.
+        rows: where one of its operands is the same for all, how many rows the other one has; else 0.
+        is_left: whether it is the left one that is the same.
+    """
+
+    work: int
+    rows: int = 0
+    is_left: bool = False
 
 
 @dataclass
@@ -31,7 +47,7 @@ class Alike:
         sizes: for each leaf, how long a part is along that axis.
         steps: the program: a primitive, its parameters and where its operands stand; or a leaf.
         nodes: the nodes that the program replaces.
-        products: work of each matrix product, and whether one of its operands is the same for all.
+        products: the matrix products, by the step that makes them.
     """
 
     context: Any
@@ -40,7 +56,7 @@ class Alike:
     sizes: list[int] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     nodes: dict[Node, None] = field(default_factory=dict)
-    products: list[tuple[int, bool]] = field(default_factory=list)
+    products: dict[int, Product] = field(default_factory=dict)
     _known: dict[tuple[Value, ...], int] = field(default_factory=dict)
 
     def add(self, values: tuple[Value, ...]) -> int | None:
@@ -70,7 +86,11 @@ class Alike:
             return self._leaf(first, None) if same else None
         makers = [value.node for value in values]
         template = makers[0]
-        if template is None or not _can_run(template, self.context):
+        if template is None:
+            return None
+        if template.op == "custom_jvp_call":
+            return self._relus(makers)
+        if not _can_run(template, self.context):
             return None
         nodes = [m for m in makers if m is not None and m.op == template.op and m.context is self.context]
         if len(nodes) != len(values) or len(set(nodes)) != len(nodes):
@@ -78,6 +98,17 @@ class Alike:
         if template.op == "slice":
             return self._slices(nodes)
         return self._operation(nodes)
+
+    def _relus(self, makers: list[Node | None]) -> Step | None:
+        """`jax.nn.relu`, which has a derivative of its own."""
+        nodes = [m for m in makers if m is not None and m.context is self.context and is_relu(m)]
+        if len(nodes) != len(makers) or len(set(nodes)) != len(nodes):
+            return None
+        place = self.add(tuple(node.operands[0] for node in nodes))
+        if place is None:
+            return None
+        self.nodes.update(dict.fromkeys(nodes))
+        return ("relu", (), place)
 
     def _leaf(self, value: Value, part: tuple[int, int] | None, size: int = 1) -> Step:
         self.leaves.append(value)
@@ -127,24 +158,29 @@ class Alike:
         return (template.primitive, tuple(sorted(template.params.items())), *places)
 
     def _product(self, node: Node, places: list[int]) -> None:
-        (summed, _), _ = node.params["dimension_numbers"]
+        (summed, batch) = node.params["dimension_numbers"]
         x = node.operands[0]
-        work = math.prod(node.result.shape) * math.prod(x.shape[d] for d in summed)
-        self.products.append((work, any(map(self.is_shared, places))))
+        work = math.prod(node.result.shape) * math.prod(x.shape[d] for d in summed[0])
+        shared = [side for side in (0, 1) if self.is_shared(places[side])]
+        rows = 0
+        if shared:
+            side = 1 - shared[0]
+            inner = {*summed[side], *batch[side]}
+            rows = math.prod(n for d, n in enumerate(node.operands[side].shape) if d not in inner)
+        self.products[len(self.steps)] = Product(work, rows, shared[:1] == [0])
 
     def is_private(self, readers: set[Node]) -> bool:
         """Whether only the program itself and `readers` read what it computes."""
         inside = readers | set(self.nodes)
         return all(user in inside for node in self.nodes for user, _ in node.result.uses)
 
-    def spread(self) -> tuple[bool, ...]:
-        """For each leaf, whether it is the same for all and an operand of a product."""
+    def spread(self, most_work: int) -> tuple[bool, ...]:
+        """For each leaf, whether it is the same for all and an operand of a product of at most so much."""
         found = [False] * len(self.leaves)
-        for primitive, *rest in self.steps:
-            if primitive is not None and primitive.name == "dot_general":
-                for place in rest[1:]:
-                    if self.is_shared(place):
-                        found[self.steps[place][1]] = True
+        for at, product in self.products.items():
+            for place in self.steps[at][2:] if product.work <= most_work else ():
+                if self.is_shared(place):
+                    found[self.steps[place][1]] = True
         return tuple(found)
 
 
@@ -187,6 +223,8 @@ def run_alike(
         for primitive, *rest in steps:
             if primitive is None:
                 made.append(values[rest[0]])
+            elif primitive == "relu":
+                made.append(jax.nn.relu(made[rest[1]]))
             else:
                 made.append(primitive.bind(*(made[place] for place in rest[1:]), **dict(rest[0])))
         return made[-1]

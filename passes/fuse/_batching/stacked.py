@@ -16,12 +16,16 @@ from lepton_jax.rewrite.rule import Outcome
 
 _FEWEST: Final = 4
 _FEWEST_SHARED: Final = 8
-"""How many products must be alike: of own operands, and with an operand in common."""
+"""How many products must be alike: of own operands or with large weights in common, and with small ones."""
 
 _LEAST_WORK: Final = 2**12
 _MOST_WORK_SHARED: Final = 2**16
 _MOST_WORK: Final = 2**27
-"""Multiplications: of all of them together at least, of one with a common operand, and of one at most."""
+"""Multiplications: of all of them together at least, of one with a common operand that is copied for a
+batched product, and of one at most."""
+
+_MOST_ROWS: Final = 64
+"""Rows from which on reading common weights once instead of each time saves nothing."""
 
 
 @movement_rule("stack", "concatenate", level="reassociate", backends=("cpu", "gpu"))
@@ -58,13 +62,17 @@ def _may_be_alike(values: tuple[Value, ...]) -> bool:
 def _why_not(alike: Alike, count: int, node: Node) -> str | None:
     if not alike.is_private({node}):
         return "what they are made of is also read elsewhere"
-    if sum(work for work, _ in alike.products) * count < _LEAST_WORK:
+    products = alike.products.values()
+    if sum(product.work for product in products) * count < _LEAST_WORK:
         return "there is little work in the products"
-    if any(work > _MOST_WORK for work, _ in alike.products):
+    if any(product.work > _MOST_WORK for product in products):
         return "the products are large"
-    shared = [work for work, is_shared in alike.products if is_shared]
-    if shared and (count < _FEWEST_SHARED or max(shared) > _MOST_WORK_SHARED):
-        return "products with an operand in common are few or large"
+    shared = [product for product in products if product.rows]
+    if count < _FEWEST_SHARED and any(product.work <= _MOST_WORK_SHARED for product in shared):
+        return "small products with an operand in common are few"
+    large = [product for product in shared if product.work > _MOST_WORK_SHARED]
+    if any(product.is_left or product.rows > _MOST_ROWS for product in large):
+        return "products with an operand in common are large and have many rows each"
     return None
 
 
@@ -73,7 +81,7 @@ def _program(alike: Alike, count: int) -> tuple[tuple[str, Any], ...]:
         ("steps", tuple(alike.steps)),
         ("parts", tuple(alike.parts)),
         ("sizes", tuple(alike.sizes)),
-        ("spread", alike.spread()),
+        ("spread", alike.spread(_MOST_WORK_SHARED)),
         ("count", count),
     )
 

@@ -7,7 +7,9 @@ from typing import Any
 from jax import lax
 
 from lepton_jax.ir.graph import Node, Value
+from lepton_jax.passes.loops._counted.behind import hand_on_rows
 from lepton_jax.passes.loops._counted.places import Place, Places, known_number, step_of
+from lepton_jax.passes.loops._counted.starts import Written, is_inside, starts_of
 from lepton_jax.passes.loops._parts.scan import (
     Scan,
     add_scanned,
@@ -16,11 +18,14 @@ from lepton_jax.passes.loops._parts.scan import (
     drop_unread,
     write_after,
 )
-from lepton_jax.rewrite import PassContext, erase_dead, rewrite
+from lepton_jax.passes.loops._parts.worth import DOTS
+from lepton_jax.rewrite import PassContext, erase_dead, profit, rewrite
 from lepton_jax.rewrite.replacement import write_before
 
 READ = "indexed-input"
 WRITTEN = "indexed-output"
+_LONG_COLUMN = 64
+COPIES = "copying rows for the loop takes longer on a CPU than reading them where they are"
 
 
 def counters(scan: Scan) -> Places:
@@ -39,7 +44,8 @@ def scan_rows(node: Node, ctx: PassContext) -> None:
 
     scan((i, c): (i + 1, f(c, x[i]))) → scan(c, row: f(c, row)) over x
 
-    So are x[i + k] and x[n - i], along any axis, where every iteration stays inside of the array.
+    So are x[i + k] and x[n - i], along any axis, where every iteration stays inside of the array. On a CPU
+    only where no rows are copied for it, or the loop has a product that other passes may take out.
     """
     scan = Scan(node)
     if not any(n.op == "dynamic_slice" for n in scan.body):
@@ -48,10 +54,15 @@ def scan_rows(node: Node, ctx: PassContext) -> None:
     for reader in list(scan.body):
         if reader.op != "dynamic_slice" or reader.operands[0] not in scan.consts:
             continue
-        starts = _starts(reader.operands[1:], reader.params["slice_sizes"], places, reader.operands[0])
-        if starts is None or not ctx.fire(READ, reader):
+        starts = starts_of(reader.operands[1:], reader.params["slice_sizes"], places, reader.operands[0])
+        if starts is None:
             continue
         axis, place, others = starts
+        if _copies(scan, axis, place, reader.operands[0], ctx):
+            ctx.miss(READ, reader, COPIES)
+            continue
+        if not ctx.fire(READ, reader):
+            continue
         made = rewrite(
             rows,
             scan.outer[reader.operands[0]],
@@ -94,7 +105,8 @@ def stack_rows(node: Node, ctx: PassContext) -> None:
 
     scan((i, out): (i + 1, out.at[i].set(y))) → scan(…: y)
 
-    Holds where nothing reads `out` in the loop; rows that no iteration writes stay.
+    Holds where nothing reads `out` in the loop, but for rows that were written a few iterations before,
+    which become carries; rows that no iteration writes stay.
     """
     position = 0
     while position < node.params["num_carry"]:
@@ -108,13 +120,21 @@ def _stack_rows(node: Node, position: int, ctx: PassContext) -> bool:
     writer = after.node
     if writer is None or writer.op not in _WRITERS or writer.operands[0] is not out:
         return False
-    if list(after.uses) != [(scan.body.ret, position)] or len(out.uses) != 1:
+    if list(after.uses) != [(scan.body.ret, position)]:
         return False
-    found = _WRITERS[writer.op](writer, counters(scan))
-    if found is None:
+    places = counters(scan)
+    found = _WRITERS[writer.op](writer, places)
+    if found is None or found[0].is_const:
         return False
     update, axis, place = found
-    if update.is_const or not ctx.fire(WRITTEN, writer):
+    if _copies(scan, axis, place, out, ctx):
+        ctx.miss(WRITTEN, writer, COPIES)
+        return False
+    if len(out.uses) > 1:
+        if writer.op == "scatter-add" or not hand_on_rows(node, out, writer, found, places, ctx):
+            return False
+        scan = Scan(node)
+    if not ctx.fire(WRITTEN, writer):
         return False
     ys = scan.result_of(update) or add_stacked(node, update)
     made = rewrite(
@@ -158,6 +178,20 @@ def written(out: Any, ys: Any, *, axis: int, place: Place, add: bool) -> Any:
     return lax.dynamic_update_slice_in_dim(out, ys, low, axis)
 
 
+def _copies(scan: Scan, axis: int, place: Place, array: Value, ctx: PassContext) -> bool:
+    """Whether rows would be copied to no purpose: those of a part of an array, or the other way round.
+
+    A loop with a product may lose the product to another pass, and long columns are read faster as rows.
+    """
+    if ctx.rates.platform != "cpu" or profit.is_disregarded():
+        return False
+    if any(node.op in DOTS for node in scan.body.walk()):
+        return False
+    if _in_memory(place, scan.node) != (0, 1) or array.shape[axis] != scan.length:
+        return True
+    return axis > 0 and array.aval.size < _LONG_COLUMN * scan.length
+
+
 def _in_memory(place: Place, node: Node) -> Place:
     """A place by the position in memory instead of the iteration: the other way round for `reverse`."""
     if not node.params["reverse"]:
@@ -166,35 +200,9 @@ def _in_memory(place: Place, node: Node) -> Place:
     return first + by * (node.params["length"] - 1), -by
 
 
-def _starts(
-    indices: list[Value], sizes: tuple[int, ...], places: Places, source: Value
-) -> tuple[int, Place, tuple[int, ...]] | None:
-    """The axis along which slices of size 1 follow one another, their place, and the other starts."""
-    found = [places.of(index) for index in indices]
-    moving = [d for d, place in enumerate(found) if place is None or place[1]]
-    if len(moving) != 1:
-        return None
-    (axis,) = moving
-    place = found[axis]
-    if place is None or sizes[axis] != 1 or not _inside(place, places.length, source.shape[axis]):
-        return None
-    limits = [n - size for n, size in zip(source.shape, sizes, strict=True)]
-    others = tuple(min(max(p[0], 0), most) if p else 0 for p, most in zip(found, limits, strict=True))
-    return axis, place, others
-
-
-def _inside(place: Place, length: int, size: int) -> bool:
-    first, by = place
-    last = first + by * (length - 1)
-    return abs(by) == 1 and min(first, last) >= 0 and max(first, last) < size
-
-
-Written = tuple[Value, int, Place] | None
-
-
-def _update_slice(writer: Node, places: Places) -> Written:
+def _update_slice(writer: Node, places: Places) -> Written | None:
     out, update, *indices = writer.operands
-    starts = _starts(indices, tuple(update.shape), places, out)
+    starts = starts_of(indices, tuple(update.shape), places, out)
     if starts is None or any(
         n != m for d, (n, m) in enumerate(zip(update.shape, out.shape, strict=True)) if d != starts[0]
     ):
@@ -202,7 +210,7 @@ def _update_slice(writer: Node, places: Places) -> Written:
     return update, starts[0], starts[1]
 
 
-def _scatter(writer: Node, places: Places) -> Written:
+def _scatter(writer: Node, places: Places) -> Written | None:
     out, index, update = writer.operands
     numbers = writer.params["dimension_numbers"]
     plain = (
@@ -213,7 +221,7 @@ def _scatter(writer: Node, places: Places) -> Written:
         and not numbers.operand_batching_dims
     )
     place = places.of(index) if plain else None
-    if place is None or not _inside(place, places.length, out.shape[0]):
+    if place is None or not is_inside(place, places.length, out.shape[0]):
         return None
     return update, 0, place
 

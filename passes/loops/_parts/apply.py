@@ -20,6 +20,7 @@ from lepton_jax.passes.loops._parts.scan import (
 )
 from lepton_jax.passes.loops._recurrence import solve
 from lepton_jax.passes.loops._recurrence.interpret import coefficients
+from lepton_jax.passes.loops._recurrence.joint import joint, joint_coefficients
 from lepton_jax.rewrite import erase_dead, rewrite
 from lepton_jax.rewrite.replacement import Rewrite, write_before
 
@@ -28,32 +29,43 @@ RULES = {
     "shift": "shifted-carry",
     "affine": "linear-recurrence",
     "clamped": "clamped-recurrence",
-    "matrix": "matrix-recurrence",
 }
 """What the change is called, by the kind of step."""
 
 
+def rule_of(step: Step) -> str:
+    """What solving a step is called."""
+    if step.kind == "joint":
+        return "coupled-recurrence" if step.others else "matrix-recurrence"
+    return RULES[step.kind]
+
+
 def solve_carry(node: Node, step: Step) -> None:
-    """Compute a carry for all iterations before the loop, and let the loop scan over it."""
-    after, before, last = _SOLVERS[step.kind](node, step)
+    """Compute the carries of a step for all iterations before the loop, and let the loop scan over them."""
+    solved = _SOLVERS[step.kind](node, step)
     scan = Scan(node)
-    position = scan.carries.index(step.carry)
-    node.results[position].replace_uses(last)
-    replace_stacked(node, step.next, after)
-    if _is_read(Scan(node), step, position):
-        step.next.replace_uses(add_scanned(node, after, step.next))
-    if step.carry.uses:
-        step.carry.replace_uses(add_scanned(node, before, step.carry))
-    drop_carry(node, position)
+    places = [scan.carries.index(carry) for carry, _ in step.pairs]
+    for place, (_, _, last) in zip(places, solved, strict=True):
+        node.results[place].replace_uses(last)
+    for (_, new), (after, _, _) in zip(step.pairs, solved, strict=True):
+        replace_stacked(node, new, after)
+    for place, (_, new), (after, _, _) in zip(places, step.pairs, solved, strict=True):
+        if _is_read(Scan(node), new, place):
+            new.replace_uses(add_scanned(node, after, new))
+    for (carry, _), (_, before, _) in zip(step.pairs, solved, strict=True):
+        if carry.uses:
+            carry.replace_uses(add_scanned(node, before, carry))
+    for place in sorted(places, reverse=True):
+        drop_carry(node, place)
     drop_unread(node)
-    for value in (after, before, last):
+    for value in dict.fromkeys(value for each in solved for value in each):
         if value.node is not None and value.node.alive:
             erase_dead(value.node)
 
 
-def _is_read(scan: Scan, step: Step, position: int) -> bool:
-    """Whether the body reads what it returns for the carry."""
-    return step.next.node is not None and any(use != (scan.body.ret, position) for use in step.next.uses)
+def _is_read(scan: Scan, new: Value, position: int) -> bool:
+    """Whether the body reads what it returns for a carry."""
+    return new.node is not None and any(use != (scan.body.ret, position) for use in new.uses)
 
 
 Solved = tuple[Value, Value, Value]
@@ -64,15 +76,14 @@ def _init(node: Node, step: Step) -> Value:
     return scan.init[scan.carries.index(step.carry)]
 
 
-def _counter(node: Node, step: Step) -> Solved:
+def _counter(node: Node, step: Step) -> list[Solved]:
     scan = Scan(node)
     by, reverse = step_of(step.carry, step.next), node.params["reverse"]
     made = rewrite(solve.count, _init(node, step), length=scan.length, by=by, reverse=reverse)
-    a, b, c = write_before(made, node, RULES["counter"])
-    return a, b, c
+    return _triples(write_before(made, node, RULES["counter"]))
 
 
-def _shift(node: Node, step: Step) -> Solved:
+def _shift(node: Node, step: Step) -> list[Solved]:
     scan = Scan(node)
     rule = RULES["shift"]
     known = scan.result_of(step.next) if step.next in scan.scanned else None
@@ -80,11 +91,10 @@ def _shift(node: Node, step: Step) -> Solved:
         piece, leaves = cut(scan.body, [step.next])
         (known,) = write_batched(scan, piece, leaves, rule)
     made = rewrite(solve.history, known, _init(node, step), reverse=node.params["reverse"])
-    a, b, c = write_before(made, node, rule)
-    return a, b, c
+    return _triples(write_before(made, node, rule))
 
 
-def _recurrence(node: Node, step: Step) -> Solved:
+def _recurrence(node: Node, step: Step) -> list[Solved]:
     scan = Scan(node)
     rule = RULES[step.kind]
     piece, leaves = cut(scan.body, [step.next])
@@ -99,18 +109,23 @@ def _recurrence(node: Node, step: Step) -> Solved:
         form=step.kind,
     )
     parts = write_before(made, node, rule)
-    init, reverse = _init(node, step), node.params["reverse"]
-    solution = _solution(step.kind, init, parts, scan.length, reverse)
-    a, b, c = write_before(solution, node, rule)
-    for part in parts:
-        if part.node is not None and part.node.alive:
-            erase_dead(part.node)
-    return a, b, c
+    step_by_step = {"piece": piece, "mapped": mapped, "carry": leaves.index(step.carry)}
+    solution = _solution(node, step, parts, values, step_by_step)
+    return _finished(write_before(solution, node, rule), parts)
 
 
-def _solution(kind: str, init: Value, parts: list[Value], length: int, reverse: bool) -> Rewrite:
-    """The cheapest way to compose steps with these coefficients."""
-    if kind == "clamped":
+def _solution(
+    node: Node, step: Step, parts: list[Value], values: list[Value], step_by_step: dict[str, Any]
+) -> Rewrite:
+    """The cheapest way to compose steps with these coefficients.
+
+    Args:
+        parts: the coefficients.
+        values: what the step reads besides the carry.
+        step_by_step: what it takes to run the loop as it was.
+    """
+    init, reverse, length = _init(node, step), node.params["reverse"], node.params["length"]
+    if step.kind == "clamped":
         shift, low, high = parts
         has_low, has_high = not _is_splat(low, -math.inf), not _is_splat(high, math.inf)
         if _is_splat(shift, 0) and has_low != has_high:
@@ -119,13 +134,53 @@ def _solution(kind: str, init: Value, parts: list[Value], length: int, reverse: 
         bounds = [low] * has_low + [high] * has_high
         return rewrite(solve.clamped, init, shift, *bounds, low=has_low, high=has_high, reverse=reverse)
     factor, addend = parts
-    if kind == "affine" and _is_splat(factor, 1):
+    if _is_splat(factor, 1):
         return rewrite(solve.accumulate, init, addend, op="add", reverse=reverse)
     from_zero = _is_splat(init, 0)
-    if kind == "matrix":
-        return rewrite(solve.matrix, init, factor, addend, reverse=reverse, from_zero=from_zero)
-    safe = is_tame(factor, length)
-    return rewrite(solve.affine, init, factor, addend, reverse=reverse, safe=safe, from_zero=from_zero)
+    if is_tame(factor, length):
+        return rewrite(solve.affine, init, factor, addend, reverse=reverse, from_zero=from_zero)
+    return rewrite(
+        solve.affine_or_stepwise,
+        init,
+        factor,
+        addend,
+        *values,
+        reverse=reverse,
+        from_zero=from_zero,
+        length=length,
+        **step_by_step,
+    )
+
+
+def _joint(node: Node, step: Step) -> list[Solved]:
+    scan = Scan(node)
+    rule = rule_of(step)
+    carries = [carry for carry, _ in step.pairs]
+    piece, leaves = cut(scan.body, [new for _, new in step.pairs])
+    values, mapped = scan.fed([leaf for leaf in leaves if leaf not in carries])
+    static = {
+        "piece": piece,
+        "mapped": mapped,
+        "length": scan.length,
+        "carries": tuple(map(leaves.index, carries)),
+        "layout": step.layout,
+    }
+    parts = write_before(rewrite(joint_coefficients, *values, **static), node, rule)
+    init = [scan.init[scan.carries.index(carry)] for carry in carries]
+    made = rewrite(joint, *init, *parts, *values, reverse=node.params["reverse"], **static)
+    return _finished(write_before(made, node, rule), parts)
+
+
+def _triples(values: list[Value]) -> list[Solved]:
+    return list(zip(values[::3], values[1::3], values[2::3], strict=True))
+
+
+def _finished(values: list[Value], parts: list[Value]) -> list[Solved]:
+    """The solution, without coefficients that it does not read."""
+    for part in parts:
+        if part.node is not None and part.node.alive:
+            erase_dead(part.node)
+    return _triples(values)
 
 
 def _is_splat(value: Value, wanted: float) -> bool:
@@ -138,5 +193,5 @@ _SOLVERS: dict[str, Any] = {
     "shift": _shift,
     "affine": _recurrence,
     "clamped": _recurrence,
-    "matrix": _recurrence,
+    "joint": _joint,
 }

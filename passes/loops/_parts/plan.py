@@ -15,6 +15,7 @@ from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.loops._counted.places import step_of
 from lepton_jax.passes.loops._parts.scan import Scan
 from lepton_jax.passes.loops._recurrence.forms import form_of
+from lepton_jax.passes.loops._recurrence.linear import Layout, layout_of
 
 REDUCTIONS: Final = {
     "add": "add",
@@ -29,7 +30,7 @@ REDUCTIONS: Final = {
 """Operations that a carry may accumulate with."""
 
 SIMPLE: Final = frozenset({"counter", "shift", "reduction"})
-EVERY: Final = SIMPLE | {"affine", "clamped", "matrix"}
+EVERY: Final = SIMPLE | {"affine", "clamped", "joint"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,12 @@ class Step:
         carry: the body's input.
         next: what the body returns for it.
         kind: `counter` (adds a constant), `shift` (its next value does not depend on it), `reduction`
-            (accumulated, and read by nothing else), `affine`, `clamped` or `matrix` (see `forms`).
+            (accumulated, and read by nothing else), `affine` or `clamped` (see `forms`), or `joint` (see
+            `linear`).
         op: the operation of a reduction.
         term: what a reduction accumulates.
+        others: carries that are solved together with this one, each with what the body returns for it.
+        layout: how `joint` carries are put together.
     """
 
     carry: Value
@@ -50,6 +54,13 @@ class Step:
     kind: str
     op: str = ""
     term: Value | None = None
+    others: tuple[tuple[Value, Value], ...] = ()
+    layout: Layout | None = None
+
+    @property
+    def pairs(self) -> list[tuple[Value, Value]]:
+        """All carries that it solves, each with what the body returns for it."""
+        return [(self.carry, self.next), *self.others]
 
 
 def plan(scan: Scan, kinds: frozenset[str]) -> list[Step] | str:
@@ -64,22 +75,46 @@ def plan(scan: Scan, kinds: frozenset[str]) -> list[Step] | str:
     steps: list[Step] = []
     reason = ""
     while unsolved:
-        solved = None
+        found: Step | None = None
         for i in sorted(unsolved):
             others = sum(1 << j for j in unsolved if j != i)
             if masks[i] & others:
                 reason = reason or f"carry {i} depends on others that depend on it or cannot be solved"
                 continue
-            step = _step(scan, i, bool(masks[i] >> i & 1), kinds)
-            if step is not None:
-                steps.append(step)
-                solved = i
+            found = _step(scan, i, bool(masks[i] >> i & 1), kinds)
+            if found is not None:
                 break
             reason = f"carry {i} is not a recurrence that can be solved here"
-        if solved is None:
+        if found is None and "joint" in kinds:
+            found = _joint(scan, masks, unsolved)
+        if found is None:
             return reason
-        unsolved.remove(solved)
+        steps.append(found)
+        unsolved -= {scan.carries.index(carry) for carry, _ in found.pairs}
     return sorted(steps, key=lambda step: step.kind == "reduction")
+
+
+def _joint(scan: Scan, masks: list[int], unsolved: set[int]) -> Step | None:
+    """The smallest group of carries that depend on no others, if they are jointly linear in themselves."""
+    group = min((_closure(i, masks, unsolved) for i in sorted(unsolved)), key=len)
+    pairs = [(scan.carries[i], scan.next[i]) for i in sorted(group)]
+    if not any(masks[i] >> j & 1 for i in group for j in group):
+        return None
+    layout = layout_of(scan, [carry for carry, _ in pairs], [new for _, new in pairs])
+    if layout is None:
+        return None
+    return Step(*pairs[0], "joint", others=tuple(pairs[1:]), layout=layout)
+
+
+def _closure(start: int, masks: list[int], unsolved: set[int]) -> set[int]:
+    """The unsolved carries that a carry depends on, directly or not, and itself."""
+    found, stack = {start}, [start]
+    while stack:
+        mask = masks[stack.pop()]
+        new = {j for j in unsolved - found if mask >> j & 1}
+        found |= new
+        stack += new
+    return found
 
 
 def _step(scan: Scan, i: int, on_itself: bool, kinds: frozenset[str]) -> Step | None:

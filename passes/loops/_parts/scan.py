@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jax import lax
@@ -25,6 +25,17 @@ def is_plain_scan(node: Node) -> bool:
     if type(node.params["length"]) is not int or not editable(node):
         return False
     return all(v.is_static for v in (*node.operands, *node.results)) and node.regions[0].is_static
+
+
+def plain_scans(graph: Graph) -> Iterator[Node]:
+    """The scans of a graph and its regions that passes may edit, inner ones first.
+
+    The graph may be edited on the way: what has become of a scan by then is what counts.
+    """
+    for inner in reversed(graph.graphs()):
+        for node in list(inner):
+            if is_plain_scan(node):
+                yield node
 
 
 Fed = tuple[list[Value], tuple[bool, ...]]
@@ -93,6 +104,21 @@ class Scan:
             for v in node.results:
                 found[v] = mask
         return found
+
+
+def add_carry(node: Node, init: Value, new: Value) -> Value:
+    """Hand a value of the body on; returns the body's new input, which holds it in the next iteration."""
+    consts, carry = node.params["num_consts"], node.params["num_carry"]
+    body = node.regions[0]
+    added = body.add_input(new.aval, consts + carry)
+    outputs = list(body.outputs)
+    body.set_outputs([*outputs[:carry], new, *outputs[carry:]])
+    result = Value(new.aval, node, carry)
+    node.params = {**node.params, "num_carry": carry + 1}
+    node.set_operands([*node.operands[: consts + carry], init, *node.operands[consts + carry :]])
+    node.set_results([*node.results[:carry], result, *node.results[carry:]])
+    node.raw = None
+    return added
 
 
 def add_scanned(node: Node, outer: Value, inner: Value) -> Value:

@@ -116,8 +116,3 @@ def too_large(added: float, instead_of: float, ctx: PassContext) -> str | None:
     if added > max(4 * instead_of, FREE):
         return f"would keep {added / 2**20:.0f} MiB in place of {instead_of / 2**20:.0f}"
     return None
-
-
-def heavy(body: Graph, ctx: PassContext) -> bool:
-    """Whether something in a body is more than elementwise work on small arrays."""
-    return ctx.rates.platform != "cpu" or any(node.op in DOTS for node in body.walk())

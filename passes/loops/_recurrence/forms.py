@@ -1,10 +1,9 @@
 """Which function of its carry the step of a loop is: found out by looking at each operation on the way.
 
-Three forms are closed under composition, and so is a whole stretch of iterations one of them:
+Both forms are closed under composition, and so is a whole stretch of iterations one of them:
 
 - `affine`: a·h + b, element by element;
-- `clamped`: min(max(h + a, low), high), element by element;
-- `matrix`: h @ M + b on the last axis.
+- `clamped`: min(max(h + a, low), high), element by element.
 """
 
 from __future__ import annotations
@@ -18,13 +17,11 @@ from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.loops._parts.piece import makers
 from lepton_jax.passes.loops._parts.scan import Scan
 
-FORMS: Final = ("affine", "clamped", "matrix")
-
-_LARGEST_MATRIX: Final = 128
+FORMS: Final = ("affine", "clamped")
 
 
 def form_of(scan: Scan, carry: Value, after: Value) -> str | None:
-    """The form of a carry's next value, where it is one of the three in the carry."""
+    """The form of a carry's next value, where it is one of them in the carry."""
     needed = makers([after], lambda value: False)
     moving = {carry}
     order = [node for node in scan.body if node in needed]
@@ -46,9 +43,7 @@ def _may_start(form: str, carry: Value) -> bool:
         return bool(carry.dtype != np.bool_)
     if not np.issubdtype(carry.dtype, np.inexact) and not _is_small_float(carry):
         return False
-    if form == "clamped":
-        return not np.issubdtype(carry.dtype, np.complexfloating)
-    return 1 <= carry.ndim <= 2 and 1 < carry.shape[-1] <= _LARGEST_MATRIX
+    return not np.issubdtype(carry.dtype, np.complexfloating)
 
 
 def _is_small_float(carry: Value) -> bool:
@@ -96,23 +91,4 @@ def _clamped(node: Node, moving: set[Value], carry: Value) -> bool:
     return _elementwise(node, moving, carry)
 
 
-def _matrix(node: Node, moving: set[Value], carry: Value) -> bool:
-    if not _like(node, carry):
-        return False
-    inside = [i for i, v in enumerate(node.operands) if v in moving]
-    if node.op in ("add", "add_any", "sub", "neg"):
-        return True
-    if node.op == "mul":
-        other = node.operands[1 - inside[0]]
-        return len(inside) == 1 and (carry.ndim == 1 or other.ndim == 0)
-    if node.op != "dot_general" or len(inside) != 1:
-        return False
-    (left, right), (batch, _) = node.params["dimension_numbers"]
-    matrix = node.operands[1 - inside[0]]
-    contracted = (left, right)[inside[0]]
-    if batch or matrix.ndim != 2 or len(left) != 1 or matrix.dtype != carry.dtype:
-        return False
-    return tuple(contracted) == (carry.ndim - 1,) and (carry.ndim == 1 or inside[0] == 0)
-
-
-_CHECKS: Final = {"affine": _affine, "clamped": _clamped, "matrix": _matrix}
+_CHECKS: Final = {"affine": _affine, "clamped": _clamped}

@@ -26,8 +26,8 @@ class Step:
     """A function of the carry h, by its coefficients.
 
     Attributes:
-        parts: factor and addend (`affine`), shift, lower and upper bound (`clamped`), all of the
-            carry's shape; or a square matrix and an addend (`matrix`).
+        parts: factor and addend (`affine`), or shift, lower and upper bound (`clamped`), all of the
+            carry's shape.
     """
 
     parts: Parts
@@ -42,19 +42,14 @@ def coefficients(
         args: what the piece takes besides the carry.
         mapped: which of them hold a value for each iteration.
         carry: the position of the carry among the piece's arguments.
-        form: `affine`, `clamped` or `matrix`.
+        form: `affine` or `clamped`.
     """
     value = piece.graph.inputs[carry]
-    start = Step(_START[form](value.shape, np.dtype(value.dtype)))
+    start = Step(_START[form](np.dtype(value.dtype)))
 
     def one(*args: Any) -> Parts:
         parts = interpret(piece.graph, [*args[:carry], start, *args[carry:]], form).parts
-        shapes = [
-            value.shape[-1:] * 2 if form == "matrix" and i == 0 else value.shape for i in range(len(parts))
-        ]
-        return tuple(
-            jnp.broadcast_to(jnp.asarray(x, value.dtype), s) for x, s in zip(parts, shapes, strict=True)
-        )
+        return tuple(jnp.broadcast_to(jnp.asarray(x, value.dtype), value.shape) for x in parts)
 
     axes = tuple(0 if each else None for each in mapped)
     if not args:
@@ -87,16 +82,12 @@ def interpret(graph: Graph, args: Sequence[Any], form: str) -> Step:
     return found
 
 
-def _start_affine(shape: tuple[int, ...], dtype: Any) -> Parts:
+def _start_affine(dtype: Any) -> Parts:
     return np.ones((), dtype), np.zeros((), dtype)
 
 
-def _start_clamped(shape: tuple[int, ...], dtype: Any) -> Parts:
+def _start_clamped(dtype: Any) -> Parts:
     return np.zeros((), dtype), np.asarray(-np.inf, dtype), np.asarray(np.inf, dtype)
-
-
-def _start_matrix(shape: tuple[int, ...], dtype: Any) -> Parts:
-    return jnp.eye(shape[-1], dtype=dtype), np.zeros((), dtype)
 
 
 def _is_known(x: Any, number: float) -> bool:
@@ -125,7 +116,7 @@ def _split(operands: list[Any]) -> tuple[Parts, Any]:
 
 
 def _linear(node: Node, operands: list[Any]) -> Parts:
-    """Moves, negation, sums and differences, for `affine` and `matrix` alike."""
+    """Moves, negation, sums and differences."""
     if node.op in ("copy", "convert_element_type"):
         return tuple(operands[0].parts)
     if node.op == "neg":
@@ -150,27 +141,6 @@ def _affine(node: Node, operands: list[Any]) -> Parts:
     if node.op == "mul":
         (a, b), other = _split(operands)
         return _times(a, other), _times(b, other)
-    return _linear(node, operands)
-
-
-def _matrix(node: Node, operands: list[Any]) -> Parts:
-    """h @ M + b under one operation."""
-    if node.op == "mul":
-        (m, b), other = _split(operands)
-        return m * other, _times(b, other)
-    if node.op == "dot_general":
-        (m, b), other = _split(operands)
-        (left, right), _ = node.params["dimension_numbers"]
-        inner = (right if isinstance(operands[0], Step) else left)[0]
-        precision = node.params["precision"]
-        if precision is not None and not isinstance(operands[0], Step):
-            precision = precision[::-1] if isinstance(precision, tuple) else precision
-
-        def times(x: Any) -> Any:
-            contracting = (((x.ndim - 1,), (inner,)), ((), ()))
-            return lax.dot_general(x, other, contracting, precision=precision)
-
-        return times(m), b if _is_known(b, 0) else times(b)
     return _linear(node, operands)
 
 
@@ -230,5 +200,5 @@ def _selected(node: Node, operands: list[Any], still: Parts) -> Parts:
 
 Transfer = Callable[[Node, list[Any]], Parts]
 
-_START: Final = {"affine": _start_affine, "clamped": _start_clamped, "matrix": _start_matrix}
-_TRANSFERS: Final[dict[str, Transfer]] = {"affine": _affine, "clamped": _clamped, "matrix": _matrix}
+_START: Final = {"affine": _start_affine, "clamped": _start_clamped}
+_TRANSFERS: Final[dict[str, Transfer]] = {"affine": _affine, "clamped": _clamped}

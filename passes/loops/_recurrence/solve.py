@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import jax.numpy as jnp
@@ -51,26 +51,73 @@ _CUMULATIVE: Final[dict[str, Any]] = {
 }
 
 
-def affine(init: Any, a: Any, b: Any, *, reverse: bool, safe: bool, from_zero: bool) -> Carry:
-    """h ← a·h + b.
+def affine(init: Any, a: Any, b: Any, *, reverse: bool, from_zero: bool) -> Carry:
+    """h ← a·h + b, where no product of factors can overflow.
 
     Args:
         from_zero: whether the first carry is zero.
-        safe: whether no product of factors can overflow. Otherwise the loop runs step by step
-            where the parallel form gives a number that is not finite.
     """
-    first = b if from_zero else _first_in(b, a[-1 if reverse else 0] * init, reverse)
-    h = _scan_affine(a, first, reverse)
-    if not safe:
-        h = _finite_or(h, lambda: _steps(_affine_step, init, (a, b), reverse))
+    return history(_affine(init, a, b, reverse, from_zero), init, reverse=reverse)
+
+
+def affine_or_stepwise(
+    init: Any,
+    a: Any,
+    b: Any,
+    *rest: Any,
+    piece: Callable[..., list[Any]],
+    mapped: tuple[bool, ...],
+    carry: int,
+    length: int,
+    reverse: bool,
+    from_zero: bool,
+) -> Carry:
+    """h ← a·h + b; where that gives a number that is not finite, the loop runs step by step.
+
+    Args:
+        rest: what the piece takes besides the carry; for `piece`, `mapped` and `carry` see `stepwise`.
+        from_zero: whether the first carry is zero.
+    """
+    h = _affine(init, a, b, reverse, from_zero)
+
+    def slow() -> list[Any]:
+        return stepwise(
+            [init], rest, piece=piece, mapped=mapped, carries=(carry,), length=length, reverse=reverse
+        )
+
+    (h,) = lax.cond(jnp.all(jnp.isfinite(h)), lambda: [h], slow)
     return history(h, init, reverse=reverse)
 
 
-def matrix(init: Any, m: Any, b: Any, *, reverse: bool, from_zero: bool) -> Carry:
-    """h ← h @ M + b, on the last axis; see `affine`."""
-    first = b if from_zero else _first_in(b, jnp.matmul(init, m[-1 if reverse else 0]), reverse)
-    h = _finite_or(_scan_matrix(m, first, reverse), lambda: _steps(_matrix_step, init, (m, b), reverse))
-    return history(h, init, reverse=reverse)
+def stepwise(
+    init: Sequence[Any],
+    rest: Sequence[Any],
+    *,
+    piece: Callable[..., list[Any]],
+    mapped: tuple[bool, ...],
+    carries: tuple[int, ...],
+    length: int,
+    reverse: bool,
+) -> list[Any]:
+    """Carries after all iterations, by the loop as it was written.
+
+    Args:
+        init: the initial carries.
+        rest: what the piece takes besides the carries.
+        piece: a step, which gives the next carries.
+        mapped: which of the rest hold a value for each iteration.
+        carries: the positions of the carries among the piece's arguments.
+    """
+
+    def step(state: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
+        moving, given = iter(xs), dict(zip(carries, state, strict=True))
+        others = iter([next(moving) if m else x for m, x in zip(mapped, rest, strict=True)])
+        count = len(carries) + len(rest)
+        new = piece(*(given[i] if i in given else next(others) for i in range(count)))
+        return list(new), list(new)
+
+    scanned = [x for m, x in zip(mapped, rest, strict=True) if m]
+    return list(lax.scan(step, list(init), scanned, length=length, reverse=reverse)[1])
 
 
 def clamped(init: Any, shift: Any, *bounds: Any, low: bool, high: bool, reverse: bool) -> Carry:
@@ -106,42 +153,15 @@ def _first_in(b: Any, start: Any, reverse: bool) -> Any:
     return lax.concatenate([b[:1] + start, b[1:]], 0)
 
 
-def _scan_affine(a: Any, b: Any, reverse: bool) -> Any:
+def _affine(init: Any, a: Any, b: Any, reverse: bool, from_zero: bool) -> Any:
+    """The values after every iteration."""
+    first = b if from_zero else _first_in(b, a[-1 if reverse else 0] * init, reverse)
+
     def then(x: Any, y: Any) -> Any:
         (a1, b1), (a2, b2) = x, y
         return a1 * a2, a2 * b1 + b2
 
-    return lax.associative_scan(then, (a, b), reverse=reverse)[1]
-
-
-def _scan_matrix(m: Any, b: Any, reverse: bool) -> Any:
-    def then(x: Any, y: Any) -> Any:
-        (m1, b1), (m2, b2) = x, y
-        return jnp.matmul(m1, m2), jnp.matmul(b1, m2) + b2
-
-    rows = b[:, None, :] if b.ndim == 2 else b
-    return lax.associative_scan(then, (m, rows), reverse=reverse)[1].reshape(b.shape)
-
-
-def _affine_step(h: Any, parts: Any) -> tuple[Any, Any]:
-    a, b = parts
-    new = a * h + b
-    return new, new
-
-
-def _matrix_step(h: Any, parts: Any) -> tuple[Any, Any]:
-    m, b = parts
-    new = jnp.matmul(h, m) + b
-    return new, new
-
-
-def _steps(step: Any, init: Any, parts: Any, reverse: bool) -> Any:
-    return lax.scan(step, init, parts, reverse=reverse)[1]
-
-
-def _finite_or(h: Any, slow: Callable[[], Any]) -> Any:
-    """`h` if it is finite, otherwise what `slow` gives."""
-    return lax.cond(jnp.all(jnp.isfinite(h)), lambda: h, slow)
+    return lax.associative_scan(then, (a, first), reverse=reverse)[1]
 
 
 def reduced(init: Any, terms: Any, op: str) -> Any:

@@ -65,7 +65,7 @@ def separable_kernel(node: Node, ctx: PassContext) -> Outcome:
         return None
     if not is_real(node) or not x.dtype == kernel.dtype == node.result.dtype or x.dtype.itemsize < 4:
         return None
-    array = _contents(kernel)
+    array = contents(kernel)
     factors = None if array is None else factors_of(array.transpose(window.rhs)[:, 0])
     if factors is None:
         return None
@@ -73,7 +73,7 @@ def separable_kernel(node: Node, ctx: PassContext) -> Outcome:
     return rewrite(in_two, x, factors=factors, window=window, numbers=numbers, precision=precision)
 
 
-def _contents(value: Value) -> Array | None:
+def contents(value: Value) -> Array | None:
     """The numbers that a value is known to hold."""
     if value.is_const:
         found = _jax.plain_constant(value.const)

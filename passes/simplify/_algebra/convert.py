@@ -38,7 +38,7 @@ def _whole_numbers(dtype: Any) -> tuple[int, int]:
     if kind_of(dtype) == "int":
         info = jnp.iinfo(dtype)
         return int(info.min), int(info.max)
-    least_gap: int = min(2 ** (jnp.finfo(dtype).nmant + 1), int(jnp.finfo(dtype).max))
+    least_gap: int = min(2 ** (jnp.finfo(dtype).nmant + 1), int(float(jnp.finfo(dtype).max)))
     return -least_gap, least_gap
 
 

@@ -76,15 +76,18 @@ def argmax_of_number(node: Node, ctx: PassContext) -> Outcome:
 # Running sums and the like
 
 
-@node_rule("cumprod", "cummax", "cummin", "cumlogsumexp")
+@node_rule("cumprod", "cummax", "cummin")
 def cumulate_one(node: Node, ctx: PassContext) -> Outcome:
     """A running product, maximum or minimum along a dimension of size one → its operand"""
     return _cumulated(node)
 
 
-@node_rule("cumsum", level="reassociate")
+@node_rule("cumsum", "cumlogsumexp", level="reassociate")
 def cumulative_sum_of_one(node: Node, ctx: PassContext) -> Outcome:
-    """A running sum along a dimension of size one → its operand. Not exact: the sign of zero."""
+    """A running sum along a dimension of size one → its operand, also one of exponentials, in logarithms.
+
+    Not exact: the sign of zero.
+    """
     return _cumulated(node)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from lepton_jax.ir.graph import Node
+from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.simplify._movement.common import is_free, size
 
 HEAVY: Final = frozenset(
@@ -175,6 +175,24 @@ def _gather(node: Node, dims: Dims) -> Plan | None:
     if numbers.operand_batching_dims or any(d not in brought for d in dims):
         return None
     return Plan([{}, {brought.index(d): d for d in dims}])
+
+
+def is_relu(node: Node) -> bool:
+    """Whether a node is `jax.nn.relu`: max(x, 0) with a derivative of its own."""
+    if node.op != "custom_jvp_call" or len(node.operands) != 1:
+        return False
+    graph = node.regions[0]
+    only = next(iter(graph))
+    if only.op == "jit" and only.params.get("name") == "relu" and graph.outputs == only.results:
+        graph = only.regions[0]
+        only = next(iter(graph))
+    if only.op != "max" or graph.outputs != only.results or only.operands[0] is not graph.inputs[0]:
+        return False
+    return "relu" in graph.name and _is_zero(only.operands[1])
+
+
+def _is_zero(value: Value) -> bool:
+    return value.is_const and value.ndim == 0 and bool(value.const == 0)
 
 
 _PLANNERS: Final[dict[str, Callable[[Node, Dims], Plan | None]]] = {

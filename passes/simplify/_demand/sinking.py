@@ -13,7 +13,8 @@ from jax import lax
 from lepton_jax.ir.cost import node_cost
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.structure import node_key
-from lepton_jax.passes.simplify._demand.makers import HEAVY, is_known, plan_of
+from lepton_jax.passes.simplify._demand.convolutions import is_convolution_cut, part_of_convolution
+from lepton_jax.passes.simplify._demand.makers import HEAVY, is_known, is_relu, plan_of
 from lepton_jax.passes.simplify._demand.readers import OPS, Cuts, Reading, part_of, reading_of, rows_of
 from lepton_jax.passes.simplify._movement.common import bind, unplaced
 from lepton_jax.rewrite import PassContext, erase_dead, profit, rewrite
@@ -125,6 +126,8 @@ def _made_of_parts(maker: Node, reading: Reading) -> Rewrite | None:
     values = (*maker.operands, *reading.starts)
     if is_relu(maker):
         return rewrite(relu_of_part, *values, kind=reading.kind, cuts=reading.cuts)
+    if maker.op == "conv_general_dilated" and is_convolution_cut(maker, reading):
+        return part_of_convolution(maker, reading)
     plan = plan_of(maker, reading.dimensions)
     if plan is None:
         return None
@@ -190,24 +193,6 @@ def made_of_parts(
 
 
 # relu, whose derivative is its own
-
-
-def is_relu(node: Node) -> bool:
-    """Whether a node is `jax.nn.relu`: max(x, 0) with a derivative of its own."""
-    if node.op != "custom_jvp_call" or len(node.operands) != 1:
-        return False
-    graph = node.regions[0]
-    only = next(iter(graph))
-    if only.op == "jit" and only.params.get("name") == "relu" and graph.outputs == only.results:
-        graph = only.regions[0]
-        only = next(iter(graph))
-    if only.op != "max" or graph.outputs != only.results or only.operands[0] is not graph.inputs[0]:
-        return False
-    return "relu" in graph.name and _is_zero(only.operands[1])
-
-
-def _is_zero(value: Value) -> bool:
-    return value.is_const and value.ndim == 0 and bool(value.const == 0)
 
 
 def relu_of_part(x: jax.Array, *starts: jax.Array, kind: str, cuts: Cuts) -> jax.Array:

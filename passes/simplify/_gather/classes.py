@@ -147,6 +147,11 @@ def _part(value: Value) -> tuple[Product, tuple[int, ...], Value] | None:
     return product, tuple(node.params["axes"]), inner
 
 
+def is_masked_sum(value: Value) -> bool:
+    """Whether a value is the sum of what a comparison with a number chooses."""
+    return _part(value) is not None
+
+
 def _matches(part: Product, base: Product, number: int) -> bool:
     hot: OneHot = part.hot
     return (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import jax
 from jax import lax
@@ -11,7 +11,7 @@ from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.simplify._chains.labels import can_reorder
 from lepton_jax.passes.simplify._gather.moves import add_rows, take_rows
 from lepton_jax.passes.simplify._gather.one_hot import OneHot, Places, one_hot, spread
-from lepton_jax.passes.simplify._movement.common import movement_rule
+from lepton_jax.passes.simplify._movement.common import is_free, movement_rule
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
@@ -20,25 +20,41 @@ _BACKENDS: Final = ("cpu", "gpu")
 
 _MAKERS: Final = frozenset({"convert_element_type", "select_n"})
 
-Pairs = tuple[tuple[int, ...], tuple[int, ...]]
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 
-def _one_hot_side(node: Node) -> tuple[int, OneHot] | None:
-    """Which operand is one-hot along an axis, with an index for each of its other dimensions."""
+class Reading(NamedTuple):
+    """A product, seen from its one-hot operand.
+
+    Attributes:
+        side: which operand is one-hot along an axis.
+        hot: what it is made of; it has an index for each of the operand's other dimensions.
+        axis: the axis.
+        contract: the summed dimensions of the one-hot operand and of the other one.
+        batch: their batch dimensions.
+    """
+
+    side: int
+    hot: OneHot
+    axis: int
+    contract: Pair
+    batch: Pair
+
+
+def _read(node: Node) -> Reading | None:
+    """The product as one with a one-hot operand, if the other one can be picked from or added up."""
     for side, value in enumerate(node.operands):
         if value.node is None or value.node.op not in _MAKERS:
             continue
-        found = one_hot(value)
-        if found is None or found.axis is None or found.axis in found.covered():
+        hot = one_hot(value)
+        if hot is None or hot.axis is None or hot.axis in hot.covered():
             continue
-        rest = {d for d, n in enumerate(value.shape) if d != found.axis and n != 1}
-        if rest <= found.covered():
-            return side, found
+        rest = {d for d, n in enumerate(value.shape) if d != hot.axis and n != 1}
+        if rest <= hot.covered():
+            usable = is_free(node) and can_reorder_or_half(node.operands[1 - side], node.result)
+            contract, batch = (_ordered(pair, side) for pair in node.params["dimension_numbers"])
+            return Reading(side, hot, hot.axis, contract, batch) if usable else None
     return None
-
-
-def _is_usable(node: Node, other: Value) -> bool:
-    return node.params.get("out_sharding") is None and can_reorder_or_half(other, node.result)
 
 
 def can_reorder_or_half(*values: Value) -> bool:
@@ -46,11 +62,10 @@ def can_reorder_or_half(*values: Value) -> bool:
     return all(can_reorder(v.dtype) or str(v.dtype) == "float16" for v in values)
 
 
-def _side(node: Node, side: int) -> tuple[Pairs, Pairs]:
-    """The contracted and the batch dimensions, those of the operand at `side` first."""
-    contract, batch = node.params["dimension_numbers"]
-    (a, b), (c, d) = (tuple(map(tuple, pair)) for pair in (contract, batch))
-    return ((a, b), (c, d)) if side == 0 else ((b, a), (d, c))
+def _ordered(pair: Pair, side: int) -> Pair:
+    """Dimensions of both operands, those of the operand at `side` first."""
+    left, right = map(tuple, pair)
+    return (left, right) if side == 0 else (right, left)
 
 
 @movement_rule("dot_general", level="reassociate", backends=_BACKENDS, must_pay=True)
@@ -62,20 +77,17 @@ def product_with_one_hot(node: Node, ctx: PassContext) -> Outcome:
 
     Measured on a 2-core CPU, `python benchmarks/rewrites.py --only gather`.
     """
-    found = _one_hot_side(node)
-    if found is None or not _is_usable(node, node.operands[1 - found[0]]):
+    found = _read(node)
+    if found is None or found.axis not in found.contract[0]:
         return None
-    side, hot = found
-    contract, batch = _side(node, side)
-    if hot.axis not in contract[0]:
-        return None
+    side, hot, axis, contract, batch = found
     return rewrite(
         _taken,
         hot.index,
         node.operands[1 - side],
         places=hot.places,
         shape=node.operands[side].shape,
-        axis=hot.axis,
+        axis=axis,
         contract=contract,
         batch=batch,
         first=side == 0,
@@ -89,8 +101,8 @@ def _taken(
     places: Places,
     shape: tuple[int, ...],
     axis: int,
-    contract: Pairs,
-    batch: Pairs,
+    contract: Pair,
+    batch: Pair,
     first: bool,
     dtype: jax.typing.DTypeLike,
 ) -> jax.Array:
@@ -116,13 +128,10 @@ def product_with_one_hot_transposed(node: Node, ctx: PassContext) -> Outcome:
 
     Measured on a 2-core CPU, `python benchmarks/rewrites.py --only gather`.
     """
-    found = _one_hot_side(node)
-    if found is None or not _is_usable(node, node.operands[1 - found[0]]):
+    found = _read(node)
+    if found is None:
         return None
-    side, hot = found
-    contract, batch = _side(node, side)
-    axis = hot.axis
-    assert axis is not None
+    side, hot, axis, contract, batch = found
     if axis in (*contract[0], *batch[0]) or not contract[0]:
         return None
     hot_shape = node.operands[side].shape
@@ -148,8 +157,8 @@ def _added(
     places: Places,
     shape: tuple[int, ...],
     count: int,
-    contract: Pairs,
-    batch: Pairs,
+    contract: Pair,
+    batch: Pair,
     first: bool,
     dtype: jax.typing.DTypeLike,
 ) -> jax.Array:

@@ -35,19 +35,26 @@ def choice_of_rising(node: Node, ctx: PassContext) -> Outcome:
     axes = node.params["axes"]
     if len(axes) != 1 or not is_free(node) or not jnp.issubdtype(node.operands[0].dtype, np.floating):
         return None
-    x, falls = node.operands[0], False
-    for _ in range(_MOST_STEPS):
-        step = _below(x, int(axes[0]), node)
-        if step is None:
-            break
-        x, turned = step
-        falls = falls != turned
-    if x is node.operands[0]:
+    found = _source(node, int(axes[0]))
+    if found is None:
         return None
+    x, falls = found
     if not falls:
         return rewrite(bind, x, **changed(node))
     choose = "argmin" if node.op == "argmax" else "argmax"
     return rewrite(chosen, x, op=choose, axis=int(axes[0]), index_dtype=str(node.result.dtype))
+
+
+def _source(node: Node, axis: int) -> tuple[Value, bool] | None:
+    """What the operand of a choice rises or falls with along an axis, and whether it falls."""
+    x, falls = node.operands[0], False
+    for _ in range(_MOST_STEPS):
+        step = _below(x, axis, node)
+        if step is None:
+            break
+        x, turned = step
+        falls = falls != turned
+    return None if x is node.operands[0] else (x, falls)
 
 
 def chosen(x: jax.Array, *, op: str, axis: int, index_dtype: str) -> jax.Array:
@@ -105,6 +112,19 @@ def _is_positive_number(value: Value) -> bool:
     return number is not None and bool(np.finfo(np.float32).tiny < number < np.inf)
 
 
+@movement_rule("top_k", level="reassociate")
+def top_of_rising(node: Node, ctx: PassContext) -> Outcome:
+    """top_k(softmax(x))[1] → top_k(x)[1]: the places alone, as in `argmax(softmax(x))`"""
+    if node.results[0].uses or not is_free(node):
+        return None
+    if not jnp.issubdtype(node.operands[0].dtype, np.floating):
+        return None
+    x = _source(node, _axis(node))
+    if x is None or x[1] or x[0].dtype != node.operands[0].dtype:
+        return None
+    return rewrite(bind, x[0], **changed(node))
+
+
 @movement_rule("top_k", level="exact")
 def top_of_top(node: Node, ctx: PassContext) -> Outcome:
     """top_k(top_k(x, m), k) → its first k entries, whose numbers are 0, 1, …"""
@@ -128,4 +148,4 @@ def first_of(x: jax.Array, *, axis: int, count: int) -> tuple[jax.Array, jax.Arr
     return part, lax.broadcasted_iota(np.int32, part.shape, axis)
 
 
-RULES: Final[tuple[Rule, ...]] = (choice_of_rising, top_of_top)
+RULES: Final[tuple[Rule, ...]] = (choice_of_rising, top_of_rising, top_of_top)

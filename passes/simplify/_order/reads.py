@@ -13,9 +13,12 @@ from lepton_jax.ir import _jax
 from lepton_jax.ir.graph import Node
 from lepton_jax.passes.simplify._movement.common import made_by, movement_rule
 from lepton_jax.passes.simplify._movement.slices import strides_of
+from lepton_jax.passes.simplify._order.selection import can_be_selected
 from lepton_jax.passes.simplify._order.sorts import MOST_PART, is_chosen_from
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
+
+_MOST_ENTRIES: Final = 8
 
 
 @movement_rule("slice", level="exact")
@@ -44,40 +47,53 @@ def reversed_part(
 
 @movement_rule("gather", level="exact")
 def entry_of_sort(node: Node, ctx: PassContext) -> Outcome:
-    """sort(x) gathered at one constant place → that slice, as in a quantile"""
+    """sort(x) gathered at up to eight constant places → those slices, as in a quantile
+
+    Where they are near an end, or where they can be found by bisection.
+    """
     sort = made_by(node.operands[0], node, "sort")
-    if (
-        sort is None
-        or not is_chosen_from(sort)
-        or not node.operands[1].is_const
-        or node.operands[1].shape != (1,)
-    ):
+    index = node.operands[1]
+    if sort is None or not is_chosen_from(sort) or not index.is_const:
         return None
-    numbers, x = node.params["dimension_numbers"], node.operands[0]
-    axis = int(sort.params["dimension"]) % x.ndim
+    axis = _axis_read(node, int(sort.params["dimension"]) % node.operands[0].ndim)
+    contents: Any = None if axis is None else _jax.plain_constant(index.const)
+    if axis is None or contents is None:
+        return None
+    places, length = tuple(int(i) for i in np.asarray(contents).ravel()), node.operands[0].shape[axis]
+    if not all(0 <= place < length for place in places):
+        return None
+    if not all(_near_an_end(place, length) for place in places) and not can_be_selected(sort, ctx):
+        return None
+    return rewrite(entries, node.operands[0], axis=axis, places=places, several=index.ndim == 2)
+
+
+def _axis_read(node: Node, axis: int) -> int | None:
+    """The axis, if a gather reads whole lines across it, as many as it has places, or one."""
+    numbers, (x, index) = node.params["dimension_numbers"], node.operands
     others = tuple(d for d in range(x.ndim) if d != axis)
     if tuple(map(int, numbers.start_index_map)) != (axis,) or numbers.operand_batching_dims:
         return None
-    if tuple(map(int, numbers.collapsed_slice_dims)) != (axis,) or node.result.ndim != len(others):
+    if tuple(map(int, numbers.collapsed_slice_dims)) != (axis,) or index.ndim > 2 or index.shape[-1] != 1:
         return None
-    if any(node.params["slice_sizes"][d] != x.shape[d] for d in others):
+    if any(node.params["slice_sizes"][d] != x.shape[d] for d in others) or index.aval.size > _MOST_ENTRIES:
         return None
-    contents: Any = _jax.plain_constant(node.operands[1].const)
-    place = None if contents is None else int(np.asarray(contents)[0])
-    if place is None or not 0 <= place < x.shape[axis]:
-        return None
-    return rewrite(entry, x, axis=axis, place=place) if _near_an_end(place, x.shape[axis]) else None
+    first = index.ndim - 1
+    wanted = tuple(range(first, first + len(others)))
+    return axis if index.aval.size > 0 and tuple(map(int, numbers.offset_dims)) == wanted else None
 
 
 def _near_an_end(place: int, length: int) -> bool:
     return min(place + 1, length - place) * MOST_PART <= length
 
 
-def entry(x: jax.Array, *, axis: int, place: int) -> jax.Array:
-    """One entry along an axis."""
-    start = tuple(place if d == axis else 0 for d in range(x.ndim))
-    limit = tuple(place + 1 if d == axis else length for d, length in enumerate(x.shape))
-    return lax.squeeze(lax.slice(x, start, limit), (axis,))
+def entries(x: jax.Array, *, axis: int, places: tuple[int, ...], several: bool) -> jax.Array:
+    """Some entries along an axis: if there may be several, in a new first dimension."""
+    found = []
+    for place in places:
+        start = tuple(place if d == axis else 0 for d in range(x.ndim))
+        limit = tuple(place + 1 if d == axis else length for d, length in enumerate(x.shape))
+        found.append(lax.squeeze(lax.slice(x, start, limit), (axis,)))
+    return lax.concatenate([lax.expand_dims(e, (0,)) for e in found], 0) if several else found[0]
 
 
 RULES: Final[tuple[Rule, ...]] = (slice_of_reversed_sort, entry_of_sort)

@@ -1,4 +1,4 @@
-"""Solves with matrices of known form, and inverses that are only multiplied with."""
+"""Solves with matrices of known form."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from jax import lax
 
 from lepton_jax.ir.facts import Band, facts_of
 from lepton_jax.ir.graph import Node, Value
-from lepton_jax.passes.simplify._chains.labels import is_plain_dot
 from lepton_jax.passes.simplify._movement.common import movement_rule
 from lepton_jax.passes.simplify._structure.apply import main_diagonal
 from lepton_jax.passes.simplify._structure.operators import diagonal_vector
@@ -21,42 +20,6 @@ from lepton_jax.rewrite.rule import Outcome
 
 _FEWEST_FOR_CHOLESKY: Final = 64
 """Below, the factorisation is not what takes the time."""
-
-
-@movement_rule("dot_general", level="reassociate", must_pay=True)
-def product_with_inverse(node: Node, ctx: PassContext) -> Outcome:
-    """inv(A) @ b → solve(A, b), b @ inv(A) → solve(A.T, b.T).T
-
-    Where nothing else needs the inverse, and b has fewer columns than A.
-
-    Measured on a 2-core CPU, `python benchmarks/rewrites.py --only structure`.
-    """
-    contract, batch = node.params["dimension_numbers"]
-    if batch[0] or len(contract[0]) != 1:
-        return None
-    for side in (0, 1):
-        inverse, other = node.operands[side], node.operands[1 - side]
-        if inverse.op != "custom_linear_solve" or inverse.node is None or other.ndim > 2:
-            continue
-        solve = read_solve(inverse.node)
-        if solve is None or solve.right.ndim != 2 or not facts_of(solve.right).identity:
-            return None
-        if not is_plain_dot(node) or other.dtype != solve.matrix.dtype:
-            return None
-        return rewrite(
-            _solved,
-            solve.matrix,
-            other,
-            turned=(contract[side][0] == solve.axis) != solve.turned,
-            axis=contract[1 - side][0],
-            first=side == 0,
-        )
-    return None
-
-
-def _solved(matrix: jax.Array, right: jax.Array, turned: bool, axis: int, first: bool) -> jax.Array:
-    made = jnp.linalg.solve(matrix.T if turned else matrix, jnp.moveaxis(right, axis, 0))
-    return made if first else jnp.moveaxis(made, 0, -1)
 
 
 @movement_rule("custom_linear_solve", level="reassociate")
@@ -166,7 +129,6 @@ def _without_factor(matrix: jax.Array, factor: jax.Array, columns: jax.Array) ->
 
 
 RULES: Final[tuple[Rule, ...]] = (
-    product_with_inverse,
     solve_with_triangular,
     solve_with_positive_definite,
 )

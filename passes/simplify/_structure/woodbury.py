@@ -31,7 +31,7 @@ def solve_by_woodbury(node: Node, ctx: PassContext) -> Outcome:
     recipe, turned = reader.read(solve.matrix), solve.turned
     if recipe is not None and recipe[0] == "transpose":
         recipe, turned = recipe[1], not turned
-    found = _parts(recipe)
+    found = low_rank_parts(recipe)
     if found is None:
         return None
     diagonal, left, right, negative = found
@@ -46,7 +46,7 @@ def solve_by_woodbury(node: Node, ctx: PassContext) -> Outcome:
     )
 
 
-def _parts(recipe: Recipe | None) -> tuple[Recipe, Recipe, Recipe, bool] | None:
+def low_rank_parts(recipe: Recipe | None) -> tuple[Recipe, Recipe, Recipe, bool] | None:
     """The diagonal, U, V, and whether the product is subtracted."""
     match recipe:
         case ("add", a, ("product", left, right)) | ("add", ("product", left, right), a):
@@ -79,9 +79,9 @@ def _solved(
     negative: bool,
     axis: int,
 ) -> jax.Array:
-    u, v = (_array(recipe, arrays) for recipe in factors)
+    u, v = (array_of(recipe, arrays) for recipe in factors)
     b = jnp.moveaxis(right, axis, 0)
-    y, scaled = _divided(b, diagonal, arrays), _divided(u, diagonal, arrays)
+    y, scaled = divided_by(b, diagonal, arrays), divided_by(u, diagonal, arrays)
     scaled = lax.neg(scaled) if negative else scaled
     highest = lax.Precision.HIGHEST
     small = jnp.eye(u.shape[1], dtype=u.dtype) + jnp.matmul(v.T, scaled, precision=highest)
@@ -89,11 +89,13 @@ def _solved(
     return jnp.moveaxis(y - jnp.matmul(scaled, inner, precision=highest), 0, axis)
 
 
-def _array(recipe: Recipe, arrays: tuple[jax.Array, ...]) -> jax.Array:
+def array_of(recipe: Recipe, arrays: tuple[jax.Array, ...]) -> jax.Array:
+    """A dense array, or its transpose."""
     return arrays[recipe[1]] if recipe[0] == "dense" else arrays[recipe[1][1]].T
 
 
-def _divided(x: jax.Array, diagonal: Recipe, arrays: tuple[jax.Array, ...]) -> jax.Array:
+def divided_by(x: jax.Array, diagonal: Recipe, arrays: tuple[jax.Array, ...]) -> jax.Array:
+    """The rows of x divided by the numbers on a diagonal."""
     if diagonal[0] == "identity":
         return x
     number = arrays[diagonal[1]]
