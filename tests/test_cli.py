@@ -37,7 +37,7 @@ def test_unknown_commands_and_passes() -> None:
     with pytest.raises(SystemExit) as stop:
         main(["improve"])
     assert stop.value.code == 2
-    with pytest.raises(ValueError, match="there is no pass 'nothing'; the passes are: .*algebra"):
+    with pytest.raises(ValueError, match=r"there is no pass 'nothing'; the passes are: .*algebra"):
         main(["rules", "nothing"])
 
 

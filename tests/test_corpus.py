@@ -25,6 +25,11 @@ def named(chosen: list[Program]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("program", chosen, ids=[program.name for program in chosen])
 
 
+def is_pure(program: Program) -> bool:
+    """Whether JAX may run a program at any time and as often as it likes."""
+    return bool(program.differentiable or program.vmappable or program.exportable)
+
+
 def loss_of(fun: Callable[..., Any]) -> Callable[..., Any]:
     """A sum of the floating results of a function, each element with a weight of its own."""
 
@@ -43,24 +48,20 @@ def loss_of(fun: Callable[..., Any]) -> Callable[..., Any]:
 def batched(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Three of each argument along a new leading axis: floats scaled, other arrays reversed, keys split."""
 
-    def stack(leaf: Any) -> jax.Array:
+    def stack(leaf: Any) -> Any:
         leaf = jnp.asarray(leaf)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return jax.vmap(jax.random.fold_in, (None, 0))(leaf, jnp.arange(3))
+        array, number = np.asarray(leaf), leaf.dtype.type
         if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return jnp.stack([leaf, leaf * 0.9, leaf * 0.8])
-        return jnp.stack([leaf, jnp.flip(leaf), leaf])
+            return np.stack([array, array * number(0.9), array * number(0.8)])
+        return np.stack([array, np.flip(array), array])
 
     return tuple(jax.tree.map(stack, args))
 
 
-def compiled_as_one(*functions: Callable[..., Any]) -> Callable[..., list[Any]]:
-    """The results of several functions, from one program: nearly all of the time goes to compiling."""
-    return jax.jit(lambda *args: [fun(*args) for fun in functions])
-
-
-@named(CORPUS)
-def test_results_are_those_of_jit(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+@named([program for program in CORPUS if not is_pure(program)])
+def test_results_and_effects_are_those_of_jit(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
     args = program.make_args()
     expected = jax.block_until_ready(jax.jit(program.fun)(*args))
     jax.effects_barrier()
@@ -71,31 +72,31 @@ def test_results_are_those_of_jit(program: Program, capsys: pytest.CaptureFixtur
     assert_same(actual, expected, rounding_unit(program.fun, *args))
 
 
-@named([program for program in CORPUS if program.differentiable])
-def test_gradients_are_those_of_jit(program: Program) -> None:
+@named([program for program in CORPUS if is_pure(program)])
+def test_results_are_those_of_jit_under_and_over_transformations(program: Program) -> None:
+    """Results, gradients, batches and exported programs, from one program: the time goes to compiling."""
     args = program.make_args()
-    gradient = jax.grad(loss_of(program.fun), program.differentiable)
-    outside = jax.grad(loss_of(lepton.optimize(program.fun)), program.differentiable)
-    expected, *found = compiled_as_one(gradient, outside, lepton.optimize(gradient))(*args)
-    for result in found:
-        assert_same(result, expected, rounding_unit(program.fun, *args))
+    optimised = lepton.optimize(program.fun)
 
+    def results(args: Any, stacked: Any) -> dict[str, list[Any]]:
+        """What plain JAX gives, and then what Lepton does, in every way."""
+        found = {"results": [program.fun(*args), optimised(*args)]}
+        if program.differentiable:
+            plain = jax.grad(loss_of(program.fun), program.differentiable)
+            outside = jax.grad(loss_of(optimised), program.differentiable)
+            found["gradients"] = [plain(*args), outside(*args), lepton.optimize(plain)(*args)]
+        if program.vmappable:
+            plain, outside = jax.vmap(program.fun), jax.vmap(optimised)
+            found["batches"] = [plain(*stacked), outside(*stacked), lepton.optimize(plain)(*stacked)]
+        if program.exportable:
+            found["exported"] = [program.fun(*args), export.export(jax.jit(optimised))(*args).call(*args)]
+        return found
 
-@named([program for program in CORPUS if program.vmappable])
-def test_batches_are_those_of_jit(program: Program) -> None:
-    args = batched(program.make_args())
-    plain, outside = jax.vmap(program.fun), jax.vmap(lepton.optimize(program.fun))
-    expected, *found = compiled_as_one(plain, outside, lepton.optimize(plain))(*args)
-    for result in found:
-        assert_same(result, expected, rounding_unit(program.fun, *program.make_args()))
-
-
-@named([program for program in CORPUS if program.exportable])
-def test_exported_programs_give_the_same(program: Program) -> None:
-    args = program.make_args()
-    exported = export.export(jax.jit(lepton.optimize(program.fun)))(*args)
-    expected, result = compiled_as_one(program.fun, exported.call)(*args)
-    assert_same(result, expected, rounding_unit(program.fun, *args), weak=False)
+    found = jax.jit(results)(args, batched(args) if program.vmappable else ())
+    unit = rounding_unit(program.fun, *args)
+    for name, (expected, *actual) in found.items():
+        for result in actual:
+            assert_same(result, expected, unit, weak=name != "exported")
 
 
 def test_the_corpus_is_large_and_its_names_are_unique() -> None:

@@ -185,7 +185,7 @@ def test_a_seed_says_it_all() -> None:
     assert [np.shape(x) for x in make_args(first.types, 3)] == [kind.shape for kind in first.types]
 
 
-@pytest.mark.parametrize("seed", range(100, 112))
+@pytest.mark.parametrize("seed", range(100, 106))
 def test_programs_run_under_plain_jit_and_by_hand(seed: int) -> None:
     made = fuzz.generate(seed, hostile=seed % 4 == 0)
     args = make_args(made.types, made.seed, made.hostile)
@@ -409,8 +409,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.startswith("0 programs in ")
 
 
-@pytest.mark.parametrize("first", [1240, 1250, 1260, 1270])
-def test_forty_random_programs(first: int) -> None:
+@pytest.mark.parametrize("first", [1240, 1260])
+def test_twenty_random_programs(first: int) -> None:
     """The short run; `lepton fuzz` is the long one."""
     result = fuzz.run(10, first, size=12, shrink_seconds=5)
     assert result.ok, str(result) + "".join(f"\n{f.program.source()}\n{f.failure}" for f in result.failures)

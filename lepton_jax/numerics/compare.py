@@ -16,6 +16,10 @@ _ROUNDINGS: Final = 32
 """A result may always be off by so many units in the last place of its largest element."""
 
 
+_COARSEST: Final = 0.25
+"""Larger errors, as a part of the largest element, are no rounding, unless the plain program has them too."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """How one tree of arrays differs from another.
@@ -45,7 +49,9 @@ def compare_trees(
 
     A unit of error is the largest deviation of `expected` from `reference` (the same in
     float64) in the same array, at least 32 roundings of its largest element, and at most
-    the square root of the machine epsilon times that element.
+    the square root of the machine epsilon times that element. In bfloat16 and float16 these units are
+    coarse: there an error beyond a quarter of that element is too large as well, unless the plain program
+    itself is off by a quarter of the error.
 
     Args:
         expected: what the plain program gave.
@@ -108,11 +114,12 @@ def _compare_floats(a: Any, b: Any, reference: Any, eps: float, exact: bool) -> 
     error = float(np.abs(a - b).max())
     if error == 0.0:
         return Difference(True)
-    unit = _ROUNDINGS * eps * scale
+    unit, spread = _ROUNDINGS * eps * scale, 0.0
     if reference is not None and reference.shape == finite.shape:
         deviation = np.abs(a - reference[finite])
         spread = float(deviation.max()) if np.isfinite(deviation).all() else np.inf
         unit = min(max(unit, spread), float(np.sqrt(eps)) * scale)
+    unit = min(unit, max(_COARSEST * scale, 4 * spread) / TOLERANCE)
     worst = error / max(unit, float(np.finfo(np.float64).tiny))
     if worst <= TOLERANCE or error <= float(np.finfo(np.float32).tiny):
         return Difference(True, worst, error)

@@ -28,11 +28,13 @@ _SPEED: Final = (
     "counted,projection,parallel,recurrence,adjacent,batching,convolution,fourier"
 )
 
+_MAX: Final = _SPEED.replace("attention", "attention{kernels=true}")
+
 PRESETS: Final[dict[str, str]] = {
     "none": "",
     "cleanup": _CLEANUP,
     "default": f"inline,dce,fixpoint{{rounds=8}}({_SIMPLIFY},{_SPEED})",
-    "max": f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY},{_SPEED})",
+    "max": f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY},{_MAX})",
 }
 
 

@@ -1,17 +1,18 @@
-"""Attention in blocks."""
+"""Attention in blocks, or by a library kernel."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 from lepton_jax.ir.graph import Graph
 from lepton_jax.passes.fuse._attention.forward import Limits, fuse
+from lepton_jax.passes.fuse._attention.kernels import PLATFORM
 from lepton_jax.rewrite import Level, Pass, PassContext
 
 _CPU: Final = Limits(masked=512, open=1024, scores=1 << 20, block=None)
 
-_DEVICE: Final = Limits(masked=2048, open=2048, scores=1 << 29, block=1024)
+_DEVICE: Final = Limits(masked=2048, open=2048, scores=1 << 29, block=1024, kernel=512)
 """On accelerators blocks are for scores that fill the memory: loops of small kernels are slow there."""
 
 
@@ -30,13 +31,17 @@ class Attention(Pass):
     Whatever happens to the scores on their way (scales, masks, biases, caps) is done block by
     block. Blocks that are masked for sure are left out. Where the program holds the gradient too,
     the backward half is summed in blocks in the same way. Memory is linear in the number of queries and keys,
-    forward and backward. Weights that are read by something else, or go through dropout, are left alone.
+    forward and backward. With `kernels`, what cuDNN (on a GPU) or splash attention (on a TPU) computes
+    becomes a call of that, by the rule attention-kernel, and blocks are for the rest. Weights that are
+    read by something else, or go through dropout, are left alone.
     Level reassociate: the softmax is summed in another order.
 
     Attributes:
         level: a tighter limit than the run's on the semantics level.
         smallest: the fewest keys for which it pays, if not those that were measured.
-        block: how many queries and keys a block has, if not chosen by the size of the batch.
+        block: how many queries and keys a block has, if not chosen by what is masked.
+        kernels: use library kernels on accelerators: cuDNN on a GPU, splash attention on a TPU. They have
+            a derivative in reverse mode only, so the default is not to.
     """
 
     name: ClassVar[str] = "attention"
@@ -44,6 +49,7 @@ class Attention(Pass):
     level: Level | None = None
     smallest: int | None = None
     block: int | None = None
+    kernels: bool = False
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Look at every product of the graph and of its regions."""
@@ -57,7 +63,8 @@ class Attention(Pass):
     def limits(self, platform: str) -> Limits:
         """When blocks pay on a platform."""
         usual = _CPU if platform == "cpu" else _DEVICE
-        block = usual.block if self.block is None else self.block
+        target = platform if self.kernels and platform in PLATFORM else ""
+        limits = replace(usual, target=target, block=usual.block if self.block is None else self.block)
         if self.smallest is None:
-            return Limits(usual.masked, usual.open, usual.scores, block)
-        return Limits(self.smallest, self.smallest, 0, block)
+            return limits
+        return replace(limits, masked=self.smallest, open=self.smallest, scores=0, kernel=self.smallest)

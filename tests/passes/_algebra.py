@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax.ir import trace
 from lepton_jax.ir.export import to_callable
 from lepton_jax.ir.graph import Graph
-from tests.passes._check import optimised, rewrite_jaxpr, run, same
+from tests.passes._check import all_bitwise, rewrite_jaxpr, run, same
 
 Array = np.ndarray[Any, Any]
 
@@ -119,35 +118,14 @@ def check_meaning(cases: Sequence[Case]) -> None:
     """Values, gradients, vmap, export and twice-equals-once of all cases, at both levels."""
     for group in by_arguments(cases):
         same(together(group), *group[0].args, passes="algebra", level="reassociate")
-        exact = [case for case in group if case.level == "exact"]
-        if exact:
-            check_bits(exact, *group[0].args)
+        check_bits([case for case in group if case.level == "exact"], *group[0].args)
 
 
 def check_bits(cases: Sequence[Case], *args: Any) -> None:
     """At level exact nothing changes to the bit, for each case by itself."""
-    for case in cases:
-        same_bits(case.fun, *args)
-
-
-def same_bits(fun: Callable[..., Any], *args: Any, passes: str = "algebra") -> None:
-    """At level exact every number stays to the bit, evaluated operation by operation; NaN is one number."""
-    flat = to_callable(optimised(fun, *args, passes=passes, level="exact"))
-    plain = to_callable(trace(fun, *args))
-    leaves = jax.tree.leaves(args)
-    for a, b in zip(plain(*leaves), flat(*leaves), strict=True):
-        assert (a.dtype, a.shape) == (b.dtype, b.shape)
-        np.testing.assert_array_equal(_readable(a), _readable(b))
-
-
-def _readable(array: Any) -> Array:
-    """Numbers that compare equal only if they are the same to the bit, or both NaN."""
-    numbers = np.asarray(array)
-    if not jnp.issubdtype(numbers.dtype, jnp.inexact):
-        return numbers
-    wide = numbers.astype(np.complex128)
-    parts = np.stack([wide.real, wide.imag])
-    return np.stack([parts, np.where(np.isnan(parts), 0.0, np.copysign(1.0, parts))])
+    all_bitwise(
+        {f"{name_of(case)} ({i})": (case.fun, args) for i, case in enumerate(cases)}, passes="algebra"
+    )
 
 
 def special(dtype: Any, shape: tuple[int, ...] = (16,)) -> Any:

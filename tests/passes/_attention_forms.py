@@ -140,6 +140,11 @@ def padded(q: Any, k: Any, v: Any, valid: Any) -> Any:
     return mix(jax.nn.softmax(jnp.where(mask, scores_of(q, k), -1e9)), v)
 
 
+def boolean(q: Any, k: Any, v: Any, mask: Any) -> Any:
+    """Any mask of queries and keys."""
+    return mix(jax.nn.softmax(jnp.where(mask, scores_of(q, k), -jnp.inf)), v)
+
+
 def biased(q: Any, k: Any, v: Any, bias: Any) -> Any:
     """A bias of its own for each head, query and key."""
     return mix(jax.nn.softmax(scores_of(q, k) + bias), v)
@@ -219,6 +224,7 @@ def forms() -> dict[str, Form]:
         (grouped, pair),
         (alibi, (*x, normal(H))),
         (padded, (*x, valid)),
+        (boolean, (*x, normal(1, 1, T, T) + 9 * jnp.eye(T) > 0)),
         (biased, (*x, normal(H, T, T))),
         (relative, (*x, normal(T, T, D))),
         (wide_softmax, qkv(jnp.bfloat16)),

@@ -9,11 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax.ir.export import to_callable
 from lepton_jax.ir.graph import Graph
-from lepton_jax.ir.importer import from_jaxpr
 from lepton_jax.rewrite import Report
-from tests.passes._check import check, gradient, rewrite_jaxpr
+from tests.passes._check import kept
 
 CLEAN = "inline,dce,fixpoint(fold,algebra,movement,cse,forward,dce)"
 """What stands before and after a pass on loops."""
@@ -39,7 +37,7 @@ def alike(
 ) -> tuple[Graph, Report]:
     """Assert that passes for a target keep a function's meaning, whatever machine the test runs on.
 
-    Compares values and gradients, and runs the passes on what they have left.
+    Compares values and gradients, and runs the passes on what they have left; `kept` says how.
 
     Args:
         grad: compare gradients.
@@ -48,30 +46,7 @@ def alike(
     Returns:
         The rewritten graph, and the report.
     """
-    closed, shapes = jax.make_jaxpr(fun, return_shape=True)(*args)
-    tree = jax.tree.structure(shapes)
-    graph, report = rewrite_jaxpr(closed, "f", passes, target=target)
-    flat = to_callable(graph)
-
-    def rewritten(*args: Any) -> Any:
-        return jax.tree.unflatten(tree, map(jnp.asarray, flat(*jax.tree.leaves(args))))
-
-    moving = tuple(i for i, a in enumerate(args) if jnp.issubdtype(jnp.result_type(a), jnp.floating))
-    stacked = [jnp.stack([jnp.asarray(a)] * 2) for a in args] if every else []
-
-    def views(f: Callable[..., Any], args: Any, stacked: Any) -> list[Any]:
-        slopes = gradient(f, moving)(*args) if grad and moving else ()
-        return [f(*args), slopes, jax.vmap(f)(*stacked) if stacked else ()]
-
-    both = jax.jit(lambda *given: (views(fun, *given), views(rewritten, *given)))
-    for expected, result in zip(*both(args, stacked), strict=True):
-        check(expected, result)
-    if every:
-        assert jax.export.export(jax.jit(rewritten))(*args).mlir_module()
-    traced = jax.make_jaxpr(flat)(*closed.in_avals)
-    again, _ = rewrite_jaxpr(traced, "f", passes, target=target)
-    assert again.to_text() in (graph.to_text(), from_jaxpr(traced, "f").to_text()), "twice is not once"
-    return graph, report
+    return kept(fun, *args, passes=passes, target=target, grad=grad, vmap=every, export=every)
 
 
 def ops(graph: Graph) -> list[str]:

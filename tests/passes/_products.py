@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tests.passes._check import optimised, run, same
+from tests.passes._check import all_kept, optimised, run
 
 
 def pipeline(name: str) -> str:
@@ -54,15 +54,34 @@ def rules(program: Program, passes: str, level: str = "reassociate", target: str
 
 def check_program(program: Program, passes: str, level: str = "reassociate", export: bool = True) -> None:
     """The rule fires, not at level exact, and the program keeps its meaning."""
-    assert program.rule in rules(program, passes, level)
-    assert program.rule not in rules(program, passes, "exact")
-    same(program.fun, *program.args(), passes=passes, level=level, export=export)
+    check_programs([program], passes, level, export)
+
+
+def check_programs(
+    programs: Sequence[Program], passes: str, level: str = "reassociate", export: bool = True
+) -> None:
+    """The rules fire, not at level exact, and the programs keep their meaning."""
+    subjects = {program.name: (program.fun, program.args()) for program in programs}
+    found = all_kept(subjects, passes=passes, level=level, export=export)
+    for program in programs:
+        assert program.rule in found[program.name][1].rules, program.name
+        assert program.rule not in rules(program, passes, "exact"), program.name
 
 
 def check_lookalike(program: Program, passes: str) -> None:
-    """The rule does not fire, and the program keeps its meaning."""
-    assert program.rule not in rules(program, passes), program.why
-    same(program.fun, *program.args(), passes=passes, export=False)
+    """The rule does not fire; where others do, the program keeps its meaning."""
+    check_lookalikes([program], passes)
+
+
+def check_lookalikes(programs: Sequence[Program], passes: str) -> None:
+    """The rules do not fire; where others do, the programs keep their meaning."""
+    others = []
+    for program in programs:
+        fired = rules(program, passes)
+        assert program.rule not in fired, f"{program.name}: {program.why}"
+        others += [program] if fired else []
+    subjects = {program.name: (program.fun, program.args()) for program in others}
+    all_kept(subjects, passes=passes, export=False)
 
 
 def body(fun: Callable[..., Any], *args: Any, passes: str) -> list[str]:

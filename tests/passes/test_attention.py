@@ -43,12 +43,27 @@ def rewritten(fun: Callable[..., Any], *args: Any, passes: str = PASSES) -> Call
     return lambda *args: jax.tree.unflatten(tree, flat(*args))
 
 
+COMPUTED = [
+    *("padded", "alibi", "relative", "one_head", "grouped", "window_and_cap", "in_scan"),
+    *("keys_first", "divided_last", "masked_bfloat16"),
+]
+"""One for each way through the pass; the others differ from them in the matching alone."""
+
+
 @pytest.mark.parametrize("name", FORMS)
-def test_every_form_is_found_and_keeps_its_numbers(name: str) -> None:
+def test_every_form_is_found(name: str) -> None:
     fun, args = FORMS[name]
     graph, report = run(fun, *args, passes=PASSES)
     assert report.rules["attention"] >= 1
     assert not any("exp[" in line for line in graph.to_text().splitlines() if line.startswith("  %"))
+    assert [v.aval.shape for v in graph.outputs] == [
+        o.shape for o in jax.tree.leaves(jax.eval_shape(fun, *args))
+    ]
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_keeps_its_numbers(name: str) -> None:
+    fun, args = FORMS[name]
     result = rewritten(fun, *args)
     moving = tuple(i for i, a in enumerate(args) if jnp.issubdtype(a.dtype, jnp.floating))
     narrow = args[0].dtype != jnp.float32
@@ -65,7 +80,7 @@ def test_every_form_is_found_and_keeps_its_numbers(name: str) -> None:
         np.testing.assert_allclose(a, b, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["masked", "padded", "with_logsumexp"])
+@pytest.mark.parametrize("name", ["masked", "with_logsumexp"])
 def test_holds_under_every_transformation(name: str) -> None:
     fun, args = FORMS[name]
     same(fun, *args, passes=PASSES)
@@ -75,13 +90,15 @@ def test_forward_mode_and_second_order() -> None:
     args = qkv()
     result = rewritten(masked, *args)
     tangents = tuple(normal(*a.shape, seed=7 + i) for i, a in enumerate(args))
-    check(jax.jvp(masked, args, tangents), jax.jvp(result, args, tangents))
 
-    def curvature(fun: Callable[..., Any]) -> Any:
+    def derivatives(fun: Callable[..., Any]) -> Any:
         slope = jax.grad(lambda *a: (fun(*a) ** 2).sum())
-        return jax.jvp(lambda q: slope(q, *args[1:]), args[:1], tangents[:1])[1]
+        curvature = jax.jvp(lambda q: slope(q, *args[1:]), args[:1], tangents[:1])[1]
+        return jax.jvp(fun, args, tangents), curvature
 
-    np.testing.assert_allclose(curvature(masked), curvature(result), atol=2e-4)
+    expected, found = jax.jit(lambda: (derivatives(masked), derivatives(result)))()
+    check(expected[0], found[0])
+    np.testing.assert_allclose(expected[1], found[1], atol=2e-4)
 
 
 def test_golden() -> None:
@@ -215,9 +232,9 @@ def test_memory_is_linear_in_the_length() -> None:
 
         return jax.grad(loss, (0, 1, 2))
 
+    scores = 4 * H * 2048**2
     short, long = ([jax.ShapeDtypeStruct((1, t, H, 32), jnp.float32)] * 3 for t in (1024, 2048))
     few, many = (rewritten(causal_of, *args, passes="default,attention") for args in (short, long))
-    assert temporaries(many, *long) < 2.2 * temporaries(few, *short)
-    assert temporaries(many, *long) < temporaries(causal_of, *long) / 4
-    assert temporaries(slopes(many), *long) < 2.2 * temporaries(slopes(few), *short)
-    assert temporaries(slopes(many), *long) < temporaries(slopes(causal_of), *long) / 4
+    forward, backward = temporaries(many, *long), temporaries(slopes(many), *long)
+    assert forward < 2.2 * temporaries(few, *short) and forward < scores / 4
+    assert backward < 2.2 * temporaries(slopes(few), *short) and backward < scores / 2

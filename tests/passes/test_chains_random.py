@@ -91,8 +91,11 @@ def random_program(seed: int) -> tuple[Callable[..., Any], list[jax.Array]]:
 def test_random_trees_keep_their_meaning(seed: int) -> None:
     fun, args = random_program(seed)
     rewritten = to_callable(optimised(fun, *args, passes=PASSES))
-    with jax.enable_x64(True):
-        reference = jax.tree.leaves(jax.jit(fun)(*(arg.astype(jnp.float64) for arg in args)))
+
+    def reference() -> Any:
+        with jax.enable_x64(True):
+            return jax.tree.leaves(jax.jit(fun)(*(arg.astype(jnp.float64) for arg in args)))
+
     expected, result = jax.jit(lambda *args: (jax.tree.leaves(fun(*args)), rewritten(*args)))(*args)
     check(expected, result, reference)
 

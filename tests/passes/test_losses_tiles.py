@@ -13,7 +13,9 @@ import pytest
 
 import lepton_jax as lepton
 from lepton_jax.ir.export import to_callable
-from tests.passes._check import check, fired, optimised, run, same
+from lepton_jax.ir.graph import Graph
+from lepton_jax.rewrite import Report
+from tests.passes._check import all_kept, check, kept, optimised, run, same
 
 PASSES = (
     "inline,dce,fixpoint(fold,algebra,movement,cse,dce),losses{tile=0.03,least=0.2},"
@@ -125,27 +127,32 @@ def sizes(text: str) -> list[int]:
 
 def check_tiled(fun: Callable[..., Any], args: tuple[jax.Array, ...], logits: int = TOKENS * CLASSES) -> None:
     """Assert that no array of the size of the logits is left, the numbers stay, and twice is once."""
-    graph, report = run(fun, *args, passes=PASSES)
+    assert_tiled(*kept(fun, *args, passes=PASSES, grad=False, vmap=False, export=False), logits)
+
+
+def assert_tiled(graph: Graph, report: Report, logits: int = TOKENS * CLASSES) -> None:
+    """Assert that no array of the size of the logits is left."""
     assert report.rules["tiled-logits"] == 1
     assert max(sizes(graph.to_text())) <= logits // 2
-    rewritten = to_callable(graph)
-    check(jax.tree.leaves(jax.jit(fun)(*args)), jax.jit(rewritten)(*args))
-    assert not fired(rewritten, *args, passes=PASSES)
 
 
-@pytest.mark.parametrize(("loss", "make"), LOSSES, ids=IDS)
-def test_forward(loss: Loss, make: Callable[[], tuple[jax.Array, ...]]) -> None:
-    check_tiled(loss, make())
-    same(loss, *make(), passes=PASSES)
+def test_forward() -> None:
+    programs = {name: (loss, make()) for name, (loss, make) in zip(IDS, LOSSES, strict=True)}
+    for graph, report in all_kept(programs, passes=PASSES).values():
+        assert_tiled(graph, report)
 
 
-@pytest.mark.parametrize(("loss", "make"), LOSSES, ids=IDS)
-def test_forward_and_backward_in_one_loop(loss: Loss, make: Callable[[], tuple[jax.Array, ...]]) -> None:
-    args = make()
-    check_tiled(jax.value_and_grad(loss, (0, 1)), args)
-    text = optimised(jax.value_and_grad(loss, (0, 1)), *args, passes=PASSES).to_text()
-    assert text.count(" = scan[") == 1
-    assert text.count(" = dot_general[") == 3
+def test_forward_and_backward_in_one_loop() -> None:
+    programs = {
+        name: (jax.value_and_grad(loss, (0, 1)), make())
+        for name, (loss, make) in zip(IDS, LOSSES, strict=True)
+    }
+    found = all_kept(programs, passes=PASSES, grad=False, vmap=False, export=False)
+    for name, (graph, report) in found.items():
+        assert_tiled(graph, report)
+        text = graph.to_text()
+        assert text.count(" = scan[") == 1, name
+        assert text.count(" = dot_general[") == 3, name
 
 
 def test_golden() -> None:
@@ -215,12 +222,11 @@ def test_bfloat16() -> None:
 
 def test_numbers_that_are_not_finite() -> None:
     h, w, y = flat()
+    flat_fun = to_callable(optimised(along_axis, h, w, y, passes=PASSES))
+    both = jax.jit(lambda h: (along_axis(h, w, y), flat_fun(h, w, y)[0]))
     for bad in (jnp.nan, jnp.inf, -jnp.inf, 1e30):
-        broken = h.at[7, 3].set(bad)
-        graph = optimised(along_axis, broken, w, y, passes=PASSES)
-        np.testing.assert_array_equal(
-            np.isnan(along_axis(broken, w, y)), np.isnan(to_callable(graph)(broken, w, y)[0])
-        )
+        expected, result = both(h.at[7, 3].set(bad))
+        np.testing.assert_array_equal(np.isnan(expected), np.isnan(result))
 
 
 def test_labels_out_of_bounds() -> None:
@@ -238,19 +244,19 @@ def test_labels_out_of_bounds() -> None:
 def test_differentiated_later() -> None:
     """Forward mode, reverse mode, and reverse over reverse of the rewritten loss."""
     h, w, y = flat()
-    for option in ("", ",recompute=0.1"):
-        passes = PASSES.replace("least=0.2", f"least=0.2{option}")
-        rewritten = lepton.optimize(along_axis, passes)
-        for transform in (jax.value_and_grad, jax.jacfwd):
-            fun: Any = transform
-            args = (h[:, :2], w[:2], y)
-            check(fun(along_axis)(*args), fun(rewritten)(*args))
-        check(jax.grad(along_axis, (0, 1))(h, w, y), jax.grad(rewritten, (0, 1))(h, w, y))
 
-        def norm(f: Loss, w: jax.Array) -> Any:
+    def later(f: Loss) -> list[Any]:
+        def norm(w: jax.Array) -> Any:
             return (jax.grad(f, 1)(h, w, y) ** 2).sum()
 
-        check(jax.grad(norm, 1)(along_axis, w), jax.grad(norm, 1)(rewritten, w))
+        few = h[:, :2], w[:2], y
+        return [jax.jacfwd(f)(*few), jax.value_and_grad(f, (0, 1))(h, w, y), jax.grad(norm)(w)]
+
+    pipelines = [PASSES, PASSES.replace("least=0.2", "least=0.2,recompute=0.1")]
+    losses: list[Loss] = [along_axis, *(lepton.optimize(along_axis, passes) for passes in pipelines)]
+    expected, *found = jax.jit(lambda: [later(loss) for loss in losses])()
+    for result in found:
+        check(expected, result)
 
 
 def temporary(fun: Any, *args: jax.Array) -> int:

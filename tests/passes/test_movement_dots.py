@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from tests.passes._check import fired, same
-from tests.passes._movement import Case, Lookalike, array, body, check_case, check_lookalike
+from tests.passes._movement import Case, Lookalike, array, body, check_case, check_lookalike, check_meaning
 
 AB = ((3, 4), (4, 5))
 BATCHED = ((2, 3, 4), (2, 4, 5))
@@ -159,6 +159,10 @@ LOOKALIKES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_fires(case: Case) -> None:
     check_case(case)
+
+
+def test_what_fires_keeps_the_meaning() -> None:
+    check_meaning(CASES)
 
 
 @pytest.mark.parametrize("case", LOOKALIKES, ids=lambda case: f"{case.rule}: {case.why}")

@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from tests.passes._check import bitwise
-from tests.passes._movement import Case, Lookalike, array, body, check_case, check_lookalike
+from tests.passes._movement import Case, Lookalike, array, body, check_case, check_lookalike, check_meaning
 
 V = ((8,),)
 M = ((4, 3),)
@@ -191,6 +191,10 @@ LOOKALIKES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_fires(case: Case) -> None:
     check_case(case)
+
+
+def test_what_fires_keeps_the_meaning() -> None:
+    check_meaning(CASES)
 
 
 @pytest.mark.parametrize("case", LOOKALIKES, ids=lambda case: f"{case.rule}: {case.why}")

@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 from tests.passes._check import bitwise, fired, same
-from tests.passes._movement import Case, Lookalike, array, check_case, check_lookalike
+from tests.passes._movement import Case, Lookalike, array, check_case, check_lookalike, check_meaning
 
 X = ((2, 3, 4),)
 
@@ -212,6 +212,10 @@ LOOKALIKES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_fires(case: Case) -> None:
     check_case(case)
+
+
+def test_what_fires_keeps_the_meaning() -> None:
+    check_meaning(CASES)
 
 
 @pytest.mark.parametrize("case", LOOKALIKES, ids=lambda case: f"{case.rule}: {case.why}")

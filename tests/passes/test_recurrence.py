@@ -270,16 +270,10 @@ def look_alikes() -> dict[str, Any]:
     def divided(h: Any, xt: Any) -> Any:
         return xt / (1 + h * h)
 
-    def shuffled(h: Any, xt: Any) -> Any:
-        return 0.9 * h[::-1] + xt
-
-    def mixed(h: Any, xt: Any) -> Any:
-        return 0.9 * h + jnp.sum(h) + xt
-
     def bent(h: Any, xt: Any) -> Any:
         return jnp.tanh(0.9 * h + xt)
 
-    functions = squared, choice_by_state, rounded, divided, shuffled, mixed, bent
+    functions = squared, choice_by_state, rounded, divided, bent
     return {step.__name__: step for step in functions}
 
 

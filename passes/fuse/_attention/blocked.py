@@ -31,7 +31,7 @@ def attention(values: Any, *leaves: Any, plan: Plan) -> tuple[Any, Any, Any]:
         The product (divided by the sums if the plan says so), the maxima of the scores over the
         keys, and the sums of the exponentials; the latter two without the key axis.
     """
-    mixed, top, total = _attend(plan, _key_first(values, plan), *plan.scores.arranged(leaves))
+    mixed, top, total = _attend(plan, values, *leaves)
     if plan.shift == "none":
         back = jnp.exp(_safe(top))
         total = total * back
@@ -46,10 +46,10 @@ def attention(values: Any, *leaves: Any, plan: Plan) -> tuple[Any, Any, Any]:
     return mixed.astype(plan.dtype), top.squeeze(plan.key), total.squeeze(plan.key)
 
 
-def _key_first(values: Any, plan: Plan) -> Any:
-    """[batch, keys, free] of the product's other operand."""
+def _key_first(plan: Plan, rank: int) -> tuple[int, ...]:
+    """The order [batch, keys, free] of the product's other operand."""
     first = (*plan.batch[1], plan.contract[1])
-    return values.transpose(*first, *(d for d in range(values.ndim) if d not in first))
+    return (*first, *(d for d in range(rank) if d not in first))
 
 
 def _weights_rank(plan: Plan) -> int:
@@ -115,8 +115,8 @@ def needs_rest(top: Any, fill: float) -> Any:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _attend(plan: Plan, values: Any, *leaves: Any) -> tuple[Any, Any, Any]:
     """The product [batch, free axes of the weights, of the values], maxima and sums with one key."""
-    parts = cut_all(leaves, plan.scores.leaves, plan.block)
-    values = cut(values, len(plan.batch[0]), plan.block[1])
+    parts = cut_all(leaves, plan.scores.leaves, plan.block, plan.scores.orders)
+    values = cut(values, len(plan.batch[0]), plan.block[1], _key_first(plan, values.ndim))
     order, counts = jnp.asarray(plan.order, jnp.int32), jnp.asarray(plan.counts, jnp.int32)
     full = len(plan.order[0])
 
@@ -180,8 +180,11 @@ def _attend_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
     zero = jnp.zeros_like(top)
     moving = [n for n, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
     labels = [(None, len(plan.batch[0])), *plan.scores.leaves]
-    parts = cut_all(primals, labels, plan.block)
-    moves = cut_all([tangents[n] for n in moving], [labels[n] for n in moving], plan.block)
+    orders = [_key_first(plan, primals[0].ndim), *(plan.scores.orders or [None] * (len(primals) - 1))]
+    parts = cut_all(primals, labels, plan.block, orders)
+    moves = cut_all(
+        [tangents[n] for n in moving], [labels[n] for n in moving], plan.block, [orders[n] for n in moving]
+    )
     rows = (cut(x, plan.query, plan.block[0]) for x in (top, total))
     kept = (cut(out, _query_axis(plan), plan.block[0]), *rows)
     counted = np.zeros((len(plan.counts), len(plan.order[0])), bool)

@@ -12,15 +12,22 @@ from jax import lax
 from lepton_jax.passes.fuse._attention.axes import Labels
 
 
-def cut(x: Any, axis: int, block: int) -> Any:
-    """[..., length, ...] → [blocks, ..., block, ...]; a short last block repeats the last element."""
+def cut(x: Any, axis: int, block: int, order: Sequence[int] | None = None) -> Any:
+    """[..., length, ...] → [blocks, ..., block, ...]; a short last block repeats the last element.
+
+    Args:
+        axis: the axis that is cut, after the transpose.
+        order: a transpose to be made on the way, None for none.
+    """
+    order = range(x.ndim) if order is None else order
+    axis = order[axis]
     length = x.shape[axis]
     if short := -length % block:
         last = lax.slice_in_dim(x, length - 1, length, axis=axis)
         more = tuple(short if d == axis else size for d, size in enumerate(x.shape))
         x = lax.concatenate([x, lax.broadcast_in_dim(last, more, range(x.ndim))], axis)
     shape = (*x.shape[:axis], x.shape[axis] // block, block, *x.shape[axis + 1 :])
-    return jnp.moveaxis(x.reshape(shape), axis, 0)
+    return x.reshape(shape).transpose(axis, *(d + (d >= axis) for d in order))
 
 
 def joined(x: Any, axis: int, length: int, blocks: int = 0) -> Any:
@@ -82,10 +89,24 @@ class Cut:
         return found
 
 
-def cut_all(arrays: Sequence[Any], labels: Sequence[Labels], block: tuple[int, int]) -> Cut:
-    """Cut arrays along the axes that they have."""
-    rows, columns, whole = [], [], []
-    for x, (query, key) in zip(arrays, labels, strict=True):
+def cut_all(
+    arrays: Sequence[Any],
+    labels: Sequence[Labels],
+    block: tuple[int, int],
+    orders: Sequence[Sequence[int] | None] = (),
+) -> Cut:
+    """Transpose arrays and cut them along the axes that they then have."""
+    rows: list[Any] = []
+    columns: list[Any] = []
+    whole: list[Any] = []
+    for x, (query, key), order in zip(arrays, labels, orders or [None] * len(labels), strict=True):
+        if order is not None and (query is None) != (key is None):
+            side = 0 if key is None else 1
+            axis = query if key is None else key
+            assert axis is not None
+            (columns if side else rows).append(cut(x, axis, block[side], order))
+            continue
+        x = x if order is None else x.transpose(order)
         if key is not None:
             x = cut(x, key, block[1])
         if query is not None:

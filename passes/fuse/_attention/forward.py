@@ -10,13 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.fuse._attention.axes import dot_numbers
 from lepton_jax.passes.fuse._attention.blocked import attention
+from lepton_jax.passes.fuse._attention.lowered import lower
 from lepton_jax.passes.fuse._attention.match import Found, find
+from lepton_jax.passes.fuse._attention.order import sort
 from lepton_jax.passes.fuse._attention.plan import Plan
-from lepton_jax.passes.fuse._attention.program import Builder
+from lepton_jax.passes.fuse._attention.program import Builder, batch_first
 from lepton_jax.passes.fuse._attention.region import Region, Sink, region_of, stages, vanishes
+from lepton_jax.passes.fuse._attention.rowsums import row_sums, write_row_sums
 from lepton_jax.passes.fuse._attention.skip import Blocks, masked_blocks
 from lepton_jax.passes.fuse._attention.stage import Stage, Sum, summed
 from lepton_jax.rewrite import PassContext, erase_dead, rewrite
@@ -24,8 +27,13 @@ from lepton_jax.rewrite.replacement import write_before
 
 RULE: Final = "attention"
 
-_FEW_ROWS: Final = 8
-"""With a larger batch, blocks are 128 by 128; with a smaller one twice that."""
+_SIZES: Final = (128, 256)
+
+_MOST_SCORES: Final = 1 << 22
+"""A block has no more scores than this, over all heads of the batch, where it can be smaller."""
+
+_OVERHEAD: Final = 160
+"""What a block costs beside its scores: as much as this many more keys for each query."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +45,16 @@ class Limits:
         open: the fewest keys where fewer are.
         scores: the fewest scores.
         block: how many queries and keys a block has; None to choose by the size of the batch.
+        target: "gpu" or "tpu" where library kernels are to be used, "" where not.
+        kernel: the fewest keys for which a library kernel pays.
     """
 
     masked: int
     open: int
     scores: int
     block: int | None
+    target: str = ""
+    kernel: int = 0
 
 
 def fuse(dot: Node, ctx: PassContext, limits: Limits) -> None:
@@ -52,12 +64,13 @@ def fuse(dot: Node, ctx: PassContext, limits: Limits) -> None:
     found = find(dot)
     if found is None:
         return
+    if isinstance(found, Found) and _lowered(found, ctx, limits):
+        return
     region = found if isinstance(found, str) else region_of(found)
     if isinstance(found, str) or isinstance(region, str):
         ctx.miss(RULE, dot, str(region))
         return
-    size = _block(found, limits)
-    blocks = masked_blocks(found.scores, found.labels, size)
+    size, blocks = _blocks(found, limits)
     reason = _why_not(found, region, blocks, limits)
     if reason is not None:
         ctx.miss(RULE, dot, reason)
@@ -66,20 +79,37 @@ def fuse(dot: Node, ctx: PassContext, limits: Limits) -> None:
         _write(found, region, blocks, size)
 
 
+def _lowered(found: Found, ctx: PassContext, limits: Limits) -> bool:
+    """Whether a library kernel was put in."""
+    if not limits.target or _has_sharding(found):
+        return False
+    return lower(found, ctx, limits.target, limits.kernel)
+
+
 def _may_pay(dot: Node, limits: Limits) -> bool:
     """A first look, for every product in the program."""
     contract, _ = dot_numbers(dot)
     if len(contract[0]) != 1 or not all(v.is_static and 0 not in v.shape for v in dot.operands):
         return False
-    return bool(dot.operands[0].shape[contract[0][0]] >= min(limits.masked, limits.open))
+    fewest = min(limits.masked, limits.open, limits.kernel if limits.target else limits.open)
+    return bool(dot.operands[0].shape[contract[0][0]] >= fewest)
 
 
-def _block(found: Found, limits: Limits) -> tuple[int, int]:
+def _blocks(found: Found, limits: Limits) -> tuple[tuple[int, int], Blocks]:
+    """The size of the blocks, and which of them count: small ones leave out more, large ones are fast."""
     queries, keys = found.size
-    wanted = limits.block
-    if wanted is None:
-        wanted = 128 if math.prod(found.scores.shape) >= _FEW_ROWS * queries * keys else 256
-    return min(wanted, queries), min(wanted, keys)
+    heads = math.prod(found.scores.shape) // (queries * keys)
+    best: tuple[float, tuple[int, int], Blocks] | None = None
+    for length in _SIZES if limits.block is None else (limits.block,):
+        if best is not None and length * length * heads > _MOST_SCORES:
+            break
+        size = (min(length, queries), min(length, keys))
+        blocks = masked_blocks(found.scores, found.labels, size)
+        cost = float(blocks.counts.mean()) * (1 + _OVERHEAD / length)
+        if best is None or cost < best[0]:
+            best = (cost, size, blocks)
+    assert best is not None
+    return best[1:]
 
 
 def _why_not(found: Found, region: Region, blocks: Blocks, limits: Limits) -> str | None:
@@ -91,9 +121,13 @@ def _why_not(found: Found, region: Region, blocks: Blocks, limits: Limits) -> st
         return f"there are only {math.prod(found.scores.shape)} scores"
     if region.sinks and found.divided and found.top is None and found.exp.operands[0] is not found.scores:
         return "what is subtracted from the scores is not their maximum"
-    if any(_is_sharded(value) for value in (*found.builder.values, found.dot.result)):
+    if _has_sharding(found):
         return "an array in it carries a sharding"
     return None
+
+
+def _has_sharding(found: Found) -> bool:
+    return any(_is_sharded(value) for value in (*found.builder.values, found.dot.result))
 
 
 def _is_sharded(value: Value) -> bool:
@@ -148,6 +182,7 @@ def _write(found: Found, region: Region, blocks: Blocks, size: tuple[int, int]) 
     dtypes = (found.scores.dtype, found.sums[0].result.dtype)
     values = dot.operands[1 - found.side]
     plan = plan_of(found, blocks, size)
+    rows = row_sums(found, region.sinks)
     made = rewrite(blocked, values, *found.builder.values, plan=plan, dtypes=dtypes)
     mixed, top, total = write_before(made, dot, RULE)
     old = [dot, *found.sums, *([] if found.top is None else [found.top])]
@@ -160,6 +195,11 @@ def _write(found: Found, region: Region, blocks: Blocks, size: tuple[int, int]) 
         erase_dead(node)
     if region.sinks or any(value.uses for value in (top, total)):
         sort(graph)
+    if rows is not None:
+        write_row_sums(rows, mixed, total, RULE)
+        sort(graph)
+        done = {row.sink.node for row in rows.sums}
+        region = Region(region.labels, tuple(s for s in region.sinks if s.node not in done))
     for sinks in stages(region):
         _write_stage(found, sinks, blocks, size, top)
         sort(graph)
@@ -175,15 +215,14 @@ def _write_stage(found: Found, sinks: list[Sink], blocks: Blocks, size: tuple[in
         if len(sink.node.operands) > 1:
             mine.append(builder.add(sink.node.operands[1 - sink.position], sink.others))
         places.append(mine if sink.position == 0 else mine[::-1])
-    sums = tuple(
-        Sum(builder.finished(sink.node, sink.labels, place), sink.position, sink.marks)
-        for sink, place in zip(sinks, places, strict=True)
-    )
+    ends = [builder.finished(s.node, s.labels, place) for s, place in zip(sinks, places, strict=True)]
+    program, ends = batch_first(builder.program(places[0][0]), ends)
+    sums = tuple(Sum(e, s.position, s.marks) for s, e in zip(sinks, ends, strict=True))
     may_skip = all(vanishes(s.node.operands[s.position], found.exp.result, known) for s in sinks)
     every = [(i, j) for i in range(blocks.counts.shape[0]) for j in range(blocks.counts.shape[1])]
     counted = [pair for pair in every if blocks.counts[pair] or not may_skip]
     stage = Stage(
-        program=builder.program(places[0][0]),
+        program=program,
         sums=sums,
         size=found.size,
         block=size,
@@ -203,27 +242,3 @@ def _replace(nodes: tuple[Node, ...], value: Value) -> None:
     for node in nodes:
         if node.alive and node.result.uses and node.result.dtype == value.dtype:
             node.result.replace_uses(value)
-
-
-def sort(graph: Graph) -> None:
-    """Put nodes after those that make what they read, and otherwise leave them in order."""
-    done: set[Node] = set()
-    order: list[Node] = []
-    for root in list(graph):
-        stack = [root]
-        while stack:
-            node = stack[-1]
-            missing = [
-                v.node
-                for v in node.operands
-                if v.node is not None and v.node not in done and v.node.graph is graph
-            ]
-            if node in done or not missing:
-                stack.pop()
-                if node not in done:
-                    done.add(node)
-                    order.append(node)
-            else:
-                stack += missing
-    for node in order:
-        graph.move(node, graph.ret)

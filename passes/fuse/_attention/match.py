@@ -35,6 +35,7 @@ class Found:
         builder: the operations behind the scores.
         program: the scores, from its leaves.
         weights: from the exponentials to the product's operand.
+        moves: the operations of `weights`, as they stand in the graph.
     """
 
     dot: Node
@@ -48,6 +49,7 @@ class Found:
     builder: Builder
     program: Program
     weights: Program
+    moves: tuple[Node, ...]
 
     @property
     def size(self) -> tuple[int, int]:
@@ -186,7 +188,8 @@ def _complete(dot: Node, side: int, path: _Path) -> Found | str | None:
         program = builder.program(builder.add(scores, labels))
         if any(_is_score(step.op, step.operands, program) for step in program.steps):
             weights = _weights(path, labels, weights_labels)
-            return Found(dot, side, path.exp, scores, labels, top, sums, divided, builder, program, weights)
+            parts = (labels, top, sums, divided, builder, program, weights, tuple(path.moves))
+            return Found(dot, side, path.exp, scores, *parts)
     return None
 
 

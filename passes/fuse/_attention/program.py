@@ -57,6 +57,14 @@ class Step:
             return lax.reshape(operands[0], tuple(shape))
         return self.primitive.bind(*operands, **self.primitive.get_bind_params(self.params))
 
+    def reordered(self, side: int, order: tuple[int, ...]) -> Step:
+        """The same product with one of its operands transposed; the order of its free axes stays."""
+        numbers: Any = [list(sides) for sides in self.params["dimension_numbers"]]
+        for part in numbers:
+            part[side] = tuple(order.index(d) for d in part[side])
+        params = {**self.params, "dimension_numbers": tuple(map(tuple, numbers))}
+        return replace(self, params=params, key=(self.key, params["dimension_numbers"]))
+
     def _count(self, shape: list[int], start: tuple[Any, Any]) -> Any:
         """A block of an iota."""
         along = self.params["dimension"]
@@ -92,30 +100,15 @@ class Program:
         for at, step in enumerate(steps):
             if step.op != "dot_general":
                 continue
-            numbers: Any = [list(sides) for sides in step.params["dimension_numbers"]]
             for side, operand in enumerate(step.operands):
                 if not isinstance(operand, int) or operand >= len(leaves) or reads[operand] != 1:
                     continue
-                contract, batch = numbers[0][side], numbers[1][side]
-                rank = step.ranks[side]
-                free = [d for d in range(rank) if d not in (*contract, *batch)]
-                order = (*batch, *free, *contract)
-                orders[operand] = order
-                query, key = leaves[operand]
-                leaves[operand] = (
-                    None if query is None else order.index(query),
-                    None if key is None else order.index(key),
-                )
-                numbers[0][side] = tuple(order.index(d) for d in contract)
-                numbers[1][side] = tuple(order.index(d) for d in batch)
-            params = {**step.params, "dimension_numbers": tuple(map(tuple, numbers))}
-            steps[at] = replace(step, params=params, key=(step.key, params["dimension_numbers"]))
+                contract, batch = (numbers[side] for numbers in step.params["dimension_numbers"])
+                free = [d for d in range(step.ranks[side]) if d not in (*contract, *batch)]
+                orders[operand] = order = (*batch, *free, *contract)
+                leaves[operand] = _moved(leaves[operand], order)
+                steps[at] = step = step.reordered(side, order)
         return Program(tuple(leaves), tuple(steps), self.result, tuple(orders))
-
-    def arranged(self, leaves: Sequence[Any]) -> list[Any]:
-        """The leaves in the order in which the program wants their axes."""
-        orders = self.orders or [None] * len(leaves)
-        return [x if o is None else x.transpose(o) for x, o in zip(leaves, orders, strict=True)]
 
     def run(self, blocks: Sequence[Any], start: tuple[Any, Any], size: tuple[int, int]) -> Any:
         """The block of the result.
@@ -134,6 +127,34 @@ class Program:
             operands = [o[0] if isinstance(o, tuple) else env[o] for o in step.operands]
             env.append(step.run(operands, start, size))
         return env
+
+
+def _moved(labels: Labels, order: tuple[int, ...]) -> Labels:
+    """The query and key axes after a transpose."""
+    query, key = labels
+    return None if query is None else order.index(query), None if key is None else order.index(key)
+
+
+def batch_first(program: Program, ends: Sequence[Step]) -> tuple[Program, list[Step]]:
+    """A program and what reads it, with the batch axes of leaves that are only multiplied in front."""
+    count = len(program.leaves)
+    steps, leaves = [*program.steps, *ends], list(program.leaves)
+    orders: list[tuple[int, ...] | None] = [None] * count
+    for leaf in range(count):
+        reads = [(at, side) for at, s in enumerate(steps) for side, o in enumerate(s.operands) if o == leaf]
+        if not reads or any(steps[at].op != "dot_general" for at, _ in reads):
+            continue
+        batches = {steps[at].params["dimension_numbers"][1][side] for at, side in reads}
+        if len(batches) != 1:
+            continue
+        (batch,) = batches
+        rank = steps[reads[0][0]].ranks[reads[0][1]]
+        orders[leaf] = order = (*batch, *(d for d in range(rank) if d not in batch))
+        leaves[leaf] = _moved(leaves[leaf], order)
+        for at, side in reads:
+            steps[at] = steps[at].reordered(side, order)
+    inner, outer = steps[: len(program.steps)], steps[len(program.steps) :]
+    return Program(tuple(leaves), tuple(inner), program.result, tuple(orders)), outer
 
 
 class Builder:

@@ -60,7 +60,7 @@ def summed(top: Any, *leaves: Any, stage: Stage) -> list[jax.Array]:
         top: the largest score of each row.
         leaves: the leaves of the stage's program.
     """
-    arrays = cut_all(stage.program.arranged(leaves), stage.program.leaves, stage.block)
+    arrays = cut_all(leaves, stage.program.leaves, stage.block, stage.program.orders)
 
     def step(state: Any, pair: Any) -> tuple[Any, None]:
         made = _partial(stage, arrays.at(pair), pair)

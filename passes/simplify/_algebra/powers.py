@@ -121,8 +121,10 @@ def integer_pow_one(node: Node, ctx: PassContext) -> Outcome:
 
 @node_rule("integer_pow", needs_static=False)
 def integer_pow_two(node: Node, ctx: PassContext) -> Outcome:
-    """integer_pow(x, 2) → square(x), the same product"""
-    return rewrite(lax.square, *node.operands) if node.params["y"] == 2 else None
+    """integer_pow(x, 2) → square(x), the same product; complex squares round otherwise, and stay"""
+    if node.params["y"] != 2 or kind_of(node.result.dtype) == "complex":
+        return None
+    return rewrite(lax.square, *node.operands)
 
 
 @node_rule("integer_pow", needs_static=False)
