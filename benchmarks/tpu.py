@@ -5,8 +5,8 @@
 
 No TPU is needed: the TPU compiler (libtpu) compiles ahead of time for a topology. Each program is
 compiled for one chip, as written and as `lepton.optimize(..., "max", target="tpu")` leaves it. The
-cycles are the compiler's own estimates for each operation, those of a loop's body times its trip count; transfers between
-memories are not in them. They compare two forms of one program; they are not a time.
+cycles are the compiler's own estimates for each operation, those of a loop's body times its trip count;
+transfers between memories are not in them. They compare two forms of one program; they are not a time.
 
 For a Pallas kernel the compiler estimates nothing. Its cycles are counted here as those of its products
 at the peak rate of the matrix units, which is the least it can take: ratios marked * are upper bounds.
