@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
+from lepton_jax.ir.cost import node_cost
 from lepton_jax.ir.graph import Graph, Node
 from lepton_jax.passes.loops._parallel.batch import run_at_once
 from lepton_jax.passes.loops._parts.apply import rule_of, solve_carry
@@ -18,6 +19,9 @@ RULE: Final = "loop-at-once"
 
 _LARGE: Final = 4 << 20
 """An iteration that makes so many bytes keeps a CPU busy by itself."""
+
+_BUSY: Final = 4e6
+"""So does a product of so many operations: it takes some 50 µs, where starting an operation takes one."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ def why_not(scan: Scan, steps: list[Step], ctx: PassContext) -> str | None:
             return "there is no product in the loop, and XLA's loop is as fast on a CPU"
         if each > _LARGE:
             return f"an iteration makes {each / 2**20:.0f} MiB, which keeps a CPU busy"
+        if (flops := max(map(_product_flops, scan.body))) > _BUSY:
+            return f"a product of {flops / 1e6:.0f} MFLOP keeps a CPU busy"
     if chunk_of(scan, ctx) < 2:
         return f"an iteration makes {each / 2**20:.0f} MiB, which is too much to run several"
     kept = scan.length * total_bytes(s.carry for s in steps if s.kind != "reduction")
@@ -121,6 +127,12 @@ def why_not(scan: Scan, steps: list[Step], ctx: PassContext) -> str | None:
 def _saves_cores(ctx: PassContext) -> bool:
     """Whether work in parallel must pay on few cores."""
     return ctx.rates.platform == "cpu" and not profit.is_disregarded()
+
+
+def _product_flops(node: Node) -> float:
+    """Of the largest product of matrices in a node."""
+    inner = (n for region in node.regions for n in region.walk())
+    return max((node_cost(n).flops for n in (node, *inner) if n.op in DOTS), default=0.0)
 
 
 def _has_product(node: Node) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 from jax.experimental import io_callback
 
+import lepton_jax as lepton
 from lepton_jax.ir import to_callable
 from tests.passes._check import check, run, same
 from tests.passes._golden import assert_every_gate, assert_text
@@ -257,3 +258,14 @@ def test_running_sums_are_left_to_the_pass_on_recurrences() -> None:
 
     graph, _ = run(f, X, passes=FULL, target="gpu")
     assert "scan" in ops(graph)
+
+
+def test_products_that_keep_a_cpu_busy_stay_in_a_loop() -> None:
+    def fun(x: Any, w: Any) -> Any:
+        return lax.map(lambda row: jnp.tanh(row @ w), x)
+
+    for rows, fires in ((8, True), (256, False)):
+        shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((4, rows, 128), (128, 128))]
+        explained = lepton.optimize(fun, "inline,dce,parallel", target="cpu").explain(*shapes)
+        assert ("loop-at-once" in explained.report.rules) == fires
+        assert ("a product of 8 MFLOP keeps a CPU busy" in str(explained)) != fires
