@@ -29,7 +29,7 @@ class Forward(Pass):
     - an output that stacks a scanned input is that input; one that stacks a constant is a broadcast;
     - carries and outputs that are always equal, and operands given twice, are kept once;
     - scalar constants move into the region;
-    - a call's or a branch's result that is an argument is that argument.
+    - a call's or a branch's result that is an argument is that argument, one that is a constant that constant.
 
     Exact. XLA does part of this itself; it saves compile time and opens the way for others.
     """
@@ -205,7 +205,7 @@ def _sources(node: Node, slot: Slot, outer: Sequence[dict[Value, Value]]) -> Ite
         yield None
     for r, i in slot.outputs:
         value = node.regions[r].outputs[i]
-        yield value if value.literal and len(slot.outputs) == 1 else outer[r].get(value)
+        yield value if value.is_const and len(slot.outputs) == 1 else outer[r].get(value)
 
 
 _SIMPLIFICATIONS = (_unchanged_carry, _stacked_through, _twins, _scalar_constants, _forwarded_results)

@@ -410,3 +410,25 @@ def test_single_applications_can_be_forbidden() -> None:
         return looped, lax.cond(w > 0, lambda u, v, s: (u, u + v * s), lambda u, v, s: (v, u), w, w, 2.0)
 
     assert assert_every_gate(f, ONE, X, passes="forward") >= 8
+
+
+def test_a_constant_array_comes_out_of_a_call() -> None:
+    """Found by the fuzzer: fold leaves it as the result of a checkpoint."""
+
+    def f(x: Any) -> Any:
+        return jax.checkpoint(lambda x: (x * 2, jnp.ones((1,), jnp.float32)))(x)
+
+    assert_text(
+        optimised(f, X, passes="fold,forward,dce"),
+        """
+        graph f(%0: f32[3]) {
+          %1: f32[3] = remat2[differentiated=False prevent_cse=True] %0 {
+            region body(%0: f32[3]) {
+              %1: f32[3] = mul %0 2.0
+              return %1
+            }
+          }
+          return %1, const<f32[1]>
+        }
+        """,
+    )
