@@ -29,7 +29,7 @@ class Forward(Pass):
     - an output that stacks a scanned input is that input; one that stacks a constant is a broadcast;
     - carries and outputs that are always equal, and operands given twice, are kept once;
     - scalar constants move into the region;
-    - a call's or a branch's result that is an argument is that argument, one that is a constant that constant.
+    - a call's or a branch's result that is an argument is that argument, and likewise a constant.
 
     Exact. XLA does part of this itself; it saves compile time and opens the way for others.
     """
