@@ -1,7 +1,12 @@
-"""Every program of the corpus means the same after `lepton.optimize`, under and over transformations."""
+"""Every program of the corpus means the same after `lepton.optimize`, under and over transformations.
+
+Programs take turns: where Lepton's program is differentiated by JAX, JAX's batch is rewritten by Lepton, and
+the other way round. With LEPTON_CORPUS=full in the environment every program goes both ways.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +19,11 @@ from jax import export
 
 import lepton_jax as lepton
 from tests.corpus import Program, programs
-from tests.corpus._compare import assert_same, rounding_unit
+from tests.corpus._compare import assert_same, is_weak, rounding_unit
 
 CORPUS = programs()
 LEAST = 60
+FULL = os.environ.get("LEPTON_CORPUS") == "full"
 
 
 def named(chosen: list[Program]) -> pytest.MarkDecorator:
@@ -31,16 +37,17 @@ def is_pure(program: Program) -> bool:
 
 
 def loss_of(fun: Callable[..., Any]) -> Callable[..., Any]:
-    """A sum of the floating results of a function, each element with a weight of its own."""
+    """A sum of the floating results of a function, each element with a weight of its own, and the results."""
 
     def loss(*args: Any) -> Any:
-        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(fun(*args))]
+        results = fun(*args)
+        leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(results)]
         total = jnp.float32(0)
         for leaf in leaves:
             if jnp.issubdtype(leaf.dtype, jnp.inexact):
                 weights = np.cos(np.arange(leaf.size, dtype=np.float32)).reshape(leaf.shape)
                 total += jnp.sum(weights * (jnp.real(leaf) + jnp.imag(leaf)).astype(jnp.float32))
-        return total
+        return total, results
 
     return loss
 
@@ -77,26 +84,41 @@ def test_results_are_those_of_jit_under_and_over_transformations(program: Progra
     """Results, gradients, batches and exported programs, from one program: the time goes to compiling."""
     args = program.make_args()
     optimised = lepton.optimize(program.fun)
+    turn = CORPUS.index(program) % 2
+
+    def both(transform: Callable[[Any], Any], args: Any, turn: int) -> list[Any]:
+        """A transformed program, and Lepton inside the transformation (turn 0) or outside of it (turn 1)."""
+        plain = transform(program.fun)
+        ways: list[Callable[[], Any]] = [lambda: transform(optimised), lambda: lepton.optimize(plain)]
+        return [plain(*args), *(way()(*args) for way in (ways if FULL else ways[turn : turn + 1]))]
+
+    def gradients(fun: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.grad(loss_of(fun), program.differentiable, has_aux=True)
 
     def results(args: Any, stacked: Any) -> dict[str, list[Any]]:
-        """What plain JAX gives, and then what Lepton does, in every way."""
-        found = {"results": [program.fun(*args), optimised(*args)]}
+        """What plain JAX gives, and then what Lepton does, in every way; gradients come with the results."""
+        found = {}
         if program.differentiable:
-            plain = jax.grad(loss_of(program.fun), program.differentiable)
-            outside = jax.grad(loss_of(optimised), program.differentiable)
-            found["gradients"] = [plain(*args), outside(*args), lepton.optimize(plain)(*args)]
+            found["gradients"] = both(gradients, args, turn)
+        expected = found["gradients"][0][1] if program.differentiable else program.fun(*args)
+        if program.exportable:  # what is exported is the optimised program itself, but for weak types
+            found["exported"] = [expected, export.export(compiled)(*args).call(*args)]
+        else:
+            found["results"] = [expected, optimised(*args)]
         if program.vmappable:
-            plain, outside = jax.vmap(program.fun), jax.vmap(optimised)
-            found["batches"] = [plain(*stacked), outside(*stacked), lepton.optimize(plain)(*stacked)]
-        if program.exportable:
-            found["exported"] = [program.fun(*args), export.export(jax.jit(optimised))(*args).call(*args)]
+            found["batches"] = both(jax.vmap, stacked, 1 - turn)
         return found
 
+    compiled = jax.jit(optimised)
     found = jax.jit(results)(args, batched(args) if program.vmappable else ())
     unit = rounding_unit(program.fun, *args)
     for name, (expected, *actual) in found.items():
         for result in actual:
             assert_same(result, expected, unit, weak=name != "exported")
+    if program.exportable:
+        types = jax.tree.leaves(compiled.eval_shape(*args))
+        expected = jax.tree.leaves(found["exported"][0])
+        assert [leaf.weak_type for leaf in types] == [is_weak(leaf) for leaf in expected]
 
 
 def test_the_corpus_is_large_and_its_names_are_unique() -> None:

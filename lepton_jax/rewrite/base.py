@@ -66,8 +66,9 @@ class Pass(ABC):
             PipelineError: an option that the pass does not have, or that is missing, or a value of
                 the wrong type or that the pass itself refuses.
         """
-        hints = typing.get_type_hints(cls)
-        known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+        options = list(options)
+        hints = typing.get_type_hints(cls) if options else {}  # slow, and most passes are given none
+        known = {name: hints[name] for name in (f.name for f in dataclasses.fields(cls)) if options}
         values: dict[str, Any] = {}
         for key, text in options:
             if key not in known:

@@ -41,7 +41,7 @@ def assert_same(actual: Any, expected: Any, unit: float, *, weak: bool = True) -
     for (path, a), b in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         name = jax.tree_util.keystr(path) or "result"
         assert (a.shape, a.dtype) == (b.shape, b.dtype), f"{name}: {a.aval} is not {b.aval}"
-        assert not weak or _is_weak(a) == _is_weak(b), f"{name}: weak type {_is_weak(a)}, not {_is_weak(b)}"
+        assert not weak or is_weak(a) == is_weak(b), f"{name}: weak type {is_weak(a)}, not {is_weak(b)}"
         _assert_close(numbers(a), numbers(b), unit, name)
 
 
@@ -72,6 +72,6 @@ def _assert_close(a: np.ndarray, b: np.ndarray, unit: float, name: str) -> None:
         )
 
 
-def _is_weak(leaf: jax.Array) -> bool:
+def is_weak(leaf: jax.Array) -> bool:
     """Whether the type of a leaf is weak, as that of a Python number; a key's is not."""
     return bool(getattr(jax.typeof(leaf), "weak_type", False))

@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from lepton_jax.ir import trace
+from lepton_jax.ir import from_jaxpr, trace
 from lepton_jax.ir.export import to_callable
 from lepton_jax.passes.simplify.algebra import RULES, Algebra
 from lepton_jax.rewrite import Pipeline
@@ -27,7 +27,7 @@ from tests.passes import (
     test_algebra_reductions,
 )
 from tests.passes._algebra import short, special
-from tests.passes._check import bitwise, fired, optimised, rewrite_jaxpr, same
+from tests.passes._check import all_bitwise, all_kept, fired, optimised, rewrite_jaxpr, same, same_bits
 
 FAMILIES = [
     test_algebra_additive,
@@ -102,21 +102,29 @@ REAL: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def families(functions: dict[str, Callable[[Any], Any]], *arrays: Any) -> dict[str, tuple[Any, tuple[Any]]]:
+    """Programs for `all_kept` and `all_bitwise`: every family of every array."""
+    return {
+        f"{family} of {x.dtype.name}{x.shape}": (fun, (x,))
+        for x in arrays
+        for family, fun in functions.items()
+    }
+
+
+VALUES: dict[str, Any] = {"passes": "algebra", "grad": False, "vmap": False, "export": False}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", REAL)
-def test_hostile_floats(family: str, dtype: str) -> None:
-    fun = REAL[family]
-    x = special(dtype)
-    same(fun, x, passes="algebra", grad=False, vmap=False, export=False)
-    bitwise(fun, x, passes="algebra")
+def test_hostile_floats(dtype: str) -> None:
+    programs = families(REAL, special(dtype))
+    all_kept(programs, **VALUES)
+    all_bitwise(programs, passes="algebra")
 
 
-@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1, 1)])
-def test_shapes(shape: tuple[int, ...]) -> None:
-    x = special("float32", shape)
-    same(
-        lambda x: [fun(x) for fun in REAL.values()], x, passes="algebra", grad=False, vmap=False, export=False
-    )
+def test_shapes() -> None:
+    arrays = [special("float32", shape) for shape in ((), (0,), (3, 0, 2), (1, 1))]
+    together = {str(x.shape): (lambda x: [fun(x) for fun in REAL.values()], (x,)) for x in arrays}
+    all_kept(together, **VALUES)
 
 
 INTEGER: dict[str, Callable[[Any], Any]] = {
@@ -135,28 +143,32 @@ INTEGER: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32", "uint32"])
-def test_hostile_integers(dtype: str) -> None:
-    n = special(dtype)
-    for fun in INTEGER.values():
-        bitwise(fun, n, passes="algebra")
-    if dtype in ("int8", "uint32"):
-        same(lambda n: [fun(n) for fun in INTEGER.values()], n, passes="algebra", vmap=False, export=False)
+def test_hostile_integers() -> None:
+    arrays = {dtype: special(dtype) for dtype in ("int8", "uint8", "int16", "int32", "uint32")}
+    all_bitwise(families(INTEGER, *arrays.values()), passes="algebra")
+    all_kept(families(INTEGER, arrays["int8"], arrays["uint32"]), **VALUES)
 
 
 def test_conversions_of_every_pair() -> None:
+    """What the passes leave as it is needs no numbers."""
     names = ["bool", "int8", "uint8", "int16", "int32", "uint32", "bfloat16", "float16", "float32"]
     x = jnp.asarray([0, 1, 1, 0])
+    changed = 0
     for first in names:
-        for second in names:
 
-            def there_and_back(x: Any, first: str = first, second: str = second) -> Any:
-                return [x.astype(first).astype(second).astype(third) for third in names]
+        def there_and_back(x: Any, first: str = first) -> Any:
+            start = x.astype(first)
+            return [start.astype(second).astype(third) for second in names for third in names]
 
-            bitwise(there_and_back, x, passes="algebra")
+        closed = jax.make_jaxpr(there_and_back)(x)
+        plain, graph = from_jaxpr(closed), rewrite_jaxpr(closed, "f", "algebra", "exact")[0]
+        changed += len(list(plain)) - len(list(graph))
+        same_bits(to_callable(plain)(x), to_callable(graph)(x), first)
+    assert changed > 100
 
 
 def test_narrow_values_survive_wide_detours() -> None:
+    programs = {}
     for name in ("int8", "uint8", "int16", "bfloat16", "float16"):
         x = special(name)
         for middle in ("int32", "float32"):
@@ -166,16 +178,16 @@ def test_narrow_values_survive_wide_detours() -> None:
             def detour(x: Any, middle: str = middle) -> Any:
                 return x.astype(middle).astype(x.dtype)
 
-            bitwise(detour, x, passes="algebra")
+            programs[f"{name} by {middle}"] = detour, (x,)
             assert short(optimised(detour, x, passes="algebra")) == "%0"
+    all_bitwise(programs, passes="algebra")
 
 
 def test_double_precision() -> None:
     with jax.enable_x64(True):
         x = special("float64")
-        for fun in REAL.values():
-            bitwise(fun, x, passes="algebra")
-        same(lambda x: [fun(x) for fun in REAL.values()], x, passes="algebra", grad=False, export=False)
+        all_bitwise(families(REAL, x), passes="algebra")
+        all_kept(families(REAL, x), passes="algebra", grad=False, export=False)
         graph = optimised(
             lambda x: x.astype("float64").astype("float32"), x.astype("float32"), passes="algebra"
         )
@@ -212,37 +224,48 @@ DELICATE: list[Callable[[Any], Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    "fun", DELICATE, ids=lambda fun: inspect.getsource(fun).strip(" ,\n").removeprefix("lambda x: ")
-)
-def test_derivatives(fun: Callable[[Any], Any]) -> None:
-    (rewritten,) = [to_callable(optimised(fun, jnp.float32(1), passes="algebra"))]
-    for point in (0.0, -0.0, 1.0, -1.0, 2.0):
-        expected = jax.grad(fun)(jnp.float32(point))
-        found = jax.grad(lambda x: rewritten(x)[0])(jnp.float32(point))
-        if np.isfinite(expected):
-            np.testing.assert_allclose(found, expected, rtol=1e-6)
-        else:
-            assert not np.isfinite(found)
+def test_derivatives() -> None:
+    points = jnp.asarray([0.0, -0.0, 1.0, -1.0, 2.0])
+    names = [f"{i}: {inspect.getsource(fun).strip()}" for i, fun in enumerate(DELICATE)]
+    rewritten = [to_callable(optimised(fun, jnp.float32(1), passes="algebra")) for fun in DELICATE]
+
+    def slopes(points: Any) -> Any:
+        pairs = [
+            (fun, lambda x, flat=flat: flat(x)[0]) for fun, flat in zip(DELICATE, rewritten, strict=True)
+        ]
+        return [[jax.vmap(jax.grad(fun))(points) for fun in pair] for pair in pairs]
+
+    for name, (expected, found) in zip(names, jax.jit(slopes)(points), strict=True):
+        finite = np.isfinite(expected)
+        np.testing.assert_array_equal(np.isfinite(found), finite, err_msg=name)
+        np.testing.assert_allclose(found[finite], expected[finite], rtol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("exponent", [1.5, 2.5, 4.5, -1.5, -3.5])
-def test_half_powers_have_all_derivatives(exponent: float) -> None:
-    def power(x: Any) -> Any:
-        return lax.pow(jnp.maximum(x, 0.1), np.float32(exponent))
-
+def test_half_powers_have_all_derivatives() -> None:
     x = jnp.asarray([0.3, 1.0, 2.5])
-    graph = optimised(power, jnp.float32(1), passes="algebra")
-    assert "pow" not in short(graph).replace("integer_pow", "")
-    rewritten = to_callable(graph)
+    pairs: dict[float, list[Callable[[Any], Any]]] = {}
+    for exponent in (1.5, 2.5, 4.5, -1.5, -3.5):
 
-    def product(x: Any) -> Any:
-        return rewritten(x)[0]
+        def power(x: Any, exponent: float = exponent) -> Any:
+            return lax.pow(jnp.maximum(x, 0.1), np.float32(exponent))
 
-    plain, rebuilt = power, product
-    for _ in range(3):
-        np.testing.assert_allclose(jax.vmap(rebuilt)(x), jax.vmap(plain)(x), rtol=3e-5)
-        plain, rebuilt = jax.grad(plain), jax.grad(rebuilt)
+        graph = optimised(power, jnp.float32(1), passes="algebra")
+        assert "pow" not in short(graph).replace("integer_pow", "")
+
+        def rebuilt(x: Any, flat: Any = to_callable(graph)) -> Any:  # noqa: B008
+            return flat(x)[0]
+
+        pairs[exponent] = [power, rebuilt]
+
+    def derivatives(fun: Callable[[Any], Any], x: Any) -> Any:
+        return [jax.vmap(f)(x) for f in (fun, jax.grad(fun), jax.grad(jax.grad(fun)))]
+
+    def both(x: Any) -> Any:
+        return {exponent: [derivatives(fun, x) for fun in pair] for exponent, pair in pairs.items()}
+
+    for exponent, (plain, found) in jax.jit(both)(x).items():
+        for order, (a, b) in enumerate(zip(plain, found, strict=True)):
+            np.testing.assert_allclose(b, a, rtol=3e-5, err_msg=f"derivative {order} of x**{exponent}")
 
 
 # Where programs hide

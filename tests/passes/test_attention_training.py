@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -39,18 +40,38 @@ def gradient_of(fun: Callable[..., Any], args: tuple[Any, ...]) -> Callable[...,
 @pytest.mark.parametrize("name", [*COMPUTED, *NAMES])
 def test_the_backward_half_is_computed_in_blocks(name: str) -> None:
     fun, args = FORMS[name]
-    step = gradient_of(fun, args)
-    graph, report = run(step, *args, passes=PASSES)
+    graph, report = run(gradient_of(fun, args), *args, passes=PASSES)
     assert report.rules["attention"] == 1
     assert not any(node.op == "exp" and node.result.shape[-1] > 1 for node in graph)
-    if name not in COMPUTED:
-        return
-    narrow = args[0].dtype != jnp.float32
-    expected = jax.tree.leaves(jax.jit(step)(*args))
-    for a, b in zip(expected, jax.jit(to_callable(graph))(*args), strict=True):
-        scale = max(float(jnp.abs(a.astype(jnp.float32)).max()), 1.0)
-        tolerance = (5e-2 if narrow else 1e-4) * scale
-        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=tolerance)
+
+
+@functools.cache
+def steps() -> Callable[..., Any]:
+    """Every form in `COMPUTED` with its gradients, before and after; of its arguments by their ids."""
+    plain = {name: gradient_of(*FORMS[name]) for name in COMPUTED}
+    blocks = {
+        name: to_callable(optimised(step, *FORMS[name][1], passes=PASSES)) for name, step in plain.items()
+    }
+
+    def both(given: dict[int, Any]) -> Any:
+        args = {name: [given[id(a)] for a in FORMS[name][1]] for name in COMPUTED}
+        return {
+            name: (jax.tree.leaves(plain[name](*args[name])), blocks[name](*args[name])) for name in COMPUTED
+        }
+
+    return jax.jit(both)
+
+
+ARGUMENTS = {id(a): a for name in COMPUTED for a in FORMS[name][1]}
+
+
+def test_numbers_and_gradients_are_kept() -> None:
+    for name, (expected, found) in steps()(ARGUMENTS).items():
+        narrow = FORMS[name][1][0].dtype != jnp.float32
+        for a, b in zip(expected, found, strict=True):
+            scale = max(float(jnp.abs(a.astype(jnp.float32)).max()), 1.0)
+            a, b, tolerance = a.astype(jnp.float32), b.astype(jnp.float32), 5e-2 if narrow else 1e-4
+            np.testing.assert_allclose(a, b, atol=tolerance * scale, err_msg=name)
 
 
 def test_holds_under_every_transformation() -> None:
@@ -121,10 +142,7 @@ def test_memory_is_linear_in_the_length() -> None:
 
 
 def test_rows_that_see_nothing() -> None:
-    args = qkv()
-    valid = jnp.ones((2, T), bool).at[0].set(False)
-    fun = FORMS["padded"][0]
-    step = gradient_of(fun, (*args, valid))
-    flat = to_callable(optimised(step, *args, valid, passes=PASSES))
-    for a, b in zip(jax.tree.leaves(step(*args, valid)), flat(*args, valid), strict=True):
+    valid = FORMS["padded"][1][3]
+    blind = jnp.ones_like(valid).at[0].set(False)
+    for a, b in zip(*steps()({**ARGUMENTS, id(valid): blind})["padded"], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * max(float(jnp.abs(a).max()), 1.0))

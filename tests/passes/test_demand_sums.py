@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from tests.passes._check import fired, optimised, same
+from tests.passes._check import all_kept, fired, optimised, same
 from tests.passes._golden import assert_text
 from tests.passes._movement import array
 
@@ -40,16 +40,18 @@ SUMS: list[tuple[str, Program, tuple[Any, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("fun", "args", "numbers"), [p[1:] for p in SUMS], ids=[p[0] for p in SUMS])
-def test_the_product_is_not_computed(fun: Program, args: tuple[Any, ...], numbers: str) -> None:
-    def program(a: jax.Array, b: jax.Array) -> jax.Array:
-        result: jax.Array = (
-            fun(a, b) if fun.__name__ == "<lambda>" and fun.__code__.co_argcount == 2 else fun(a @ b)
-        )
-        return result
+def product(fun: Program) -> Program:
+    """A program of two matrices; functions of one array take their product."""
+    if fun.__name__ == "<lambda>" and fun.__code__.co_argcount == 2:
+        return fun
+    return lambda a, b: fun(a @ b)
 
-    graph = same(program, *args, passes=PASSES)
-    assert f"dimension_numbers={numbers}" in graph.to_text()
+
+def test_the_product_is_not_computed() -> None:
+    programs = {name: (product(fun), args) for name, fun, args, _ in SUMS}
+    found = all_kept(programs, passes=PASSES)
+    for name, _, _, numbers in SUMS:
+        assert f"dimension_numbers={numbers}" in found[name][0].to_text(), name
 
 
 def test_the_graph_of_a_sum() -> None:
@@ -80,13 +82,13 @@ SHIFTED: list[tuple[str, Program]] = [
 ]
 
 
-@pytest.mark.parametrize("fun", [s[1] for s in SHIFTED], ids=[s[0] for s in SHIFTED])
-def test_sums_of_shifted_products(fun: Program) -> None:
-    x, w, b = array((4, 96, 64)), array((64, 64), seed=1), array((64,), seed=2)
-    rules = fired(fun, x, w, b, passes=PASSES)
-    assert rules["sum-of-shifted-dot"] == 1
-    graph = same(fun, x, w, b, passes=PASSES)
-    assert all(node.result.aval.size < 4 * 96 * 64 for node in graph if node.op == "dot_general")
+def test_sums_of_shifted_products() -> None:
+    args = array((4, 96, 64)), array((64, 64), seed=1), array((64,), seed=2)
+    found = all_kept({name: (fun, args) for name, fun in SHIFTED}, passes=PASSES)
+    for name, (graph, report) in found.items():
+        assert report.rules["sum-of-shifted-dot"] == 1, name
+        dots = [node for node in graph if node.op == "dot_general"]
+        assert all(node.result.aval.size < 4 * 96 * 64 for node in dots), name
 
 
 LOOKALIKES: list[tuple[str, Program, tuple[Any, ...]]] = [
@@ -152,18 +154,17 @@ ROWS: list[tuple[str, Program, int]] = [
 ]
 
 
-@pytest.mark.parametrize(("fun", "carries"), [r[1:] for r in ROWS], ids=[r[0] for r in ROWS])
-def test_only_the_last_row_is_kept(fun: Program, carries: int) -> None:
-    graph = same(fun, *sequence(), passes=PASSES)
-    for scan in (node for node in graph if node.op == "scan"):
-        assert len(scan.results) == scan.params["num_carry"] == carries
+def test_only_the_last_row_is_kept() -> None:
+    found = all_kept({name: (fun, sequence()) for name, fun, _ in ROWS}, passes=PASSES)
+    for name, _, carries in ROWS:
+        for scan in (node for node in found[name][0] if node.op == "scan"):
+            assert len(scan.results) == scan.params["num_carry"] == carries, name
 
 
 def test_the_last_row_keeps_every_bit() -> None:
-    for _, fun, _ in ROWS[:4]:
-        same(
-            fun, *sequence(), passes="inline,dce,fixpoint(movement,cse,demand,dce)", level="exact", grad=False
-        )
+    programs = {name: (fun, sequence()) for name, fun, _ in ROWS[:4]}
+    passes = "inline,dce,fixpoint(movement,cse,demand,dce)"
+    all_kept(programs, passes=passes, level="exact", grad=False, vmap=False, export=False)
 
 
 KEPT: list[tuple[str, Program]] = [
@@ -176,10 +177,11 @@ KEPT: list[tuple[str, Program]] = [
 ]
 
 
-@pytest.mark.parametrize("fun", [k[1] for k in KEPT], ids=[k[0] for k in KEPT])
-def test_other_rows_keep_them_all(fun: Program) -> None:
-    assert "last-row-of-scan" not in fired(fun, *sequence(), passes=PASSES)
-    same(fun, *sequence(), passes=PASSES)
+def test_other_rows_keep_them_all() -> None:
+    programs = {name: (fun, sequence()) for name, fun in KEPT}
+    found = all_kept(programs, passes=PASSES, vmap=False, export=False)
+    for name, (_, report) in found.items():
+        assert "last-row-of-scan" not in report.rules, name
 
 
 def test_a_scan_of_one_step_stays() -> None:

@@ -18,7 +18,7 @@ WITH_64_BITS = [family for family in FAMILIES if family.name in ("choices", "dis
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_rules_keep_the_meaning(family: Family) -> None:
-    count, failures = check_family(family, seed=0)
+    count, failures = check_family(family, seed=0, short=True)
     assert count >= len(family.makers)
     assert not failures, "\n\n".join(map(str, failures))
 
@@ -26,7 +26,8 @@ def test_rules_keep_the_meaning(family: Family) -> None:
 @pytest.mark.parametrize("family", WITH_64_BITS, ids=lambda family: family.name)
 def test_rules_keep_the_meaning_of_64_bits(family: Family) -> None:
     with jax.enable_x64(True):
-        _, failures = check_family(family, seed=1, x64=True)
+        count, failures = check_family(family, seed=1, x64=True, short=True)
+    assert count
     assert not failures, "\n\n".join(map(str, failures))
 
 
