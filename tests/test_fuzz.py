@@ -409,7 +409,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.startswith("0 programs in ")
 
 
-@pytest.mark.parametrize("first", [1240, 1260])
+@pytest.mark.parametrize("first", [1240])
 def test_twenty_random_programs(first: int) -> None:
     """The short run; `lepton fuzz` is the long one."""
     result = fuzz.run(10, first, size=12, shrink_seconds=5)

@@ -13,8 +13,17 @@ from tests.corpus import programs
 
 _LEFT_OUT: Final = ("nnx_module_argument",)
 
+_TOLERANCES: Final = {"half_precision": 4e-3}
+"""Of programs that compute in dtypes of few digits."""
+
 CASES: Final = [
-    Case(program.name, program.fun, program.fun, program.make_args)
+    Case(
+        program.name,
+        program.fun,
+        program.fun,
+        program.make_args,
+        tolerance=_TOLERANCES.get(program.name, Case.tolerance),
+    )
     for program in programs()
     if program.name not in _LEFT_OUT and not program.fun.__module__.endswith("effects")
 ]

@@ -10,7 +10,7 @@ from lepton_jax.passes.fuse._attention.forward import Limits, fuse
 from lepton_jax.passes.fuse._attention.kernels import PLATFORM
 from lepton_jax.rewrite import Level, Pass, PassContext
 
-_CPU: Final = Limits(masked=512, open=1024, scores=1 << 20, block=None)
+_CPU: Final = Limits(masked=512, open=1024, scores=1 << 21, block=None)
 
 _DEVICE: Final = Limits(masked=2048, open=2048, scores=1 << 29, block=1024, kernel=512)
 """On accelerators blocks are for scores that fill the memory: loops of small kernels are slow there."""
