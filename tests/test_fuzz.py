@@ -410,7 +410,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("first", [1240])
-def test_twenty_random_programs(first: int) -> None:
+def test_ten_random_programs(first: int) -> None:
     """The short run; `lepton fuzz` is the long one."""
     result = fuzz.run(10, first, size=12, shrink_seconds=5)
     assert result.ok, str(result) + "".join(f"\n{f.program.source()}\n{f.failure}" for f in result.failures)
