@@ -12,11 +12,19 @@ from lepton_jax._api import Traced as Traced
 from lepton_jax._api import optimize as optimize
 from lepton_jax._bisect import Culprit as Culprit
 from lepton_jax._bisect import bisect as bisect
+from lepton_jax._calibrate import CalibrationError as CalibrationError
+from lepton_jax._compile import Model as Model
+from lepton_jax._compile import ModelReport as ModelReport
+from lepton_jax._compile import compile as compile
 from lepton_jax._explain import Explanation as Explanation
+from lepton_jax._prepared import Prepared as Prepared
+from lepton_jax._prepared import PrepareError as PrepareError
 from lepton_jax._verify import Verification as Verification
 from lepton_jax._verify import VerificationError as VerificationError
 from lepton_jax._verify import verify as verify
 from lepton_jax._verify_each import VerifyEach as VerifyEach
+from lepton_jax.numerics.loss_scale import loss_scaled as loss_scaled
+from lepton_jax.numerics.loss_scale import scale_loss as scale_loss
 from lepton_jax.rewrite import LeptonError as LeptonError
 from lepton_jax.rewrite import Pass as Pass
 from lepton_jax.rewrite import PassContext as PassContext
@@ -26,6 +34,7 @@ from lepton_jax.rewrite import Pipeline as Pipeline
 from lepton_jax.rewrite import PipelineError as PipelineError
 from lepton_jax.rewrite import Report as Report
 from lepton_jax.rewrite import RulePass as RulePass
+from lepton_jax.rewrite import UsageError as UsageError
 from lepton_jax.rewrite import node_rule as node_rule
 from lepton_jax.rewrite import register as register
 from lepton_jax.rewrite import rewrite as rewrite

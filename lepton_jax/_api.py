@@ -14,10 +14,12 @@ import jax
 
 from lepton_jax import _nnx
 from lepton_jax._explain import Explanation
+from lepton_jax._inputs import name_inputs
 from lepton_jax._measure import Choice, choose
-from lepton_jax._options import Names, Numbers, Options, StaticArguments, make_options
-from lepton_jax._stage import EvaluationFailed, Program, manager_for, stage, trace_call
-from lepton_jax.ir import _jax
+from lepton_jax._options import Names, Numbers, Options, Patterns, StaticArguments, make_options
+from lepton_jax._prepare import Preparer
+from lepton_jax._prepared import Prepared
+from lepton_jax._stage import EvaluationFailed, Program, call_key, manager_for, stage, trace_call
 from lepton_jax.ir.graph import Graph
 from lepton_jax.rewrite import PassWarning, Pipeline, Report
 
@@ -102,6 +104,7 @@ class Optimized(Generic[P, R]):
         self._choices: dict[Any, Choice] = {}
         self._lock = threading.Lock()
         self._latest: Program | None = None
+        self.preparer = Preparer(fun, options, self._static)
 
         self._jit: Any = jax.jit(self._stager(_detect_modules), **options.jit_arguments)
         self._call: Callable[..., Any] = self._checked if options.verify or options.measure else self._jit
@@ -162,6 +165,8 @@ class Optimized(Generic[P, R]):
             if failure.has_effects:  # what was evaluated until then must not happen
                 raise _Again from failure
             return self.__wrapped__(*args, **kwargs)
+        if self.options.params:
+            self.preparer.note_call(args, kwargs)
         with self._lock:
             self._latest = self._programs[key] = program
             if len(self._programs) > _MOST_PROGRAMS:
@@ -169,16 +174,7 @@ class Optimized(Generic[P, R]):
         return results
 
     def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What tells one staging from another: trees, abstract values, static arguments."""
-        fixed = [(i, value) for i, value in enumerate(args) if i in self._static.positions]
-        fixed += [(k, v) for k, v in sorted(kwargs.items()) if k in self._static.names]  # type: ignore[misc]
-        leaves, tree = jax.tree.flatten(
-            (
-                [value for i, value in enumerate(args) if i not in self._static.positions],
-                {k: v for k, v in kwargs.items() if k not in self._static.names},
-            )
-        )
-        return (tuple(fixed), tree, tuple(map(_type, leaves)), _jax.x64_enabled())
+        return call_key(self._static, args, kwargs)
 
     # Stages, as jax.jit has them
 
@@ -215,10 +211,53 @@ class Optimized(Generic[P, R]):
 
     def clear_cache(self) -> None:
         """Forget all traces and compiled programs."""
+        self.preparer = Preparer(self.__wrapped__, self.options, self._static)
         self._jit.clear_cache()
         self._programs.clear()
         self._plain.clear()
         self._choices.clear()
+
+    # Binding time
+
+    def prepare(self, *args: Any, **kwargs: Any) -> Prepared:
+        """Run once what depends on the parameters alone (`params=` says which they are).
+
+        Args:
+            args: the parameters, when the function was called or traced before; or a whole call, in which
+                everything but the parameters may be `jax.ShapeDtypeStruct`s.
+            kwargs: as `args`.
+
+        Returns:
+            A `Prepared`: a pytree of the arrays that `apply` needs, such as quantised weights.
+
+        Raises:
+            PrepareError: no parameters are named, they are a part of an argument, or the shapes of the
+                other arguments are not known.
+
+        Example:
+            >>> import jax.numpy as jnp
+            >>> f = optimize(lambda w, x: x @ (w * 2.0), params="w")
+            >>> prepared = f.prepare(jnp.ones((2, 2)), jnp.ones((1, 2)))
+            >>> prepared["w"].tolist(), f.apply(prepared, jnp.ones((1, 2))).tolist()
+            ([[2.0, 2.0], [2.0, 2.0]], [[4.0, 4.0]])
+        """
+        return self.preparer.prepare(args, kwargs)
+
+    def apply(self, prepared: Prepared, *args: Any, **kwargs: Any) -> R:
+        """Run the function on prepared parameters and its other arguments.
+
+        Raises:
+            PrepareError: the parameters were prepared for a program that keeps them in another form.
+        """
+        return self.jit_of(prepared)(prepared, *args, **kwargs)  # type: ignore[no-any-return]
+
+    def jit_of(self, prepared: Prepared) -> Any:
+        """`apply` as JAX jitted it, with `lower`, `trace` and `eval_shape`.
+
+        Raises:
+            PrepareError: these are not prepared parameters.
+        """
+        return self.preparer.jitted(prepared)
 
     # Looking in
 
@@ -229,9 +268,10 @@ class Optimized(Generic[P, R]):
         Raises:
             ValueError: the function has not been traced yet.
         """
-        if self._latest is None:
+        latest = self._latest or self.preparer.latest
+        if latest is None:
             raise ValueError(f"{self!r} has no report yet: call it or trace it first")
-        return self._latest.report
+        return latest.report
 
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """Which rules fire at these shapes, with the estimated saving, which nearly do, and why not."""
@@ -243,7 +283,9 @@ class Optimized(Generic[P, R]):
             nonlocal report
             jaxpr, _ = trace_call(self.__wrapped__, self._static, args, kwargs)
             name = getattr(self, "__name__", "f")
-            graph, report = manager_for(self.options, explain=True).run(jaxpr, name)
+            inputs = name_inputs(self.__wrapped__, self.options.params, self._static, args, kwargs)
+            manager = manager_for(self.options, explain=True)
+            graph, report = manager.run(jaxpr, name, inputs.params, inputs.paths)
             report.predicted = Program(jaxpr, graph, report, name, self.options).predicted()
             return 0
 
@@ -269,11 +311,6 @@ class Optimized(Generic[P, R]):
             traced.report.notes += choice.notes
             traced.report.predicted = traced.predicted()
         return choice.fun(*args, **kwargs)
-
-
-def _type(leaf: Any) -> Any:
-    aval = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-    return (aval.shape, aval.dtype, getattr(aval, "weak_type", False))
 
 
 _HERE: Final = "__lepton_optimized__"
@@ -310,6 +347,7 @@ def optimize(
     verify: bool = ...,
     strict: bool | None = ...,
     measure: bool = ...,
+    params: Patterns = ...,
 ) -> Optimized[P, R]: ...
 
 
@@ -327,6 +365,7 @@ def optimize(
     verify: bool = ...,
     strict: bool | None = ...,
     measure: bool = ...,
+    params: Patterns = ...,
 ) -> Callable[[Callable[P, R]], Optimized[P, R]]: ...
 
 
@@ -343,6 +382,7 @@ def optimize(
     verify: bool = False,
     strict: bool | None = None,
     measure: bool = False,
+    params: Patterns = None,
 ) -> Any:
     """Optimise a JAX function: the same function, rewritten before XLA compiles it.
 
@@ -352,7 +392,8 @@ def optimize(
 
     Args:
         fun: the function; or the passes, when used as `@optimize("default,-cse")`.
-        passes: a pipeline's text or a `Pipeline`. Presets: `none`, `cleanup`, `default`, `max`.
+        passes: a pipeline's text or a `Pipeline`. Presets: `none`, `cleanup`, `default`, `max`,
+            and `deploy` for programs whose parameters are prepared.
         level: how far results may differ. `exact`: the same arithmetic in the same order.
             `reassociate`: equal over the reals, rounding may differ, finite stays finite.
             `approximate`: passes may trade accuracy for speed, and measure it.
@@ -368,6 +409,9 @@ def optimize(
         measure: on the first call of each shape time the optimised and the plain program in turn on its
             arguments, and keep the faster. The decision is kept on disk, for this program, these shapes, this
             device and these versions (`LEPTON_CACHE` says where; default: the user's cache folder).
+        params: which arguments are parameters: names, positions, or patterns of paths as
+            `"params/.../kernel"` (`*` stands for any letters of one name, `...` for any number of names).
+            Passes find weights by it, and `prepare` and `apply` cut the program there.
 
     Returns:
         An `Optimized`, or a decorator that makes one.
@@ -402,6 +446,7 @@ def optimize(
         verify,
         strict,
         measure,
+        params,
     )
     if fun is None:
         return lambda function: _optimized(function, options)

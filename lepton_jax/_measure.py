@@ -60,9 +60,13 @@ def choose(
     if options.verify:
         expected = plain(*_copies(args), **_copies(kwargs))
         difference = compare_trees(expected, optimised(*_copies(args), **_copies(kwargs)))
-        if not difference.ok:
+        if options.pipeline.approximate:
+            off = f"off by {difference.largest:.2g} at the most" if difference.ok else str(difference)
+            choice.notes.append(f"verify: {', '.join(options.pipeline.approximate)} approximate: {off}")
+        elif not difference.ok:
             return Choice(plain, [f"verify: the plain program is kept, for {difference}"])
-        choice.notes.append(f"verify: {difference}")
+        else:
+            choice.notes.append(f"verify: {difference}")
     if options.measure:
         key = _program(plain, options, args, kwargs)
         known = records.read(_KIND, key)

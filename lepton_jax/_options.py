@@ -14,6 +14,7 @@ from lepton_jax.targets import get_target
 
 Names = str | Sequence[str] | None
 Numbers = int | Sequence[int] | None
+Patterns = str | int | Sequence[str | int] | None
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Options:
     verify: bool
     strict: bool | None
     measure: bool
+    params: tuple[str | int, ...] = ()
 
     @property
     def is_strict(self) -> bool:
@@ -59,6 +61,7 @@ def make_options(
     verify: bool,
     strict: bool | None,
     measure: bool,
+    params: Patterns = None,
 ) -> Options:
     """Check the arguments of `optimize`.
 
@@ -83,6 +86,7 @@ def make_options(
         verify=verify,
         strict=strict,
         measure=measure,
+        params=_tuple(params),
     )
 
 

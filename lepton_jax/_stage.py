@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import jax
 
+from lepton_jax._inputs import name_inputs
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax.ir import _jax, collection
 from lepton_jax.ir.cost import graph_cost, seconds
@@ -71,11 +72,15 @@ _XLA_DOES: Final = "cleanup,invariant"
 
 
 def manager_for(
-    options: Options, *, explain: bool = False, instruments: Sequence[Instrument] = ()
+    options: Options,
+    *,
+    pipeline: Pipeline | None = None,
+    explain: bool = False,
+    instruments: Sequence[Instrument] = (),
 ) -> PassManager:
-    """The pass manager that the options ask for."""
+    """The pass manager that the options ask for, or one for another pipeline."""
     return PassManager(
-        options.pipeline,
+        options.pipeline if pipeline is None else pipeline,
         get_target(options.target),
         options.level,
         strict=options.is_strict,
@@ -103,6 +108,24 @@ def dynamic_leaves(static: StaticArguments, args: Sequence[Any], kwargs: Mapping
     return jax.tree.leaves((positional, named))
 
 
+def call_key(static: StaticArguments, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What tells one staging from another: trees, abstract values, static arguments."""
+    fixed: list[Any] = [(i, value) for i, value in enumerate(args) if i in static.positions]
+    fixed += [(k, v) for k, v in sorted(kwargs.items()) if k in static.names]
+    leaves, tree = jax.tree.flatten(
+        (
+            [value for i, value in enumerate(args) if i not in static.positions],
+            {k: v for k, v in kwargs.items() if k not in static.names},
+        )
+    )
+    return (tuple(fixed), tree, tuple(map(_type, leaves)), _jax.x64_enabled())
+
+
+def _type(leaf: Any) -> Any:
+    aval = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
+    return (aval.shape, aval.dtype, getattr(aval, "weak_type", False))
+
+
 def stage(
     fun: Callable[..., Any],
     options: Options,
@@ -123,7 +146,8 @@ def stage(
     jaxpr, out_tree = trace_call(fun, static, args, kwargs)
     trace_seconds = time.perf_counter() - start
     name = getattr(fun, "__name__", "f")
-    graph, report = manager_for(options).run(jaxpr, name)
+    inputs = name_inputs(fun, options.params, static, args, kwargs)
+    graph, report = manager_for(options).run(jaxpr, name, inputs.params, inputs.paths)
     report.trace_seconds = trace_seconds
     try:
         with collection.paused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from lepton_jax._reference import in_float64
 from lepton_jax.ir.importer import from_jaxpr
 from lepton_jax.numerics.compare import Difference, compare_trees
 from lepton_jax.numerics.samples import FLAVOURS, sample
-from lepton_jax.rewrite import LeptonError
+from lepton_jax.rewrite import LeptonError, Pipeline
 
 
 class VerificationError(LeptonError):
@@ -95,7 +95,8 @@ def verify(
     may be indices. JAX differentiates the rewritten program, so its gradient may add in another
     order and overflow elsewhere; on extreme inputs gradients are compared where both are
     finite. Errors are measured against the same program in float64: a unit is the
-    rounding error of the plain program itself.
+    rounding error of the plain program itself. Passes that approximate (`quantize`, `precision`) are
+    left out, and named in the notes.
 
     Args:
         fun: a function, or what `optimize` made of one.
@@ -119,7 +120,20 @@ def verify(
     optimised = fun if isinstance(fun, Optimized) else optimize(fun, level=level or "reassociate")
     if level is not None and optimised.options.level != level:
         optimised = optimize(optimised.__wrapped__, optimised.options.pipeline, level=level)
-    return _Verifier(optimised, args, seed).run(samples, grad)
+    left_out = optimised.options.pipeline.approximate
+    found = _Verifier(_without(optimised, left_out), args, seed).run(samples, grad)
+    if left_out:
+        found.notes.append(f"not verified, since they approximate: {', '.join(left_out)}")
+    return found
+
+
+def _without(optimised: Optimized[..., Any], names: Sequence[str]) -> Optimized[..., Any]:
+    """The function optimised without some passes."""
+    if not names:
+        return optimised
+    options = optimised.options
+    pipeline = functools.reduce(Pipeline.without, names, options.pipeline)
+    return Optimized(optimised.__wrapped__, replace(options, pipeline=pipeline))
 
 
 class _Verifier:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def row(name: str, lepton: float, optimum: float, to_gain: bool = True) -> dict[
         "optimum": [optimum] * 3,
         "to_gain": to_gain,
         "behind": optimum / lepton,
+        "same_program": [],
         "predicted_saving_seconds": lepton - 1,
         "measured_saving_seconds": lepton - 1,
     }
@@ -114,6 +116,38 @@ def test_the_summary_counts_what_the_aims_are_about() -> None:
     assert (found["cases"], found["paying"], found["slower"]) == (5, 3, 1)
     assert found["near"] == pytest.approx(2 / 3)
     assert found["rank_correlation"] == pytest.approx(1.0)
+    chance = [{**row("a", 0.9, 1.2), "same_program": ["naive", "optimum"]}, row("b", 1.0, 1.0)]
+    found = rewrites.summary(chance)
+    assert (found["near"], found["slower"]) == (1.0, 0)
+    assert (found["near_as_timed"], found["slower_as_timed"]) == (0.0, 1)
+
+
+def test_programs_of_the_same_instructions_are_known() -> None:
+    x = jnp.ones((4, 8))
+
+    def named(a: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.sin(a) * 2, 1)
+
+    once = rewrites.instructions(jax.jit(named), (x,))
+    assert "sine" in once
+    assert once == rewrites.instructions(jax.jit(lambda b: jnp.sum(2 * jnp.sin(b), axis=-1)), (x,))
+    assert once != rewrites.instructions(jax.jit(lambda b: jnp.sum(jnp.cos(b) * 2, 1)), (x,))
+
+
+def test_every_program_runs_in_every_place() -> None:
+    ran: list[str] = []
+
+    def timer(name: str) -> Callable[[], float]:
+        def run() -> float:
+            ran.append(name)
+            return 1.0
+
+        return run
+
+    timers = [timer(name) for name in "abc"]
+    assert rewrites.in_turn(timers, 6).tolist() == [[1.0] * 3] * 6
+    rounds = ["".join(ran[i : i + 3]) for i in range(0, 18, 3)]
+    assert len(set(rounds)) == 6
 
 
 MODULE = """HloModule jit_f

@@ -26,3 +26,11 @@ def test_own_pass(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "tanh-from-exponentials" in out
     assert "= tanh" in out
+
+
+def test_quantise(capsys: pytest.CaptureFixture[str]) -> None:
+    found = load("quantise")["main"](steps=100)
+    assert min(found["int8 weights"], found["int8 weights and activations"]) > found["float32"] - 0.01
+    assert min(found.values()) > found["float32"] - 0.03
+    out = capsys.readouterr().out
+    assert "params/out/kernel (dot_general): int8, per channel" in out

@@ -26,6 +26,7 @@ ROOMS: dict[str, set[str]] = {
 }
 LIBRARIES = {name: {"jax", "jaxlib", "numpy"} for name in ROOMS} | {
     "models": {"jax", "numpy", "flax", "optax"},
+    "numerics": {"jax", "jaxlib", "numpy", "optax"},  # optax: loss scaling wraps its optimisers
     "passes": {"jax", "jaxlib", "numpy", "scipy"},  # scipy: the extra `saturate`
 }
 THIRD_PARTY = {"jax", "jaxlib", "numpy", "ml_dtypes", "flax", "optax", "chex", "scipy", "sklearn", "equinox"}

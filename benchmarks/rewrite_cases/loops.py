@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from benchmarks.rewrite_cases._case import Case, normal
+from benchmarks.rewrite_cases._paths import CASES as PATHS
 
 Arrays = tuple[Any, ...]
 
@@ -497,4 +498,5 @@ CASES = [
         gpu=second_order_in_parallel,
         gpu_args=_ONE[1],
     ),
+    *PATHS,
 ]

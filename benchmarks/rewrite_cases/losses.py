@@ -34,8 +34,8 @@ def vocabulary() -> Args:
 
 
 def rows() -> Args:
-    """Hidden states and a gradient."""
-    return normal(8192, 512), normal(8192, 512, seed=1)
+    """A gradient, hidden states and a scale."""
+    return normal(4096, 512), normal(4096, 512, seed=1), normal(512, seed=2)
 
 
 def cross_entropy(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -117,10 +117,40 @@ def layer_norm(x: jax.Array) -> jax.Array:
     return centred * lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5)
 
 
-def layer_norm_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
+def layer_norm_gradient(g: jax.Array, x: jax.Array, scale: jax.Array) -> Args:
     """As JAX differentiates it."""
-    slope: jax.Array = jax.vjp(layer_norm, x)[1](g)[0]
-    return slope
+    value, pull = jax.vjp(lambda x, scale: layer_norm(x) * scale, x, scale)
+    return value, *pull(g)
+
+
+def layer_norm_gradient_by_hand(g: jax.Array, x: jax.Array, scale: jax.Array) -> Args:
+    """One product for both sums, and products with vectors for sums."""
+    centred = x - x.mean(-1, keepdims=True)
+    rate = lax.rsqrt(jnp.square(centred).mean(-1) + 1e-5)
+    both = centred * g
+    along = rate**3 * (both @ scale) / x.shape[1]
+    slope = g * scale * rate[:, None] - centred * along[:, None]
+    slope = slope - (rate * (g @ scale) / x.shape[1])[:, None]
+    return centred * rate[:, None] * scale, slope, rate @ both
+
+
+def rms_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """With a scale."""
+    return x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6) * scale
+
+
+def rms_norm_gradient(g: jax.Array, x: jax.Array, scale: jax.Array) -> Args:
+    """As JAX differentiates it."""
+    value, pull = jax.vjp(rms_norm, x, scale)
+    return value, *pull(g)
+
+
+def rms_norm_gradient_by_hand(g: jax.Array, x: jax.Array, scale: jax.Array) -> Args:
+    """One product for both sums, and products with vectors for sums."""
+    rate = lax.rsqrt(jnp.square(x).mean(-1) + 1e-6)
+    both = x * g
+    along = rate**3 * (both @ scale) / x.shape[1]
+    return rms_norm(x, scale), g * scale * rate[:, None] - x * along[:, None], rate @ both
 
 
 def powers(x: jax.Array) -> jax.Array:
@@ -158,6 +188,19 @@ CASES: Final = [
     Case("log(softmax(x))", log_of_softmax, log_softmax, small_logits),
     Case("log(sigmoid(x)) (stays)", binary, binary, small_logits),
     Case("log(sum(exp(x))) (stays)", normaliser, normaliser, small_logits),
-    Case("layer norm's gradient (stays)", layer_norm_gradient, layer_norm_gradient, rows),
+    Case(
+        "layer norm with its gradient",
+        layer_norm_gradient,
+        layer_norm_gradient_by_hand,
+        rows,
+        gpu=layer_norm_gradient,
+    ),
+    Case(
+        "RMS norm with its gradient",
+        rms_norm_gradient,
+        rms_norm_gradient_by_hand,
+        rows,
+        gpu=rms_norm_gradient,
+    ),
     Case("abs(x) ** 2.5", powers, powers_by_hand, small_logits),
 ]

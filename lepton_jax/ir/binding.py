@@ -3,14 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from typing import Final
+from typing import Any, Final
+
+from jax.ad_checkpoint import checkpoint_name
 
 from lepton_jax.ir import _jax
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.regions import Slot, slots
 
+_STORED: Final = "lepton.stored"
+
 # Operations whose result may be another each time, although JAX gives them no effect.
 _UNREPEATABLE: Final = frozenset({"pure_callback", "rng_uniform", "infeed", "recv"})
+
+
+def store(x: Any) -> Any:
+    """The array itself, marked: where it depends on parameters alone, it is what is kept of them.
+
+    What is computed from it is computed at each call, though it could be computed before: a decoder
+    that expands packed weights stands after the mark.
+
+    Args:
+        x: an array of any shape and dtype.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> store(jnp.arange(3)).shape
+        (3,)
+    """
+    return checkpoint_name(x, _STORED)
+
+
+def is_stored(node: Node) -> bool:
+    """Whether a node is the mark of `store`."""
+    return node.op == "name" and node.params.get("name") == _STORED
 
 
 def binding_time(graph: Graph, params: Collection[int]) -> frozenset[Value]:
@@ -25,7 +51,8 @@ def binding_time(graph: Graph, params: Collection[int]) -> frozenset[Value]:
         differ from one iteration to the next: a slice of stacked parameters depends on the
         parameters alone. Results of a branch or a while loop also depend on the predicate.
         What has an effect, reads a mutable reference or calls back to the host does not
-        belong to them; JAX's random numbers are functions of their key and do.
+        belong to them, nor what is made of a value that `store` has marked; JAX's random numbers
+        are functions of their key and do.
 
     Raises:
         IndexError: there is no such input.
@@ -34,6 +61,66 @@ def binding_time(graph: Graph, params: Collection[int]) -> frozenset[Value]:
         if not 0 <= position < len(graph.inputs):
             raise IndexError(f"{graph.name} has {len(graph.inputs)} inputs, there is none at {position}")
     return _Binding(graph, params).run()
+
+
+def may_run_once(node: Node) -> bool:
+    """Whether a node gives the same results each time it is given the same operands."""
+    if node.effects or any(not _jax.is_array_aval(v.aval) for v in (*node.operands, *node.results)):
+        return False
+    inner = (each for region in node.regions for each in region.walk())
+    return node.op not in _UNREPEATABLE and not any(each.op in _UNREPEATABLE for each in inner)
+
+
+Sources = dict[Value, frozenset[int]]
+"""Values that depend on parameters and constants alone, and the parameters that each depends on."""
+
+
+def parameters_of(graph: Graph, params: Collection[int]) -> Sources:
+    """The values that are made of parameters and constants, regions included, and of which parameters.
+
+    As `binding_time`, without what loops hand on.
+
+    Args:
+        graph: the program.
+        params: positions among its inputs.
+
+    Returns:
+        For each value the positions of the parameters that it depends on, none for what is made of constants.
+    """
+    found: Sources = {graph.inputs[i]: frozenset((i,)) for i in params}
+    _enter(graph, found)
+    return found
+
+
+def _enter(graph: Graph, found: Sources) -> None:
+    for node in graph:
+        if note_early(node, found) or not node.own_regions():
+            continue
+        for index, region in enumerate(node.regions):
+            found.update(early_inputs(node, index, found))
+            _enter(region, found)
+
+
+def note_early(node: Node, found: Sources) -> bool:
+    """Whether all results of a node are early; they are added if so."""
+    if is_stored(node) or not all(v.is_const or v in found for v in node.operands) or not may_run_once(node):
+        return False
+    sources = frozenset[int]().union(*(found[v] for v in node.operands if not v.is_const))
+    found.update((v, sources) for v in node.results)
+    return True
+
+
+def early_inputs(node: Node, index: int, found: Sources) -> Sources:
+    """The inputs of one of a node's regions that hold an early operand, or a slice of one."""
+    inside: Sources = {}
+    for slot in slots(node):
+        if slot.operand is None or slot.kind not in ("constant", "argument", "scanned"):
+            continue
+        operand = node.operands[slot.operand]
+        if operand.is_const or operand in found:
+            inputs = (node.regions[r].inputs[i] for r, i in slot.inputs if r == index)
+            inside.update((v, found.get(operand, frozenset())) for v in inputs)
+    return inside
 
 
 class _Binding:
@@ -78,7 +165,7 @@ class _Binding:
         found = slots(node) if node.regions else []
         fixed = not found or any(slot.kind == "opaque" for slot in found)
         references = any(not _jax.is_array_aval(value.aval) for value in (*node.operands, *node.results))
-        if (fixed and node.effects) or node.op in _UNREPEATABLE or references:
+        if (fixed and node.effects) or node.op in _UNREPEATABLE or references or is_stored(node):
             self.mark(node.results)
         for slot in found:
             if slot.operand is not None:

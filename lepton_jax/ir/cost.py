@@ -14,7 +14,8 @@ from lepton_jax.ir._cost.model import Cost as Cost
 from lepton_jax.ir._cost.model import Rates as Rates
 from lepton_jax.ir._cost.sizes import aval_bytes as aval_bytes
 from lepton_jax.ir._cost.sizes import bytes_of as bytes_of
-from lepton_jax.ir._cost.sizes import size_of
+from lepton_jax.ir._cost.sizes import dtype_name as dtype_name
+from lepton_jax.ir._cost.sizes import size_of as size_of
 from lepton_jax.ir.graph import Graph, Node
 from lepton_jax.ir.regions import LOOPS
 

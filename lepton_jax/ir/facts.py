@@ -2,11 +2,13 @@
 
 Facts hold whatever the inputs of the program are, and for as long as a value lives: a
 rewrite may replace a value by another that holds the same, it never changes what a value
-holds. So they are found out once, on demand, and kept on the value.
+holds. So they are found out once, on demand, and kept on the value; `renew` finds out more
+where more is known of a replacement.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import reduce
 from typing import Final, TypeAlias
@@ -22,11 +24,11 @@ from lepton_jax.ir._facts.closing import close, of_aval, with_axis, without_axis
 from lepton_jax.ir._facts.contents import of_array as of_array
 from lepton_jax.ir._facts.contents import of_constant
 from lepton_jax.ir._facts.lattice import CONSTANT_LIMIT as CONSTANT_LIMIT
-from lepton_jax.ir._facts.lattice import UNKNOWN, meet
+from lepton_jax.ir._facts.lattice import UNKNOWN, meet, says_more
 from lepton_jax.ir._facts.lattice import Band as Band
 from lepton_jax.ir._facts.lattice import Facts as Facts
 from lepton_jax.ir._facts.registry import TRANSFERS
-from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.graph import RETURN, Graph, Node, Value
 from lepton_jax.ir.regions import Slot, slots
 
 # Importing them has filled the table of transfer functions.
@@ -56,10 +58,52 @@ def facts_of(value: Value) -> Facts:
     return value.facts
 
 
+def renew(graph: Graph) -> None:
+    """Find out anew what follows from values of which more is known than of those that they have replaced.
+
+    Nodes that read a value of which more is known now count as changed.
+    """
+    for inner in graph.graphs():
+        replaced, inner.replaced = inner.replaced, {}
+        for old, new in replaced.items():
+            while new in replaced:
+                new = replaced[new]
+            if old.facts is not None and new.uses and says_more(facts_of(new), old.facts):
+                _renew_behind(new)
+
+
+def _renew_behind(value: Value) -> None:
+    """Find out anew what follows from a value, as far as more is known, and a few times at the most."""
+    queue, left = [value], defaultdict[Value, int](lambda: _MOST_TIMES)
+    for value in queue:
+        for node in value.users():
+            node.touch()
+            for dependent in _dependents(node, value):
+                before, dependent.facts = dependent.facts, None
+                if before is None:
+                    continue
+                if not says_more(facts_of(dependent), before):
+                    dependent.facts = before
+                elif left[dependent]:
+                    left[dependent] -= 1
+                    queue.append(dependent)
+
+
+def _dependents(node: Node, value: Value) -> list[Value]:
+    """The values whose facts follow from those of a value that a node reads."""
+    if node.op == RETURN:
+        return [] if node.graph is None else [v for parent in node.graph.parents for v in parent.results]
+    if not node.regions:
+        return node.results
+    fed = [s for s in slots(node) if s.operand is not None and node.operands[s.operand] is value]
+    return [*(node.regions[r].inputs[i] for s in fed for r, i in s.inputs), *node.results]
+
+
 _MOVES: Final = frozenset(
     {"broadcast_in_dim", "convert_element_type", "copy", "reshape", "rev", "slice", "squeeze", "transpose"}
 )
 _FURTHEST: Final = 4
+_MOST_TIMES: Final = 4
 
 
 def number_facts(value: Value) -> Facts:

@@ -102,11 +102,16 @@ class Value:
             return
         if new.is_const and (self.facts is None or self.facts.constant is None):
             self.renew_facts()
+        graph: Graph | None = None
         for node, position in self.uses:
             node.operands[position] = new
             new.uses[node, position] = None
             node.touch()
+            graph = node.graph
         self.uses = {}
+        if graph is not None and not new.is_const:
+            graph.replaced.pop(new, None)
+            graph.replaced[self] = new
         _read_otherwise(self, new)
 
     def renew_facts(self) -> None:
@@ -301,6 +306,7 @@ class Graph:
         jaxpr: the jaxpr it was imported from, or None.
         parents: the nodes whose region it is.
         holders: its nodes that have regions.
+        replaced: its values in whose place others are read, with these, since `facts.renew` last looked.
     """
 
     __slots__ = (
@@ -314,6 +320,7 @@ class Graph:
         "key",
         "name",
         "parents",
+        "replaced",
         "version",
     )
 
@@ -327,6 +334,7 @@ class Graph:
         self.jaxpr = jaxpr
         self.parents: list[Node] = []
         self.holders: dict[Node, None] = {}
+        self.replaced: dict[Value, Value] = {}
         # A ring with two sentinels: `_top` before the first node, `_ret` reads the outputs.
         self._top = Node("", None, (), (), {})
         self._ret = Node(RETURN, None, (), (), {})

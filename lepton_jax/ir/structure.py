@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import hashlib
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -94,12 +96,31 @@ def graph_key(graph: Graph) -> Any | None:
     return graph.key[1]
 
 
-def _graph_key(graph: Graph) -> Any | None:
+def content_key(graph: Graph) -> Any:
+    """A hashable key that graphs of the same structure with equal constants share, whoever traced them.
+
+    Functions and the like among the parameters count as equal where they are the same object; a graph
+    that has no key is equal to itself alone.
+    """
+    key = _graph_key(graph, _content)
+    return graph if key is None else key
+
+
+def _content(value: Value) -> Any:
+    """A key for a constant: what is in it."""
+    array = _jax.plain_constant(value.const)
+    if array is None:
+        return ("array", id(value.const))
+    return (value.dtype, value.shape, hashlib.sha256(array.tobytes()).digest())
+
+
+def _graph_key(graph: Graph, constant: Callable[[Value], Any] = operand_key) -> Any | None:
+    inner = graph_key if constant is operand_key else functools.partial(_graph_key, constant=constant)
     numbers: dict[Value, int] = {}
 
     def number(value: Value) -> Any:
         if value.is_const:
-            return operand_key(value)
+            return constant(value)
         return numbers.setdefault(value, len(numbers))
 
     for value in graph.inputs:
@@ -107,7 +128,7 @@ def _graph_key(graph: Graph) -> Any | None:
     lines: list[Any] = [tuple(v.aval for v in graph.inputs)]
     for node in graph:
         params = params_key(node.params)
-        regions = [graph_key(region) for region in node.regions]
+        regions = [inner(region) for region in node.regions]
         if params is None or node.effects or any(key is None for key in regions):
             return None
         operands = tuple(map(number, node.operands))

@@ -1,1 +1,65 @@
-"""Plain functions on arrays: samples to try a program on, and measures of error."""
+"""Plain functions on arrays: samples, measures of error, number formats and quantisers."""
+
+from lepton_jax.numerics.errors import cosine, relative_error, sqnr
+from lepton_jax.numerics.formats import FORMATS, Format, get_format
+from lepton_jax.numerics.packing import pack, packed_size, unpack
+from lepton_jax.numerics.quantize import (
+    Quantized,
+    Scheme,
+    decode,
+    dequantize,
+    encode,
+    expand,
+    extremes,
+    fake_quantize,
+    has_nonfinite,
+    nbytes,
+    padding,
+    quantize,
+    scale_of,
+    scale_of_range,
+    scale_shape,
+)
+from lepton_jax.numerics.straight_through import (
+    delayed,
+    initial_step,
+    learned_range,
+    learned_step,
+    learned_threshold,
+    straight_through,
+    threshold_scale,
+)
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Quantized",
+    "Scheme",
+    "cosine",
+    "decode",
+    "delayed",
+    "dequantize",
+    "encode",
+    "expand",
+    "extremes",
+    "fake_quantize",
+    "get_format",
+    "has_nonfinite",
+    "initial_step",
+    "learned_range",
+    "learned_step",
+    "learned_threshold",
+    "nbytes",
+    "pack",
+    "packed_size",
+    "padding",
+    "quantize",
+    "relative_error",
+    "scale_of",
+    "scale_of_range",
+    "scale_shape",
+    "sqnr",
+    "straight_through",
+    "threshold_scale",
+    "unpack",
+]

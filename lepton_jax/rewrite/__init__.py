@@ -3,6 +3,8 @@
 from lepton_jax.rewrite.base import Pass as Pass
 from lepton_jax.rewrite.context import Level as Level
 from lepton_jax.rewrite.context import PassContext as PassContext
+from lepton_jax.rewrite.context import Site as Site
+from lepton_jax.rewrite.context import Watch as Watch
 from lepton_jax.rewrite.driver import erase_dead as erase_dead
 from lepton_jax.rewrite.driver import run_rules as run_rules
 from lepton_jax.rewrite.errors import LeptonError as LeptonError
@@ -11,6 +13,7 @@ from lepton_jax.rewrite.errors import PipelineError as PipelineError
 from lepton_jax.rewrite.errors import RegistryError as RegistryError
 from lepton_jax.rewrite.errors import RewriteLoop as RewriteLoop
 from lepton_jax.rewrite.errors import RuleError as RuleError
+from lepton_jax.rewrite.errors import UsageError as UsageError
 from lepton_jax.rewrite.instruments import CheckStructure as CheckStructure
 from lepton_jax.rewrite.instruments import Dump as Dump
 from lepton_jax.rewrite.instruments import Instrument as Instrument

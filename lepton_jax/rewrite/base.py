@@ -45,6 +45,9 @@ class Pass(ABC):
     idempotent: ClassVar[bool] = True
     """Whether running it again on what it left changes nothing, so that the manager need not do so."""
 
+    approximates: ClassVar[bool] = False
+    """Whether its results differ by more than rounding, as whoever names it accepts."""
+
     @abstractmethod
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Rewrite `graph` in place."""
@@ -118,9 +121,10 @@ def _as(kind: Any, text: str) -> Any:
     """
     choices = _choices(kind)
     if choices is not None:
-        if text not in choices:
+        name = text if text in choices else json.dumps(text)  # "none" among the choices needs no quotes
+        if name not in choices:
             raise ValueError(text)
-        return choices[text]
+        return choices[name]
     if kind is str:
         return json.loads(text) if text.startswith('"') else text
     if kind in (int, float):

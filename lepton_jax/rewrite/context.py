@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
+
+import jax
 
 from lepton_jax.ir import _jax
 from lepton_jax.ir.analyses import Analyses
 from lepton_jax.ir.cost import Cost, Rates, seconds
-from lepton_jax.ir.graph import Node
+from lepton_jax.ir.graph import Graph, Node, Value
 
 Level = Literal["exact", "reassociate", "approximate"]
 
@@ -56,6 +58,53 @@ class Miss:
         return _jax.summarize(self.source)
 
 
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A place in the program that a compression pass has looked at: what it did there, or why nothing.
+
+    Attributes:
+        name: the paths of the parameters there, or where none are known the scope.
+        op: the operation.
+        done: what was done, empty where nothing was.
+        reason: why nothing was done, or what else there is to know.
+        params: the positions of the parameters there.
+        source: where the operation comes from, as JAX knows it.
+    """
+
+    name: str
+    op: str
+    done: str = ""
+    reason: str = ""
+    params: frozenset[int] = frozenset()
+    source: Any = None
+
+    @property
+    def where(self) -> str:
+        """The user's file and line."""
+        return _jax.summarize(self.source)
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What a pass has put into the program to be seen in calibration: more outputs of the graph.
+
+    Attributes:
+        name: of the site.
+        kind: what is seen there.
+        observer: merges states and makes sense of them.
+        tree: the structure of the state.
+        count: how many outputs it takes.
+        loops: how many leading axes run over the loops that the site stands in.
+    """
+
+    name: str
+    kind: str
+    observer: Any
+    tree: Any
+    count: int
+    loops: int
+
+
 @dataclass
 class PassContext:
     """The state of one run of a pipeline.
@@ -70,8 +119,17 @@ class PassContext:
         counts: how often each rule fired in the pass at hand.
         applications: what was changed, in order (the first ten thousand).
         misses: what nearly fired.
+        sites: what compression passes did to weights, and what they left alone.
+        watches: what passes have put in to be seen, in the order of the graph's last outputs; None unless
+            the program is traced for calibration.
+        calibration: what was seen, by the name of the site and the kind; arrays, or only their shapes where
+            the parameters have been prepared already.
+        seen: what passes have taken from `calibration`, in the order of the graph's last inputs.
         notes: what the user should know whether or not anybody asks, for the report.
         is_static: whether no shape in the program is symbolic.
+        params: which inputs of the graph are parameters, by position.
+        paths: where each input stands among the caller's arguments, as `params/dense/kernel`; empty where
+            nobody said which are parameters.
         settled: the version of the graph that each pass left when it last ran.
         version: the version of the graph after the last pass.
     """
@@ -85,7 +143,13 @@ class PassContext:
     applications: list[Application] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    watches: list[Watch] | None = None
+    calibration: Mapping[tuple[str, str], tuple[Any, ...]] = field(default_factory=dict)
+    seen: list[Any] = field(default_factory=list)
     is_static: bool = False
+    params: frozenset[int] = frozenset()
+    paths: tuple[str, ...] = ()
     settled: dict[Any, int] = field(default_factory=dict)
     version: int = 0
     current_pass: str = ""
@@ -118,6 +182,14 @@ class PassContext:
         note = f"{self.current_pass}: {text}"
         if note not in self.notes:
             self.notes.append(note)
+
+    def add_input(self, graph: Graph, array: Any, path: str) -> Value:
+        """Let the program read an array that calibration has found: one more input, early as they are."""
+        value = graph.add_input(jax.typeof(array))
+        self.params |= {value.index}
+        self.paths = (*self.paths, path)
+        self.seen.append(array)
+        return value
 
     def seconds(self, cost: Cost) -> float:
         """The estimated time of a cost on the target."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from lepton_jax.ir.cost import node_cost
@@ -174,13 +174,23 @@ def _table(rules: tuple[Rule, ...]) -> dict[str, _Groups]:
 
 
 def _near_changes(nodes: Sequence[Node], since: int) -> list[Node]:
-    """The nodes, in order, that changed after a version, and those near by that read or feed them."""
+    """The nodes, in order, that changed after a version, and those near by that read or feed them.
+
+    What reads the inputs of a region is near the node that runs it.
+    """
     ring = {n for n in nodes if n.changed > since or any(r.total_version() > since for r in n.regions)}
     near = ring | {value.node for node in ring for value in node.operands if value.node is not None}
+    ring |= {user for node in ring if node.changed > since for user in _readers_inside(node)}
+    near |= ring
     for _ in range(_REACH):
         ring = {user for node in ring for value in node.results for user, _ in value.uses} - near
         near |= ring
     return [node for node in nodes if node in near]
+
+
+def _readers_inside(node: Node) -> Iterator[Node]:
+    """The nodes that read the inputs of a node's regions."""
+    return (user for region in node.regions for value in region.inputs for user, _ in value.uses)
 
 
 def _neighbours(gone: Node) -> list[Node]:

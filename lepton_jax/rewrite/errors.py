@@ -15,6 +15,10 @@ class RegistryError(LeptonError):
     """Two passes have the same name, or an entry point does not lead to a pass."""
 
 
+class UsageError(LeptonError, ValueError):
+    """What a pass was told does not fit the program: the user's to mend, so the pass is not skipped."""
+
+
 class PassError(LeptonError):
     """A pass failed. The message names the pass and the reproducer."""
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lepton_jax.ir import collection
 from lepton_jax.ir.cost import Rates
+from lepton_jax.ir.facts import renew
 from lepton_jax.ir.graph import Graph
 from lepton_jax.ir.importer import from_jaxpr
 from lepton_jax.rewrite.base import Pass
-from lepton_jax.rewrite.context import Level, PassContext
-from lepton_jax.rewrite.errors import PassError
+from lepton_jax.rewrite.context import Level, PassContext, Watch
+from lepton_jax.rewrite.errors import PassError, UsageError
 from lepton_jax.rewrite.instruments import Instrument
 from lepton_jax.rewrite.pipeline import Fixpoint, Pipeline, Step
 from lepton_jax.rewrite.report import PassRecord, Report
+
+_NOTHING: Final[Mapping[tuple[str, str], tuple[Any, ...]]] = {}
 
 
 class PassWarning(UserWarning):
@@ -56,21 +59,41 @@ class PassManager:
     gate: Callable[[int, str, str], bool] | None = None
     explain: bool = False
 
-    def run(self, closed: Any, name: str = "f") -> tuple[Graph, Report]:
+    def run(
+        self,
+        closed: Any,
+        name: str = "f",
+        params: frozenset[int] = frozenset(),
+        paths: tuple[str, ...] = (),
+        *,
+        watches: list[Watch] | None = None,
+        calibration: Mapping[tuple[str, str], tuple[Any, ...]] = _NOTHING,
+        seen: list[Any] | None = None,
+    ) -> tuple[Graph, Report]:
         """Import a closed jaxpr and rewrite it.
+
+        Args:
+            params: which of its inputs are parameters, by position.
+            paths: what its inputs are called.
+            watches: given for calibration; receives what the last outputs of the graph are.
+            calibration: what was seen there, see `PassContext.calibration`.
+            seen: receives the arrays of `calibration` that the last inputs of the graph stand for.
 
         Returns:
             The rewritten graph and the report.
 
         Raises:
             PassError: a pass failed, and `strict` is set.
+            UsageError: what a pass was told does not fit the program.
         """
         pipeline = self.pipeline
         skipped: list[str] = []
         while True:
+            ctx = PassContext(self.rates, self.level, self.gate, self.explain, params=params, paths=paths)
+            ctx.watches, ctx.calibration = watches, calibration
             try:
                 with collection.paused():
-                    graph, report = self._run(closed, name, pipeline)
+                    graph, report = self._run(closed, name, pipeline, ctx)
             except _Failed as failure:
                 reproducer = _write_reproducer(closed, name, pipeline, failure, self.level)
                 text = f"pass {failure.step} failed: {type(failure.error).__name__}: {failure.error}"
@@ -79,20 +102,25 @@ class PassManager:
                 warnings.warn(f"Lepton skipped {text}. Reproducer: {reproducer}", PassWarning, stacklevel=2)
                 skipped.append(f"{text} (reproducer: {reproducer})")
                 pipeline = pipeline.without(failure.step.name)
+                if watches is not None:
+                    watches.clear()
                 continue
+            if seen is not None:
+                seen += ctx.seen
             report.skipped += skipped
             return graph, report
 
-    def _run(self, closed: Any, name: str, pipeline: Pipeline) -> tuple[Graph, Report]:
+    def _run(self, closed: Any, name: str, pipeline: Pipeline, ctx: PassContext) -> tuple[Graph, Report]:
         start = time.perf_counter()
         graph = from_jaxpr(closed, name)
         report = Report(pipeline=str(pipeline), target=self.rates.name, equations_before=graph.num_nodes())
-        ctx = PassContext(self.rates, self.level, self.gate, self.explain, is_static=graph.is_static)
+        ctx.is_static = graph.is_static
         ctx.version = graph.total_version()
         for instrument in self.instruments:
             instrument.before_pipeline(graph)
         self._steps(pipeline.steps, graph, ctx, report)
         report.applications, report.misses, report.notes = ctx.applications, ctx.misses, ctx.notes
+        report.sites = ctx.sites
         report.equations_after = graph.num_nodes()
         report.pass_seconds = time.perf_counter() - start
         return graph, report
@@ -126,8 +154,12 @@ class PassManager:
             changed = ctx.version != before
             if changed:
                 ctx.analyses.invalidate()
+                renew(graph)
+                ctx.version = graph.total_version()
             for instrument in self.instruments:
                 instrument.after_pass(step, graph, changed)
+        except UsageError:
+            raise
         except Exception as error:
             raise _Failed(step, error) from error
         seconds = time.perf_counter() - start

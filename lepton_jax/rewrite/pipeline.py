@@ -30,10 +30,13 @@ _SPEED: Final = (
 
 _MAX: Final = _SPEED.replace("attention", "attention{kernels=true}")
 
+_DEFAULT: Final = f"inline,dce,fixpoint{{rounds=8}}({_SIMPLIFY},{_SPEED})"
+
 PRESETS: Final[dict[str, str]] = {
     "none": "",
     "cleanup": _CLEANUP,
-    "default": f"inline,dce,fixpoint{{rounds=8}}({_SIMPLIFY},{_SPEED})",
+    "default": _DEFAULT,
+    "deploy": f"{_CLEANUP},absorb,{_DEFAULT}",
     "max": f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY},{_MAX})",
 }
 
@@ -74,6 +77,11 @@ class Pipeline:
     def passes(self) -> Iterator[Pass]:
         """Every pass in it, those of fixpoints once."""
         yield from _passes(self.steps)
+
+    @property
+    def approximate(self) -> tuple[str, ...]:
+        """The names of the passes in it that approximate."""
+        return tuple(dict.fromkeys(step.name for step in self.passes() if step.approximates))
 
     def without(self, name: str) -> Pipeline:
         """The pipeline with every pass of that name taken out."""

@@ -18,7 +18,7 @@ GROUP: Final = "lepton_jax.passes"
 
 _REGISTERED: dict[str, type[Pass]] = {}
 _NAME: Final = re.compile(r"[A-Za-z_][\w\-]*")
-_RESERVED: Final = frozenset({"fixpoint", "none", "cleanup", "default", "max"})
+_RESERVED: Final = frozenset({"fixpoint", "none", "cleanup", "default", "deploy", "max"})
 """Names that mean something else in a pipeline's text."""
 
 

@@ -88,7 +88,7 @@ def write(made: Rewrite, node: Node, rule: str) -> list[Node]:
     outputs = _write_before(closed, made.values, node, rule)
     for old, value in zip(node.results, outputs, strict=True):
         old.replace_uses(value)
-    return _between(before, node)
+    return between(before, node)
 
 
 def write_before(made: Rewrite, node: Node, rule: str) -> list[Value]:
@@ -101,13 +101,13 @@ def _write_before(closed: Any, values: tuple[Value, ...], node: Node, rule: str)
     assert graph is not None
     before = node.prev
     outputs = copy_equations(closed, values, graph, node, {})
-    for fresh in _between(before, node):
+    for fresh in between(before, node):
         fresh.source = node.source
         fresh.rule = RuleChain(rule, node.rule)
     return outputs
 
 
-def _between(before: Node | None, after: Node) -> list[Node]:
+def between(before: Node | None, after: Node) -> list[Node]:
     """The nodes after `before` and before `after`."""
     found: list[Node] = []
     node = after.prev

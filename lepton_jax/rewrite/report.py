@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from lepton_jax.rewrite.context import Application, Miss
+from lepton_jax.rewrite.context import Application, Miss, Site
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Report:
         misses: what nearly fired; only `explain` collects it.
         skipped: passes that failed or could not apply, with the reason.
         notes: what else the user should know.
+        sites: what compression passes did to weights, and what they left alone.
         trace_seconds: the time JAX took to trace the function.
         pass_seconds: the time the passes took, import included.
         predicted: estimated seconds of the program as XLA runs it by itself, and as rewritten; only
@@ -57,6 +58,7 @@ class Report:
     misses: list[Miss] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
     trace_seconds: float = 0.0
     pass_seconds: float = 0.0
     predicted: tuple[float, float] | None = None
@@ -91,6 +93,15 @@ class Report:
         if self.predicted is not None:
             before, after = (f"{seconds * 1e3:.3g} ms" for seconds in self.predicted)
             lines.append(f"predicted: {after} instead of {before}")
+        lines += [f"  {_place(site)}: {site.done or 'left'}{_because(site)}" for site in self.sites]
         lines += [f"skipped: {text}" for text in self.skipped]
         lines += [f"note: {text}" for text in self.notes]
         return "\n".join(lines)
+
+
+def _place(site: Site) -> str:
+    return f"{site.name} ({site.op})" if site.op else site.name
+
+
+def _because(site: Site) -> str:
+    return f": {site.reason}" if site.reason else ""

@@ -1,7 +1,7 @@
 """What was measured on this machine, kept on disk.
 
 One JSON file for each thing measured, under `LEPTON_CACHE`, or `lepton` in the user's cache folder.
-Figures are kept apart by device, number of cores and version of JAX, so that another machine never
+Figures are kept apart by device, processor, number of cores and version of JAX, so that another machine never
 reads them.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from lepton_jax.ir import _jax
+from lepton_jax.targets import processor
 
 
 def folder() -> Path:
@@ -27,9 +28,9 @@ def folder() -> Path:
 
 
 def machine() -> str:
-    """JAX's default device, the number of cores, and the version of JAX, in words."""
+    """JAX's default device, the processor, the number of cores, and the version of JAX, in words."""
     device = f"{_jax.backend_platform()} {jax.devices()[0].device_kind}"
-    return f"{device}, {os.cpu_count()} cores, jax {jax.__version__}"
+    return f"{device}, {processor.model()}, {os.cpu_count()} cores, jax {jax.__version__}"
 
 
 def path_of(kind: str, key: str) -> Path:

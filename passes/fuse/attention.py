@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
 from lepton_jax.ir.graph import Graph
-from lepton_jax.passes.fuse._attention.forward import Limits, fuse
+from lepton_jax.passes.fuse._attention.cutting import Limits
+from lepton_jax.passes.fuse._attention.forward import fuse
 from lepton_jax.passes.fuse._attention.kernels import PLATFORM
 from lepton_jax.rewrite import Level, Pass, PassContext
 
-_CPU: Final = Limits(masked=512, open=1024, scores=1 << 21, block=None)
+_CPU: Final = Limits(masked=512, open=1024, scores=1 << 21, block=None, widen=True)
 
 _DEVICE: Final = Limits(masked=2048, open=2048, scores=1 << 29, block=1024, kernel=512)
 """On accelerators blocks are for scores that fill the memory: loops of small kernels are slow there."""
@@ -29,7 +30,8 @@ class Attention(Pass):
         %10, %11, %12 = custom_jvp_call %v %q %k { scan { while { one block of scores at a time } } }
 
     Whatever happens to the scores on their way (scales, masks, biases, caps) is done block by
-    block. Blocks that are masked for sure are left out. Where the program holds the gradient too,
+    block. Blocks that are masked for sure are left out, and masks where they are known to mask nothing.
+    On a CPU, bfloat16 and float16 are multiplied in float32. Where the program holds the gradient too,
     the backward half is summed in blocks in the same way. Memory is linear in the number of queries and keys,
     forward and backward. With `kernels`, what cuDNN (on a GPU) or splash attention (on a TPU) computes
     becomes a call of that, by the rule attention-kernel, and blocks are for the rest. Weights that are

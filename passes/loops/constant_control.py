@@ -12,11 +12,14 @@ from jax import lax
 from lepton_jax.ir import _jax
 from lepton_jax.ir.facts import Facts, facts_of
 from lepton_jax.ir.graph import Graph, Node, Value
-from lepton_jax.ir.inline import copy_into, copy_node
-from lepton_jax.ir.regions import erase_dead_nodes, slots
+from lepton_jax.ir.inline import copy_into, copy_node, release
+from lepton_jax.ir.regions import CALLS, LOOPS, erase_dead_nodes, slots
 from lepton_jax.ir.structure import graph_key
 from lepton_jax.rewrite import Pass, PassContext, rewrite
 from lepton_jax.rewrite.replacement import write_before
+
+_RUNNING: Final = LOOPS | CALLS | {"cond", "checkpoint", "remat2"}
+"""Operations that have no effects but those of what they run."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,24 @@ def _replace(node: Node, values: list[Value]) -> None:
     for result, value in zip(node.results, values, strict=True):
         result.renew_facts()
         result.replace_uses(value)
-    assert node.graph is not None
-    node.graph.erase(node)
+    graph = node.graph
+    assert graph is not None
+    graph.erase(node)
+    for region in dict.fromkeys(node.regions):
+        release(region)
+    if node.effects:
+        _settle_effects(graph)
+
+
+def _settle_effects(graph: Graph) -> None:
+    """Take the effects from the nodes that run a graph, once nothing that they run has any."""
+    for parent in graph.parents:
+        inside = (node for region in parent.regions for node in region)
+        if parent.op in _RUNNING and parent.effects and not any(node.effects for node in inside):
+            parent.effects = frozenset()
+            parent.touch()
+            if parent.graph is not None:
+                _settle_effects(parent.graph)
 
 
 def _scan(node: Node, ctx: PassContext) -> None:

@@ -1,4 +1,4 @@
-"""Loops whose steps compose: recurrences that are linear, or clamped sums."""
+"""Loops whose steps compose: recurrences that are linear, bounded, or sums over paths."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ RULE: Final = "linear-recurrence"
 
 _SHORTEST: Final = 32
 
+_MOST_SUMS: Final = {"max": 1 << 19, "min": 1 << 19, "log": 1 << 17}
+"""As many as a GPU computes in the time of some ten microseconds that an iteration of the loop takes."""
+
 
 @dataclass(frozen=True)
 class Recurrence(Pass):
@@ -32,7 +35,12 @@ class Recurrence(Pass):
 
     - `linear-recurrence`: the next carry is affine in the carry, element by element, however it is
       written; running sums are cumulative sums;
-    - `clamped-recurrence`: sums, maxima and minima, as in min(max(h + a_t, low_t), high_t);
+    - `clamped-recurrence`: sums, maxima and minima, as in min(max(a_t * h + b_t, low_t), high_t);
+    - `held-carry`: where(p_t, b_t, h), the last value that was taken;
+    - `best-so-far`: where(x_t > h, x_t, h), and whatever goes with it;
+    - `bit-recurrence`: any function of single bits;
+    - `log-sum-recurrence`: logaddexp(h + a_t, b_t), and logsumexp over up to 32 states;
+    - `best-path-recurrence`: the same with maxima or minima;
     - `matrix-recurrence`: h @ A_t + b_t, and whatever else is linear in up to 128 numbers of a carry;
     - `coupled-recurrence`: several carries that are linear in one another: filters, oscillators, rotations;
     - `loop-at-once`: what else the loop computes, for all iterations at once;
@@ -89,10 +97,26 @@ def _why_not(scan: Scan, steps: list[Step], ctx: PassContext) -> str | None:
         reason = stuck(node)
         if reason is not None:
             return reason
+    for step in steps:
+        reason = _many_paths(step, ctx) if step.kind == "paths" else None
+        if reason is not None:
+            return reason
     kept = scan.length * sum(map(_bytes_of, steps))
     if kept > LARGEST.get(ctx.rates.platform, 64 << 20):
         return f"the steps of all iterations take {kept / 2**20:.0f} MiB"
     return None
+
+
+def _many_paths(step: Step, ctx: PassContext) -> str | None:
+    """Why matrices of scores should not be composed: no unit for products of matrices does it."""
+    assert step.layout is not None
+    states, most = step.layout.states, _MOST_SUMS[step.op]
+    if states == 1 or profit.is_disregarded():
+        return None
+    if ctx.rates.platform != "gpu":
+        return "matrices of scores are composed on GPUs alone"
+    sums = states**3 * math.prod(step.carry.shape[axis] for axis in step.layout.lanes[0])
+    return f"composing two steps takes {sums:.0e} sums" if sums > most else None
 
 
 def _prefers_loops(ctx: PassContext) -> bool:

@@ -34,5 +34,6 @@ class Order(RulePass):
         """Rules first: they make reads of sorts plain."""
         super().run(graph, ctx)
         for inner in graph.graphs():
+            selection.select_entries(inner, ctx, self.level, far=True)
             sorts.choose_entries(inner, ctx, self.level)
             selection.select_entries(inner, ctx, self.level)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -52,51 +52,38 @@ def fired(fun: Callable[..., Any], *args: Any, passes: str, level: str = "reasso
     return run(fun, *args, passes=passes, level=level)[1].rules
 
 
-def same(
-    fun: Callable[..., Any],
-    *args: Any,
-    passes: str,
-    level: str = "reassociate",
-    target: str = "cpu",
-    grad: bool = True,
-    vmap: bool = True,
-    export: bool = True,
-) -> Graph:
+class Options(TypedDict, total=False):
+    """What `same`, `kept` and `all_kept` may be told; see `all_kept`."""
+
+    passes: Required[str]
+    level: str
+    target: str
+    grad: bool
+    vmap: bool
+    export: bool
+
+
+def same(fun: Callable[..., Any], *args: Any, **options: Unpack[Options]) -> Graph:
     """Assert that a function keeps its meaning, as `kept` does.
 
     Returns:
         The rewritten graph.
     """
-    return kept(fun, *args, passes=passes, level=level, target=target, grad=grad, vmap=vmap, export=export)[0]
+    return kept(fun, *args, **options)[0]
 
 
-def kept(
-    fun: Callable[..., Any],
-    *args: Any,
-    passes: str,
-    level: str = "reassociate",
-    target: str = "cpu",
-    grad: bool = True,
-    vmap: bool = True,
-    export: bool = True,
-) -> tuple[Graph, Report]:
+def kept(fun: Callable[..., Any], *args: Any, **options: Unpack[Options]) -> tuple[Graph, Report]:
     """Assert that a function keeps its meaning: value, jit, gradient, vmap, export, and twice equals once.
 
     Args:
         fun: a function of arrays that returns an array or a tree of them.
         args: arrays.
-        target: what the passes rewrite for, whatever machine the test runs on.
-        grad: compare the gradients with respect to all floating point arguments too.
-        vmap: compare with the rewritten function under vmap over two stacked copies of the arguments too.
-        export: check that `jax.export` takes it.
+        options: as `all_kept` has them.
 
     Returns:
         The rewritten graph, and the report.
     """
-    program = {"f": (fun, args)}
-    [result] = all_kept(
-        program, passes=passes, level=level, target=target, grad=grad, vmap=vmap, export=export
-    ).values()
+    [result] = all_kept({"f": (fun, args)}, **options).values()
     return result
 
 
@@ -117,6 +104,10 @@ def all_kept(
 
     Args:
         programs: functions and their arguments, by the names under which failures are reported.
+        target: what the passes rewrite for, whatever machine the test runs on.
+        grad: compare the gradients with respect to all floating point arguments too.
+        vmap: compare with the rewritten function under vmap over two stacked copies of the arguments too.
+        export: check that `jax.export` takes it.
 
     Returns:
         The rewritten graphs and the reports, by name.

@@ -257,3 +257,41 @@ def test_what_others_read_too_stays_shared() -> None:
 
     args = matrices((S, S), (S, S), (S,))
     assert "order-of-shared-products" not in fired(fun, *args, passes=PASSES)
+
+
+TURNED = "product-turned-round"
+VECTORS = [
+    Program("vector", lambda a, v: (a @ v, v @ a.T), lambda: matrices((S, S), (S,)), TURNED),
+    Program(
+        "batched",
+        lambda a, v: (jnp.einsum("bij,bj->bi", a, v), jnp.einsum("bj,bij->bi", v, a)),
+        lambda: matrices((3, 9, 8), (3, 8)),
+        TURNED,
+    ),
+]
+UNTURNED = [
+    Program(
+        "other-side", lambda a, v: (a @ v, v @ a), lambda: matrices((S, S), (S,)), TURNED, "A is not A.T"
+    ),
+    Program(
+        "matrix", lambda a, b: (a @ b, b.T @ a.T), lambda: matrices((8, 9), (9, 7)), TURNED, "transposed"
+    ),
+    Program("alone", lambda a, v: v @ a.T, lambda: matrices((S, S), (S,)), TURNED, "the only one"),
+    Program(
+        "precisions",
+        lambda a, v: (a @ v, jnp.matmul(v, a.T, precision="highest")),
+        lambda: matrices((S, S), (S,)),
+        TURNED,
+        "the precisions differ",
+    ),
+]
+
+
+def test_a_product_with_a_vector_is_computed_once() -> None:
+    check_programs(VECTORS, PASSES)
+    check_lookalikes(UNTURNED, PASSES)
+    for program in VECTORS:
+        text = "\n".join(body(program.fun, *program.args(), passes=PASSES))
+        assert text.count("dot_general[") == 1, program
+    text = "\n".join(body(jax.grad(chain_loss, (0, 1)), *matrices((S, S), (S, S), (S,)), passes=PASSES))
+    assert text.count("f32[96] = dot_general") == 3

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lepton_jax.ir.export import to_callable
 from lepton_jax.rewrite import profit
 from tests.passes._check import all_kept, optimised
 from tests.passes._movement import array
@@ -81,12 +82,25 @@ def test_sums_of_convolutions() -> None:
         "places": (lambda x, k: conv(x, k).sum((1, 2)), (X, K)),
         "mean": (lambda x, k: conv(x, k, "VALID", (2, 3)).mean((1, 2)), (X, K)),
         "places and examples": (lambda x, k: uneven(x, k).sum((0, 1, 2)), (X, K)),
+        "wide margins": (lambda x, k: conv(x, k, ((5, 4), (0, 9)), (1, 3)).sum((1, 2)), (X, K)),
+        "taps apart": (lambda x, k: conv(x, k, ((8, 7), (2, 6)), rhs_dilation=(7, 4)).sum((1, 2)), (X, K)),
         "all": (lambda x, k: conv(x, k).sum(), (X, K)),
         "other layout": (lambda x, k: turned(x, k).sum((0, 1)), (X, K)),
     }
     with profit.disregarded():
         for name, (_, report) in all_kept(programs, passes=PASSES).items():
             assert report.rules["sum-of-convolution"] == 1, name
+
+
+def test_what_all_taps_meet_is_added_up_once() -> None:
+    with profit.disregarded():
+        graph = optimised(lambda x, k: conv(x, k).sum((1, 2)), X, K, passes=PASSES)
+    largest = [node for node in graph if node.op == "reduce_sum" and node.operands[0].shape[1] == 10]
+    assert len(largest) == 1
+    assert "pad" not in graph.to_text() and "transpose" not in graph.to_text()
+    infinite = X.at[0, 0, 0, 0].set(jnp.inf)
+    [result] = to_callable(graph)(infinite, K)
+    assert jnp.isfinite(result[1]).all() and not jnp.isfinite(result[0]).any()
 
 
 def test_sums_that_stay() -> None:

@@ -39,6 +39,16 @@ def test_what_masks_hide_does_not_count() -> None:
         np.testing.assert_allclose(result, sums(x, MASKS), rtol=1e-6)
 
 
+def test_sums_by_masks_in_a_loop() -> None:
+    def loop(x: jax.Array, masks: jax.Array) -> Any:
+        return jax.lax.scan(lambda c, k: (c * k + sums(x, masks), None), X[:3], jnp.ones(3))[0]
+
+    with profit.disregarded():
+        [(graph, report)] = all_kept({"loop": (loop, (X, MASKS))}, passes=PASSES, vmap=False).values()
+    assert report.rules["sum-by-masks"] == 1
+    assert graph.to_text().count("dot_general[") == 1
+
+
 def test_masked_sums_that_stay() -> None:
     programs: dict[str, Any] = {
         "one mask": (lambda x, m: jnp.where(m[0][:, None], x, 0).sum(0), (X, MASKS)),

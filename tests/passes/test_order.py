@@ -101,14 +101,38 @@ def test_rows_that_are_all_nan_or_infinite() -> None:
     assert jnp.isnan(first[0]) and jnp.isposinf(first[1]) and not jnp.isfinite(first[2])
 
 
+def test_nan_outlives_the_maximum_of_the_backend() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 4096)), jnp.float32)
+    x = x.at[1, 5].set(jnp.nan).at[2, 9].set(-jnp.float32(jnp.nan)).at[3].set(jnp.nan).at[4, :2].set(jnp.inf)
+    programs: dict[str, Program] = {
+        "last of a sort": lambda x: jnp.sort(x)[:, -1],
+        "largest": lambda x: lax.cummax(x, 1)[:, -1],
+        "smallest": lambda x: lax.cummin(x, 1)[:, -1],
+    }
+    assert not any({"sort", "cummax", "cummin"} & ops(fun, x) for fun in programs.values())
+    made = {name: rewritten(fun, x) for name, fun in programs.items()}
+    pairs = jax.jit(lambda x: {name: (fun(x), made[name](x)) for name, fun in programs.items()})(x)
+    for name, (expected, result) in pairs.items():
+        np.testing.assert_array_equal(expected, result, err_msg=name)
+        assert np.isnan(result[1:4]).all(), name
+
+
+def ops(fun: Program, x: jax.Array) -> set[str]:
+    return {node.op for node in optimised(fun, x, passes=PASSES).walk()}
+
+
 def test_the_graph_of_the_smallest() -> None:
     assert_text(
         optimised(lambda x: lax.sort(x)[-1:], X[0], passes=PASSES),
         """
         graph <lambda>(%0: f32[96]) {
           %1: f32[] = reduce_max[axes=(0,)] %0
-          %2: f32[1] = broadcast_in_dim[broadcast_dimensions=() shape=(1,)] %1
-          return %2
+          %2: f32[96] = abs %0
+          %3: f32[] = reduce_sum[axes=(0,)] %2
+          %4: bool[] = ne %3 %3
+          %5: f32[] = select_n %4 %1 nan
+          %6: f32[1] = broadcast_in_dim[broadcast_dimensions=() shape=(1,)] %5
+          return %6
         }
         """,
     )

@@ -92,3 +92,14 @@ def test_places_of_the_largest_of_what_rises() -> None:
             assert report.rules["top-of-rising"] == 1 and graph.num_nodes() == 1, name
         for name, (_, report) in all_kept(alike, passes=PASSES, export=False, vmap=False).items():
             assert "top-of-rising" not in report.rules, name
+
+
+def test_what_is_far_from_the_ends_is_found_by_bisection() -> None:
+    x = jnp.zeros((4, 1024))
+    near = [node.op for node in optimised(lambda x: jnp.sort(x)[:, 1003], x, passes=PASSES).walk()]
+    assert "top_k" in near and "scan" not in near
+    for wanted in (slice(900, 901), slice(930, 931), slice(100, 101)):
+        far = [node.op for node in optimised(lambda x, w=wanted: jnp.sort(x)[:, w], x, passes=PASSES).walk()]
+        assert "scan" in far and not {"top_k", "sort"} & set(far)
+    both = [node.op for node in optimised(lambda x: jnp.sort(x)[:, 930:932], x, passes=PASSES).walk()]
+    assert "top_k" in both and "scan" not in both

@@ -333,6 +333,35 @@ def test_large_loops_and_those_on_a_cpu_are_not_unrolled() -> None:
         assert "unrolled-loop" not in run(fun, *args, passes=f"inline,{PASS}", target=target)[1].rules
 
 
+def test_sums_over_paths_only_where_they_pay() -> None:
+    """Many states, many sequences, TPUs and CPUs keep the loop; single states go to TPUs too."""
+
+    def forward(x: Any, a: Any) -> Any:
+        def step(h: Any, e: Any) -> Any:
+            return jax.nn.logsumexp(h[..., None] + a, axis=-2) + e, None
+
+        return lax.scan(step, jnp.zeros(x.shape[1:]), x)[0]
+
+    def alone(x: Any, a: Any) -> Any:
+        return lax.scan(lambda h, e: (jnp.logaddexp(h, e), None), jnp.zeros(x.shape[1:]), x)[0]
+
+    def solved(fun: Any, shape: tuple[int, ...], target: str) -> bool:
+        x, a = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, (shape[-1],) * 2))
+        return "log-sum-recurrence" in run(fun, x, a, passes=FULL, target=target)[1].rules
+
+    assert solved(forward, (4096, 4, 8), "gpu")
+    assert solved(alone, (4096, 64), "tpu")
+    for fun, shape, target in (
+        (forward, (4096, 8), "tpu"),
+        (forward, (4096, 8), "cpu"),
+        (alone, (4096, 8), "cpu"),
+        (forward, (16, 8), "gpu"),
+        (forward, (4096, 1024, 8), "gpu"),
+        (forward, (4096, 33), "gpu"),
+    ):
+        assert not solved(fun, shape, target), (fun.__name__, shape, target)
+
+
 def test_short_loops_stay() -> None:
     graph, _ = run(lambda x: average(x, 0.3), X[:8], passes=f"{CLEAN},{PASS}", target="gpu")
     assert "scan" in ops(graph)

@@ -28,11 +28,11 @@ def steps(x: Any) -> Any:
     """Several carries, one of which counts, and numbers that are not floats."""
 
     def body(i: Any, state: Any) -> Any:
-        p, v, odd = state
+        p, v, seed = state
         v = v - 0.1 * p * i
-        return p + 0.1 * v, v, ~odd
+        return p + 0.1 * v, v, seed * (seed + 1)
 
-    return lax.fori_loop(0, 4, body, (x, jnp.ones_like(x), x > 1))
+    return lax.fori_loop(0, 4, body, (x, jnp.ones_like(x), x.astype(jnp.int32)))
 
 
 def test_short_loops_are_written_out() -> None:

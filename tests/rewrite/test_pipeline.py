@@ -162,7 +162,7 @@ def test_random_pipelines_round_trip() -> None:
     [
         (
             "simplfy",
-            r"no pass or preset 'simplfy'; presets: none, cleanup, default, max; passes: .*movement",
+            r"no pass or preset 'simplfy'; presets: none, cleanup, default, deploy, max; passes: .*movement",
         ),
         ("dce{level=1}", r"pass 'dce' has no option 'level'; its options: none"),
         (

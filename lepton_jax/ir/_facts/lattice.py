@@ -126,6 +126,8 @@ class Facts:
 
 UNKNOWN: Final = Facts()
 
+_CLAIMS: Final = tuple(f.name for f in fields(Facts) if f.name not in ("least", "most", "uniform"))
+
 
 def _parts(splat: Any) -> tuple[float, ...]:
     number = complex(splat)
@@ -182,6 +184,19 @@ def meet(a: Facts, b: Facts) -> Facts:
         no_nan=a.no_nan and b.no_nan,
         finite=a.finite and b.finite,
     )
+
+
+def says_more(a: Facts, b: Facts) -> bool:
+    """Whether `a` says something that `b` does not."""
+    if a is b or a is UNKNOWN:
+        return False
+    if a.least > b.least or a.most < b.most or not a.uniform <= b.uniform:
+        return True
+    return any(_is_said(getattr(a, name)) and not _is_said(getattr(b, name)) for name in _CLAIMS)
+
+
+def _is_said(claim: Any) -> bool:
+    return claim is not None and claim is not False
 
 
 def _same_array(a: Any, b: Any) -> bool:

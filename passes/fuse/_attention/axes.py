@@ -101,6 +101,17 @@ def sources(node: Node, axis: int) -> list[int | None] | None:
     return _of_move(node, axis)
 
 
+def operand_labels(node: Node, labels: Labels) -> list[Labels] | None:
+    """Which axes of each of a node's operands count the queries and keys; None where `sources` has none."""
+    sides: list[list[int | None]] = []
+    for axis in labels:
+        found = [None] * len(node.operands) if axis is None else sources(node, axis)
+        if found is None:
+            return None
+        sides.append(list(found))
+    return [*zip(*sides, strict=True)]
+
+
 def _of_move(node: Node, axis: int) -> list[int | None] | None:
     (operand,) = node.operands
     if node.op == "transpose":

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.graph import RETURN, Node, Value
 from lepton_jax.passes.fuse._attention.axes import dot_numbers
 from lepton_jax.passes.fuse._attention.match import Found
 from lepton_jax.passes.fuse._attention.shape import FEATURE, Axes
@@ -82,7 +82,7 @@ def _ends(found: Found, made: Standard) -> tuple[list[Node], dict[Node, None]]:
             for user in value.users():
                 if user is found.dot or user in seen:
                     continue
-                if user.graph is not made.score.graph or user is _ret(user.graph) or user.effects:
+                if user.graph is not made.score.graph or user.op == RETURN or user.effects:
                     raise NotStandardError("the scores, or what is made of them, are results too")
                 if len(seen) > _MOST:
                     raise NotStandardError("too much depends on the scores")
@@ -92,10 +92,6 @@ def _ends(found: Found, made: Standard) -> tuple[list[Node], dict[Node, None]]:
                     seen[user] = None
                     queue.append(user)
     return list(ends), seen
-
-
-def _ret(graph: Graph | None) -> Node | None:
-    return None if graph is None else graph.ret
 
 
 def _gradients(found: Found, made: Standard, ends: list[Node], inside: dict[Node, None]) -> Backward:

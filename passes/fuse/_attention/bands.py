@@ -9,7 +9,7 @@ import numpy as np
 from lepton_jax.ir import _jax
 from lepton_jax.ir.facts import facts_of
 from lepton_jax.ir.graph import Node, Value
-from lepton_jax.passes.fuse._attention.axes import MOVES, Labels, sources
+from lepton_jax.passes.fuse._attention.axes import MOVES, Labels, operand_labels
 
 Band = tuple[float, float]
 """Least and greatest `key - query` that is seen."""
@@ -44,7 +44,7 @@ def band_of(mask: Value, labels: Labels, negated: bool = False, depth: int = 0) 
         return band_of(node.operands[0], labels, not negated, depth + 1)
     if node.op in _COMPARISONS:
         return _compared(node, labels, negated)
-    marks = _marks(node, labels)
+    marks = operand_labels(node, labels)
     if marks is None or node.op not in _SAME | {"and", "or"}:
         return None
     if node.op in _SAME:
@@ -55,19 +55,8 @@ def band_of(mask: Value, labels: Labels, negated: bool = False, depth: int = 0) 
     return None if parts[0] is None or parts[1] is None else within(parts[0], parts[1])
 
 
-def _marks(node: Node, labels: Labels) -> list[Labels] | None:
-    """The query and key axes of a node's operands."""
-    sides: list[list[int | None]] = []
-    for axis in labels:
-        found = [None] * len(node.operands) if axis is None else sources(node, axis)
-        if found is None:
-            return None
-        sides.append(list(found))
-    return [*zip(*sides, strict=True)]
-
-
 def _compared(node: Node, labels: Labels, negated: bool) -> Band | None:
-    marks = _marks(node, labels)
+    marks = operand_labels(node, labels)
     if marks is None:
         return None
     left, right = (_affine(v, m, 0) for v, m in zip(node.operands, marks, strict=True))
@@ -98,7 +87,7 @@ def _affine(value: Value, labels: Labels, depth: int) -> _Affine | None:
         if along not in labels:
             return None
         return (1, 0, 0) if along == labels[0] else (0, 1, 0)
-    marks = _marks(node, labels)
+    marks = operand_labels(node, labels)
     if marks is None or node.op not in _SAME | {"add", "sub", "neg"}:
         return None
     parts = [_affine(v, m, depth + 1) for v, m in zip(node.operands, marks, strict=True)]

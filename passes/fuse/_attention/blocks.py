@@ -21,13 +21,20 @@ def cut(x: Any, axis: int, block: int, order: Sequence[int] | None = None) -> An
     """
     order = range(x.ndim) if order is None else order
     axis = order[axis]
-    length = x.shape[axis]
-    if short := -length % block:
-        last = lax.slice_in_dim(x, length - 1, length, axis=axis)
-        more = tuple(short if d == axis else size for d, size in enumerate(x.shape))
-        x = lax.concatenate([x, lax.broadcast_in_dim(last, more, range(x.ndim))], axis)
+    x = filled(x, axis, block)
     shape = (*x.shape[:axis], x.shape[axis] // block, block, *x.shape[axis + 1 :])
     return x.reshape(shape).transpose(axis, *(d + (d >= axis) for d in order))
+
+
+def filled(x: Any, axis: int, block: int) -> Any:
+    """An array whose length along an axis is a multiple of `block`: the last element is repeated."""
+    length = x.shape[axis]
+    short = -length % block
+    if not short:
+        return x
+    last = lax.slice_in_dim(x, length - 1, length, axis=axis)
+    more = tuple(short if d == axis else size for d, size in enumerate(x.shape))
+    return lax.concatenate([x, lax.broadcast_in_dim(last, more, range(x.ndim))], axis)
 
 
 def joined(x: Any, axis: int, length: int, blocks: int = 0) -> Any:
@@ -47,6 +54,23 @@ def pick(x: Any, index: Any) -> Any:
     """`x[index]` for an index that is in range."""
     starts, sizes = (index, *[0] * (x.ndim - 1)), (1, *x.shape[1:])
     return lax.squeeze(lax.dynamic_slice(x, starts, sizes, allow_negative_indices=False), (0,))
+
+
+def piece(x: Any, axis: int, number: Any, length: int) -> Any:
+    """Block `number` of those of some length along an axis."""
+    if x.shape[axis] == length:
+        return x
+    starts = [number * length if d == axis else 0 for d in range(x.ndim)]
+    sizes = [length if d == axis else size for d, size in enumerate(x.shape)]
+    return lax.dynamic_slice(x, starts, sizes, allow_negative_indices=False)
+
+
+def put(x: Any, new: Any, axis: int, number: Any) -> Any:
+    """The array with another block `number` along an axis."""
+    if x.shape == new.shape:
+        return new
+    starts = [number * new.shape[axis] if d == axis else 0 for d in range(x.ndim)]
+    return lax.dynamic_update_slice(x, new, starts, allow_negative_indices=False)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Final
 
 import jax
@@ -13,6 +13,7 @@ import numpy as np
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.fuse._attention.axes import dot_numbers
 from lepton_jax.passes.fuse._attention.blocked import attention
+from lepton_jax.passes.fuse._attention.cutting import Cutting, Limits, cutting_of
 from lepton_jax.passes.fuse._attention.lowered import lower
 from lepton_jax.passes.fuse._attention.match import Found, find
 from lepton_jax.passes.fuse._attention.order import sort
@@ -20,41 +21,13 @@ from lepton_jax.passes.fuse._attention.plan import Plan
 from lepton_jax.passes.fuse._attention.program import Builder, batch_first
 from lepton_jax.passes.fuse._attention.region import Region, Sink, region_of, stages, vanishes
 from lepton_jax.passes.fuse._attention.rowsums import row_sums, write_row_sums
-from lepton_jax.passes.fuse._attention.skip import Blocks, masked_blocks
+from lepton_jax.passes.fuse._attention.running import result_order
 from lepton_jax.passes.fuse._attention.stage import Stage, Sum, summed
+from lepton_jax.passes.fuse._attention.wide import wide, widened, widened_step
 from lepton_jax.rewrite import PassContext, erase_dead, rewrite
 from lepton_jax.rewrite.replacement import write_before
 
 RULE: Final = "attention"
-
-_SIZES: Final = (128, 256)
-
-_MOST_SCORES: Final = 1 << 22
-"""A block has no more scores than this, over all heads of the batch, where it can be smaller."""
-
-_OVERHEAD: Final = 160
-"""What a block costs beside its scores: as much as this many more keys for each query."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """When blocks pay.
-
-    Attributes:
-        masked: the fewest keys where a quarter of the blocks or more are masked.
-        open: the fewest keys where fewer are.
-        scores: the fewest scores.
-        block: how many queries and keys a block has; None to choose by the size of the batch.
-        target: "gpu" or "tpu" where library kernels are to be used, "" where not.
-        kernel: the fewest keys for which a library kernel pays.
-    """
-
-    masked: int
-    open: int
-    scores: int
-    block: int | None
-    target: str = ""
-    kernel: int = 0
 
 
 def fuse(dot: Node, ctx: PassContext, limits: Limits) -> None:
@@ -70,13 +43,13 @@ def fuse(dot: Node, ctx: PassContext, limits: Limits) -> None:
     if isinstance(found, str) or isinstance(region, str):
         ctx.miss(RULE, dot, str(region))
         return
-    size, blocks = _blocks(found, limits)
-    reason = _why_not(found, region, blocks, limits)
+    cutting = cutting_of(found, limits)
+    reason = _why_not(found, region, cutting.share, limits)
     if reason is not None:
         ctx.miss(RULE, dot, reason)
         return
     if ctx.fire(RULE, dot):
-        _write(found, region, blocks, size)
+        _write(found, region, cutting)
 
 
 def _lowered(found: Found, ctx: PassContext, limits: Limits) -> bool:
@@ -95,26 +68,9 @@ def _may_pay(dot: Node, limits: Limits) -> bool:
     return bool(dot.operands[0].shape[contract[0][0]] >= fewest)
 
 
-def _blocks(found: Found, limits: Limits) -> tuple[tuple[int, int], Blocks]:
-    """The size of the blocks, and which of them count: small ones leave out more, large ones are fast."""
+def _why_not(found: Found, region: Region, share: float, limits: Limits) -> str | None:
     queries, keys = found.size
-    heads = math.prod(found.scores.shape) // (queries * keys)
-    best: tuple[float, tuple[int, int], Blocks] | None = None
-    for length in _SIZES if limits.block is None else (limits.block,):
-        if best is not None and length * length * heads > _MOST_SCORES:
-            break
-        size = (min(length, queries), min(length, keys))
-        blocks = masked_blocks(found.scores, found.labels, size)
-        cost = float(blocks.counts.mean()) * (1 + _OVERHEAD / length)
-        if best is None or cost < best[0]:
-            best = (cost, size, blocks)
-    assert best is not None
-    return best[1:]
-
-
-def _why_not(found: Found, region: Region, blocks: Blocks, limits: Limits) -> str | None:
-    queries, keys = found.size
-    fewest = limits.masked if blocks.counts.mean() <= 0.75 else limits.open
+    fewest = limits.masked if share <= 0.75 else limits.open
     if keys < fewest:
         return f"there are {keys} keys; blocks pay from {fewest}"
     if queries < 2 or math.prod(found.scores.shape) < limits.scores:
@@ -137,10 +93,11 @@ def _is_sharded(value: Value) -> bool:
     return any(axes is not None for axes in sharding.spec)
 
 
-def plan_of(found: Found, blocks: Blocks, block: tuple[int, int]) -> Plan:
+def plan_of(found: Found, cutting: Cutting) -> Plan:
     """What the blocked form has to know."""
     contract, batch = dot_numbers(found.dot)
     side = found.side
+    blocks = cutting.blocks
     order = tuple(tuple(map(int, np.argsort(~line, kind="stable"))) for line in blocks.counts)
     shift: Any = "any" if found.top is None else "top"
     if found.exp.operands[0] is found.scores:
@@ -148,12 +105,12 @@ def plan_of(found: Found, blocks: Blocks, block: tuple[int, int]) -> Plan:
     precision = found.dot.params.get("precision")
     if side == 1 and isinstance(precision, tuple):
         precision = precision[::-1]
-    return Plan(
-        scores=found.program.ordered(),
-        weights=found.weights,
+    plan = Plan(
+        scores=cutting.scores,
+        weights=widened(found.weights) if cutting.widen else found.weights,
         labels=found.labels,
         shape=found.scores.shape,
-        exp_dtype=found.exp.result.dtype,
+        exp_dtype=wide(found.exp.result.dtype) if cutting.widen else found.exp.result.dtype,
         contract=(contract[side][0], contract[1 - side][0]),
         batch=(batch[side], batch[1 - side]),
         side=side,
@@ -162,11 +119,22 @@ def plan_of(found: Found, blocks: Blocks, block: tuple[int, int]) -> Plan:
         wide=jnp.promote_types(found.scores.dtype, jnp.float32),
         divided=found.divided,
         shift=shift,
-        block=block,
+        block=cutting.size,
+        tiles=cutting.tiles,
         order=order,
         counts=tuple(int(c) for c in blocks.counts.sum(1)),
         fill=blocks.fill,
     )
+    return replace(plan, layout=_layout(found.dot, plan))
+
+
+def _layout(dot: Node, plan: Plan) -> tuple[int, ...]:
+    """The order of the product's axes in which it is wanted: its only reader may transpose it."""
+    order = result_order(plan, dot.result.ndim)
+    users = dot.result.users()
+    if len(users) != 1 or users[0].op != "transpose":
+        return order
+    return tuple(order[int(d)] for d in users[0].params["permutation"])
 
 
 def blocked(values: Any, *leaves: Any, plan: Plan, dtypes: tuple[Any, Any]) -> list[jax.Array]:
@@ -175,13 +143,13 @@ def blocked(values: Any, *leaves: Any, plan: Plan, dtypes: tuple[Any, Any]) -> l
     return [mixed, top.astype(dtypes[0]), total.astype(dtypes[1])]
 
 
-def _write(found: Found, region: Region, blocks: Blocks, size: tuple[int, int]) -> None:
+def _write(found: Found, region: Region, cutting: Cutting) -> None:
     dot = found.dot
     graph = dot.graph
     assert graph is not None
     dtypes = (found.scores.dtype, found.sums[0].result.dtype)
     values = dot.operands[1 - found.side]
-    plan = plan_of(found, blocks, size)
+    plan = plan_of(found, cutting)
     rows = row_sums(found, region.sinks)
     made = rewrite(blocked, values, *found.builder.values, plan=plan, dtypes=dtypes)
     mixed, top, total = write_before(made, dot, RULE)
@@ -201,13 +169,13 @@ def _write(found: Found, region: Region, blocks: Blocks, size: tuple[int, int]) 
         done = {row.sink.node for row in rows.sums}
         region = Region(region.labels, tuple(s for s in region.sinks if s.node not in done))
     for sinks in stages(region):
-        _write_stage(found, sinks, blocks, size, top)
+        _write_stage(found, sinks, cutting, top)
         sort(graph)
 
 
-def _write_stage(found: Found, sinks: list[Sink], blocks: Blocks, size: tuple[int, int], top: Value) -> None:
+def _write_stage(found: Found, sinks: list[Sink], cutting: Cutting, top: Value) -> None:
     """Sum in one loop over blocks what one stage of the backward half sums."""
-    builder = Builder()
+    builder, blocks = Builder(), cutting.blocks
     known: dict[Value, bool] = {}
     places = []
     for sink in sinks:
@@ -217,7 +185,10 @@ def _write_stage(found: Found, sinks: list[Sink], blocks: Blocks, size: tuple[in
         places.append(mine if sink.position == 0 else mine[::-1])
     ends = [builder.finished(s.node, s.labels, place) for s, place in zip(sinks, places, strict=True)]
     program, ends = batch_first(builder.program(places[0][0]), ends)
-    sums = tuple(Sum(e, s.position, s.marks) for s, e in zip(sinks, ends, strict=True))
+    dtypes = [end.dtype for end in ends]
+    if cutting.widen:
+        program, ends = widened(program), [widened_step(end) for end in ends]
+    sums = tuple(Sum(e, s.position, s.marks, d) for s, e, d in zip(sinks, ends, dtypes, strict=True))
     may_skip = all(vanishes(s.node.operands[s.position], found.exp.result, known) for s in sinks)
     every = [(i, j) for i in range(blocks.counts.shape[0]) for j in range(blocks.counts.shape[1])]
     counted = [pair for pair in every if blocks.counts[pair] or not may_skip]
@@ -225,7 +196,7 @@ def _write_stage(found: Found, sinks: list[Sink], blocks: Blocks, size: tuple[in
         program=program,
         sums=sums,
         size=found.size,
-        block=size,
+        block=cutting.size,
         pairs=tuple(counted),
         rest=tuple(pair for pair in every if pair not in set(counted)),
         fill=blocks.fill,

@@ -8,6 +8,31 @@ from typing import Any, Literal
 from lepton_jax.passes.fuse._attention.axes import Labels
 from lepton_jax.passes.fuse._attention.program import Program
 
+Part = tuple[int, int, int, int]
+"""Some of a block: its first query, how many queries, its first key, how many keys."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Blocks that are computed in the same way.
+
+    Attributes:
+        program: makes the scores.
+        parts: what counts of a block, the queries in their order and none left out; no keys where none count.
+        blocks: for each block of queries the numbers of the key blocks that are of this kind.
+        ragged: whether a block may have keys that are not there.
+    """
+
+    program: Program
+    parts: tuple[Part, ...]
+    blocks: tuple[tuple[int, ...], ...]
+    ragged: bool
+
+    @property
+    def area(self) -> int:
+        """How many scores are computed, for one head."""
+        return sum(rows * keys for _, rows, _, keys in self.parts) * sum(map(len, self.blocks))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -29,9 +54,12 @@ class Plan:
         shift: what the program subtracts: the maximum ("top"), nothing ("none"), or what does not
             matter since the sums cancel it ("any").
         block: how many queries and keys a block has.
+        tiles: the blocks that count, by how they are computed.
         order: for each block of queries the numbers of the key blocks, those that count first.
         counts: for each block of queries how many of them count.
-        fill: what the scores are in blocks that do not count.
+        fill: what the scores are where they do not count.
+        layout: the order in which the axes of the product, [batch, free axes of the weights, free axes of the
+            values], are best kept; empty for that order.
     """
 
     scores: Program
@@ -48,9 +76,11 @@ class Plan:
     divided: bool
     shift: Literal["top", "none", "any"]
     block: tuple[int, int]
+    tiles: tuple[Tile, ...]
     order: tuple[tuple[int, ...], ...]
     counts: tuple[int, ...]
     fill: float
+    layout: tuple[int, ...] = ()
 
     @property
     def query(self) -> int:
@@ -68,3 +98,11 @@ class Plan:
     def skips(self) -> bool:
         """Whether some blocks do not count."""
         return any(count < len(self.order[0]) for count in self.counts)
+
+    @property
+    def every(self) -> Tile:
+        """All blocks, those that do not count too."""
+        columns = tuple(range(len(self.order[0])))
+        whole = ((0, self.block[0], 0, self.block[1]),)
+        ragged = self.shape[self.key] % self.block[1] != 0
+        return Tile(self.scores, whole, (columns,) * len(self.order), ragged)

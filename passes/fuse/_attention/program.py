@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+import jax.numpy as jnp
 from jax import lax
 
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.ir.structure import operand_key, params_key
 from lepton_jax.passes.fuse._attention.axes import ELEMENTWISE, MOVES, Labels, sources
+
+NARROW: Final = ("bfloat16", "float16")
 
 _TILED: Final = ELEMENTWISE | MOVES | {"dot_general", "iota", "reduce_sum"}
 
@@ -65,6 +68,11 @@ class Step:
         params = {**self.params, "dimension_numbers": tuple(map(tuple, numbers))}
         return replace(self, params=params, key=(self.key, params["dimension_numbers"]))
 
+    def reading(self, operands: tuple[int | tuple[Any], ...]) -> Step:
+        """The same operation on operands with other numbers; constants stay what they are."""
+        numbers = tuple(o for o in operands if isinstance(o, int))
+        return replace(self, operands=operands, key=(self.key, numbers))
+
     def _count(self, shape: list[int], start: tuple[Any, Any]) -> Any:
         """A block of an iota."""
         along = self.params["dimension"]
@@ -85,12 +93,16 @@ class Program:
         result: the number of the result.
         orders: for each leaf the order in which the program wants its axes, None for the order they have;
             the labels of a leaf are those after the transpose.
+        wide: whether blocks of bfloat16 and float16 become float32 first.
+        scales: for each leaf what its blocks are multiplied by first, None for nothing.
     """
 
     leaves: tuple[Labels, ...]
     steps: tuple[Step, ...]
     result: int
     orders: tuple[tuple[int, ...] | None, ...] = ()
+    wide: bool = False
+    scales: tuple[float | None, ...] = ()
 
     def ordered(self) -> Program:
         """The same with the operands of products in an order in which blocks of them are multiplied fast."""
@@ -110,11 +122,17 @@ class Program:
                 steps[at] = step = step.reordered(side, order)
         return Program(tuple(leaves), tuple(steps), self.result, tuple(orders))
 
+    def prepared(self, leaf: int, block: Any) -> Any:
+        """A block of a leaf as the steps want it."""
+        x = as_wide(block) if self.wide else block
+        scale = self.scales[leaf] if self.scales else None
+        return x if scale is None else lax.mul(x, lax.full_like(x, scale))
+
     def run(self, blocks: Sequence[Any], start: tuple[Any, Any], size: tuple[int, int]) -> Any:
         """The block of the result.
 
         Args:
-            blocks: for each leaf the block of it, cut along its query and key axes.
+            blocks: for each leaf the block of it, cut along its query and key axes and prepared.
             start: the first query and the first key of the block.
             size: how many queries and keys the block has.
         """
@@ -127,6 +145,11 @@ class Program:
             operands = [o[0] if isinstance(o, tuple) else env[o] for o in step.operands]
             env.append(step.run(operands, start, size))
         return env
+
+
+def as_wide(x: Any) -> Any:
+    """An array in float32 if it is in bfloat16 or float16."""
+    return lax.convert_element_type(x, jnp.float32) if str(x.dtype) in NARROW else x
 
 
 def _moved(labels: Labels, order: tuple[int, ...]) -> Labels:

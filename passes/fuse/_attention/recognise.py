@@ -15,6 +15,7 @@ from lepton_jax.passes.fuse._attention.bands import band_of, within
 from lepton_jax.passes.fuse._attention.match import Found
 from lepton_jax.passes.fuse._attention.shape import FEATURE, Axes
 from lepton_jax.passes.fuse._attention.standard import NotStandardError, Standard
+from lepton_jax.passes.fuse._attention.terms import result_of
 from lepton_jax.passes.fuse._attention.views import VIEWS, moved, narrowed
 
 _SAME: Final = frozenset({"convert_element_type", "copy", "copy_p"})
@@ -228,9 +229,4 @@ def _product(found: Found, made: Standard) -> Axes:
         raise NotStandardError("the values have other axes than the keys")
     if sorted(a for part in own for a in part) != sorted((FEATURE, made.key, *made.shared)):
         raise NotStandardError("keys and values belong to different heads")
-    free = dot_axes(dot)[:2]
-    result = [axes[d] for d in batch[found.side]]
-    for side in (0, 1):
-        mine = axes if side == found.side else made.value_axes
-        result += [mine[d] for d in free[side]]
-    return tuple(result)
+    return result_of(dot, found.side, axes, made.value_axes)

@@ -55,11 +55,6 @@ class Shape:
         return self.sizes[self.query], self.sizes[self.key]
 
     @property
-    def causal(self) -> bool:
-        """Whether no query sees a later key, or every query every key but for earlier ones."""
-        return self.band[1] == 0
-
-    @property
     def sees(self) -> bool:
         """Whether every query sees a key for sure."""
         queries, keys = self.lengths

@@ -12,7 +12,7 @@ import numpy as np
 from lepton_jax.ir import _jax
 from lepton_jax.ir.facts import facts_of
 from lepton_jax.ir.graph import Node, Value
-from lepton_jax.passes.fuse._attention.axes import MOVES, Labels, sources
+from lepton_jax.passes.fuse._attention.axes import MOVES, Labels, operand_labels
 
 _DEEPEST: Final = 48
 _LARGEST: Final = 1 << 26
@@ -38,15 +38,33 @@ class Blocks:
     fill: float
 
 
-def masked_blocks(scores: Value, labels: Labels, block: tuple[int, int]) -> Blocks:
-    """Find the blocks in which every score is -inf, or one and the same very low number."""
-    shape = [-(-scores.shape[a] // b) for a, b in zip(labels, block, strict=True) if a is not None]
-    low, high = (np.broadcast_to(x, shape) for x in _Intervals(block).of(scores, labels, 0))
-    never = high == -np.inf
-    same = (low == high) & (high < _LOW)
-    fills = high[same & ~never]
-    fill = float(fills.max()) if fills.size else -np.inf
-    return Blocks(~(never | same), fill)
+class Grid:
+    """What is known of [queries × keys] arrays in blocks of any size that is a multiple of the smallest."""
+
+    def __init__(self, scores: Value, labels: Labels, step: int) -> None:
+        """Of the arrays that scores are made of; `step` is the smallest number of queries and keys."""
+        self.step = step
+        self.size = tuple(scores.shape[a] for a in labels if a is not None)
+        self._shape = tuple(-(-n // step) for n in self.size)
+        self._scores = scores, labels
+        self._intervals = _Intervals((step, step))
+
+    def interval(self, value: Value, labels: Labels, block: tuple[int, int]) -> Interval:
+        """Least and greatest value in each block, [query blocks, key blocks]."""
+        low, high = (np.broadcast_to(x, self._shape) for x in self._intervals.of(value, labels, 0))
+        for axis, length in enumerate(block):
+            firsts = np.arange(0, self._shape[axis], -(-length // self.step))
+            low, high = np.minimum.reduceat(low, firsts, axis), np.maximum.reduceat(high, firsts, axis)
+        return low, high
+
+    def blocks(self, block: tuple[int, int]) -> Blocks:
+        """The blocks in which not every score is -inf, or one and the same very low number."""
+        low, high = self.interval(*self._scores, block)
+        never = high == -np.inf
+        same = (low == high) & (high < _LOW)
+        fills = high[same & ~never]
+        fill = float(fills.max()) if fills.size else -np.inf
+        return Blocks(~(never | same), fill)
 
 
 class _Intervals:
@@ -71,23 +89,13 @@ class _Intervals:
             return self.of_iota(node, labels)
         if node.op not in MOVES and node.op not in _TRANSFERS:
             return self.of_facts(value)
-        marks = self.marks(node, labels)
+        marks = operand_labels(node, labels)
         if marks is None:
             return _UNKNOWN
         parts = [self.of(v, m, depth + 1) for v, m in zip(node.operands, marks, strict=True)]
         if node.op in MOVES:
             return parts[0]
         return _TRANSFERS[node.op](node, parts)
-
-    def marks(self, node: Node, labels: Labels) -> list[Labels] | None:
-        """The labels of a node's operands."""
-        sides: list[list[int | None]] = []
-        for axis in labels:
-            found = [None] * len(node.operands) if axis is None else sources(node, axis)
-            if found is None:
-                return None
-            sides.append(list(found))
-        return [*zip(*sides, strict=True)]
 
     def of_facts(self, value: Value) -> Interval:
         splat = facts_of(value).splat

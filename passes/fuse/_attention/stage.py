@@ -23,11 +23,13 @@ class Sum:
         step: the product or sum.
         position: which of its operands is [queries × keys].
         marks: the query and key axes of that operand.
+        dtype: the dtype of the result.
     """
 
     step: Step
     position: int
     marks: Labels
+    dtype: Any
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def summed(top: Any, *leaves: Any, stage: Stage) -> list[jax.Array]:
 def _partial(stage: Stage, blocks: list[Any], pair: tuple[Any, Any]) -> list[Any]:
     """What one block adds to each sum."""
     start = (pair[0] * stage.block[0], pair[1] * stage.block[1])
+    blocks = [stage.program.prepared(leaf, block) for leaf, block in enumerate(blocks)]
     env = stage.program.run_all(blocks, start, stage.block)
     made = []
     for sum_ in stage.sums:
@@ -130,4 +133,4 @@ def _whole(stage: Stage, sum_: Sum, state: Any) -> Any:
     """The result of its blocks."""
     for at, (side, axis) in reversed(list(enumerate(_sides(sum_)))):
         state = joined(state, axis + at, stage.size[side], at)
-    return state.astype(sum_.step.dtype)
+    return state.astype(sum_.dtype)

@@ -19,8 +19,9 @@ from lepton_jax.passes.loops._parts.scan import (
     write_batched,
 )
 from lepton_jax.passes.loops._recurrence import solve
-from lepton_jax.passes.loops._recurrence.interpret import coefficients
+from lepton_jax.passes.loops._recurrence.interpret import both_bits, coefficients
 from lepton_jax.passes.loops._recurrence.joint import joint, joint_coefficients
+from lepton_jax.passes.loops._recurrence.trellis import along_paths, path_coefficients
 from lepton_jax.rewrite import erase_dead, rewrite
 from lepton_jax.rewrite.replacement import Rewrite, write_before
 
@@ -29,12 +30,18 @@ RULES = {
     "shift": "shifted-carry",
     "affine": "linear-recurrence",
     "clamped": "clamped-recurrence",
+    "damped": "clamped-recurrence",
+    "held": "held-carry",
+    "bits": "bit-recurrence",
+    "picked": "best-so-far",
 }
 """What the change is called, by the kind of step."""
 
 
 def rule_of(step: Step) -> str:
     """What solving a step is called."""
+    if step.kind == "paths":
+        return "log-sum-recurrence" if step.op == "log" else "best-path-recurrence"
     if step.kind == "joint":
         return "coupled-recurrence" if step.others else "matrix-recurrence"
     return RULES[step.kind]
@@ -125,31 +132,64 @@ def _solution(
         step_by_step: what it takes to run the loop as it was.
     """
     init, reverse, length = _init(node, step), node.params["reverse"], node.params["length"]
-    if step.kind == "clamped":
-        shift, low, high = parts
+    *parts, last = parts
+    forgets = [] if _is_splat(last, 0) else [last]
+    if step.kind == "held":
+        return rewrite(solve.held, init, *parts, last, reverse=reverse)
+    if step.kind in ("clamped", "damped"):
+        *parts, low, high = parts
         has_low, has_high = not _is_splat(low, -math.inf), not _is_splat(high, math.inf)
-        if _is_splat(shift, 0) and has_low != has_high:
+        if step.kind == "clamped" and _is_splat(parts[0], 0) and has_low != has_high and not forgets:
             op, bound = ("max", low) if has_low else ("min", high)
             return rewrite(solve.accumulate, init, bound, op=op, reverse=reverse)
-        bounds = [low] * has_low + [high] * has_high
-        return rewrite(solve.clamped, init, shift, *bounds, low=has_low, high=has_high, reverse=reverse)
+        rest = [low] * has_low + [high] * has_high + forgets
+        solver = solve.clamped if step.kind == "clamped" else solve.damped
+        return rewrite(solver, init, *parts, *rest, low=has_low, high=has_high, reverse=reverse)
     factor, addend = parts
-    if _is_splat(factor, 1):
+    if _is_splat(factor, 1) and not forgets:
         return rewrite(solve.accumulate, init, addend, op="add", reverse=reverse)
     from_zero = _is_splat(init, 0)
     if is_tame(factor, length):
-        return rewrite(solve.affine, init, factor, addend, reverse=reverse, from_zero=from_zero)
+        return rewrite(solve.affine, init, factor, addend, *forgets, reverse=reverse, from_zero=from_zero)
     return rewrite(
         solve.affine_or_stepwise,
         init,
         factor,
         addend,
+        *forgets,
         *values,
         reverse=reverse,
         from_zero=from_zero,
+        forgetful=bool(forgets),
         length=length,
         **step_by_step,
     )
+
+
+def _picked(node: Node, step: Step) -> list[Solved]:
+    """What the carry is compared with, for all iterations, then the best so far."""
+    scan, rule = Scan(node), RULES["picked"]
+    assert step.term is not None
+    known = scan.result_of(step.term) if step.term in scan.scanned else None
+    if known is None:
+        piece, leaves = cut(scan.body, [step.term])
+        (known,) = write_batched(scan, piece, leaves, rule)
+    reverse = node.params["reverse"]
+    made = rewrite(solve.picked, _init(node, step), known, op=step.op, asks=step.asks, reverse=reverse)
+    return _triples(write_before(made, node, rule))
+
+
+def _bits(node: Node, step: Step) -> list[Solved]:
+    """What the steps make of bits that are set, and of those that are not."""
+    scan, rule = Scan(node), RULES["bits"]
+    piece, leaves = cut(scan.body, [step.next])
+    values, mapped = scan.fed([leaf for leaf in leaves if leaf is not step.carry])
+    made = rewrite(
+        both_bits, *values, piece=piece, mapped=mapped, length=scan.length, carry=leaves.index(step.carry)
+    )
+    parts = write_before(made, node, rule)
+    solution = rewrite(solve.bits, _init(node, step), *parts, reverse=node.params["reverse"])
+    return _finished(write_before(solution, node, rule), parts)
 
 
 def _joint(node: Node, step: Step) -> list[Solved]:
@@ -169,6 +209,30 @@ def _joint(node: Node, step: Step) -> list[Solved]:
     init = [scan.init[scan.carries.index(carry)] for carry in carries]
     made = rewrite(joint, *init, *parts, *values, reverse=node.params["reverse"], **static)
     return _finished(write_before(made, node, rule), parts)
+
+
+def _paths(node: Node, step: Step) -> list[Solved]:
+    scan = Scan(node)
+    rule = rule_of(step)
+    carries = [carry for carry, _ in step.pairs]
+    piece, leaves = cut(scan.body, [new for _, new in step.pairs])
+    values, mapped = scan.fed([leaf for leaf in leaves if leaf not in carries])
+    made = rewrite(
+        path_coefficients,
+        *values,
+        piece=piece,
+        mapped=mapped,
+        length=scan.length,
+        carries=tuple(map(leaves.index, carries)),
+        layout=step.layout,
+        kind=step.op,
+    )
+    parts = write_before(made, node, rule)
+    init = [scan.init[scan.carries.index(carry)] for carry in carries]
+    solution = rewrite(
+        along_paths, *init, *parts, layout=step.layout, reverse=node.params["reverse"], kind=step.op
+    )
+    return _finished(write_before(solution, node, rule), parts)
 
 
 def _triples(values: list[Value]) -> list[Solved]:
@@ -193,5 +257,10 @@ _SOLVERS: dict[str, Any] = {
     "shift": _shift,
     "affine": _recurrence,
     "clamped": _recurrence,
+    "damped": _recurrence,
+    "held": _recurrence,
+    "bits": _bits,
+    "picked": _picked,
     "joint": _joint,
+    "paths": _paths,
 }

@@ -14,8 +14,9 @@ from lepton_jax.ir.facts import facts_of
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.loops._counted.places import step_of
 from lepton_jax.passes.loops._parts.scan import Scan
-from lepton_jax.passes.loops._recurrence.forms import form_of
+from lepton_jax.passes.loops._recurrence.forms import FORMS, choice_of, form_of
 from lepton_jax.passes.loops._recurrence.linear import Layout, layout_of
+from lepton_jax.passes.loops._recurrence.paths import path_layout
 
 REDUCTIONS: Final = {
     "add": "add",
@@ -30,7 +31,7 @@ REDUCTIONS: Final = {
 """Operations that a carry may accumulate with."""
 
 SIMPLE: Final = frozenset({"counter", "shift", "reduction"})
-EVERY: Final = SIMPLE | {"affine", "clamped", "joint"}
+EVERY: Final = SIMPLE | {*FORMS, "joint", "paths"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,13 @@ class Step:
         carry: the body's input.
         next: what the body returns for it.
         kind: `counter` (adds a constant), `shift` (its next value does not depend on it), `reduction`
-            (accumulated, and read by nothing else), `affine` or `clamped` (see `forms`), or `joint` (see
-            `linear`).
-        op: the operation of a reduction.
-        term: what a reduction accumulates.
+            (accumulated, and read by nothing else), one of the forms in `forms`, `joint` (see `linear`)
+            or `paths` (see there).
+        op: the operation of a reduction, the comparison of a choice, or the kind of sum of `paths`.
+        term: what a reduction accumulates, or the other candidate of a choice.
+        asks: whether a choice asks if the other candidate is better than the carry.
         others: carries that are solved together with this one, each with what the body returns for it.
-        layout: how `joint` carries are put together.
+        layout: how `joint` carries, and those of `paths`, are put together.
     """
 
     carry: Value
@@ -54,6 +56,7 @@ class Step:
     kind: str
     op: str = ""
     term: Value | None = None
+    asks: bool = False
     others: tuple[tuple[Value, Value], ...] = ()
     layout: Layout | None = None
 
@@ -100,10 +103,14 @@ def _joint(scan: Scan, masks: list[int], unsolved: set[int]) -> Step | None:
     pairs = [(scan.carries[i], scan.next[i]) for i in sorted(group)]
     if not any(masks[i] >> j & 1 for i in group for j in group):
         return None
-    layout = layout_of(scan, [carry for carry, _ in pairs], [new for _, new in pairs])
-    if layout is None:
+    carries, nexts = [carry for carry, _ in pairs], [new for _, new in pairs]
+    layout = layout_of(scan, carries, nexts)
+    if layout is not None:
+        return Step(*pairs[0], "joint", others=tuple(pairs[1:]), layout=layout)
+    paths = path_layout(scan, carries, nexts)
+    if paths is None:
         return None
-    return Step(*pairs[0], "joint", others=tuple(pairs[1:]), layout=layout)
+    return Step(*pairs[0], "paths", paths[0], others=tuple(pairs[1:]), layout=paths[1])
 
 
 def _closure(start: int, masks: list[int], unsolved: set[int]) -> set[int]:
@@ -128,8 +135,14 @@ def _step(scan: Scan, i: int, on_itself: bool, kinds: frozenset[str]) -> Step | 
     reduction = _reduction(scan, i)
     if reduction is not None and "reduction" in kinds:
         return reduction
-    form = form_of(scan, carry, after)
-    return None if form is None or form not in kinds else Step(carry, after, form)
+    form = form_of(scan, carry, after) if kinds - SIMPLE else None
+    if form is None or form not in kinds:
+        return None
+    choice = choice_of(carry, after) if form == "picked" else None
+    if choice is None:
+        return Step(carry, after, form)
+    op, other, asks = choice
+    return Step(carry, after, form, op, other, asks=asks)
 
 
 def _reduction(scan: Scan, i: int) -> Step | None:

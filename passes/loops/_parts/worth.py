@@ -35,6 +35,7 @@ DOTS: Final = frozenset({"dot_general", "ragged_dot_general", "conv_general_dila
 _PURE_REGIONS: Final = frozenset(
     {"scan", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint"}
 )
+_FREE_REGIONS: Final = frozenset({"while", "cond"})
 _STUCK: Final = frozenset(
     {
         "rng_uniform",
@@ -59,17 +60,20 @@ FREE: Final = 16 << 20
 """So many bytes may always be added, whatever the loop's own arrays take."""
 
 
-def stuck(node: Node) -> str | None:
+def stuck(node: Node, *, branches: bool = False) -> str | None:
     """Why a node may not run for all iterations at once, or None.
 
     Effects and calls to the outside keep their place; branches and loops that end when they want
     would run for every iteration as long as for the slowest; random bits of a generator whose
     batches differ from single draws would change.
+
+    Args:
+        branches: let branches and such loops do so.
     """
     for each in (node, *(n for region in node.regions for n in region.walk())):
         if each.effects:
             return f"{each.op} has effects"
-        if each.regions and each.op not in _PURE_REGIONS:
+        if each.regions and each.op not in _PURE_REGIONS and not (branches and each.op in _FREE_REGIONS):
             return f"{each.op} depends on the iteration"
         if each.op in _STUCK:
             return f"{each.op} keeps its place"

@@ -26,35 +26,55 @@ class Step:
     """A function of the carry h, by its coefficients.
 
     Attributes:
-        parts: factor and addend (`affine`), or shift, lower and upper bound (`clamped`), all of the
-            carry's shape.
+        parts: what is held (`held`), factor and addend (`affine`), shift, lower and upper bound (`clamped`),
+            or factor, addend and both bounds (`damped`), all of the carry's shape.
+        forgets: where something else was put in the place of the carry.
     """
 
     parts: Parts
+    forgets: Any = np.False_
 
 
 def coefficients(
     *args: Any, piece: Piece, mapped: tuple[bool, ...], length: int, carry: int, form: str
 ) -> list[Any]:
-    """The coefficients of the steps of all iterations, stacked.
+    """The coefficients of the steps of all iterations, stacked, and where they forget the carry.
 
     Args:
         args: what the piece takes besides the carry.
         mapped: which of them hold a value for each iteration.
         carry: the position of the carry among the piece's arguments.
-        form: `affine` or `clamped`.
+        form: one of `held`, `affine`, `clamped` and `damped`.
     """
     value = piece.graph.inputs[carry]
     start = Step(_START[form](np.dtype(value.dtype)))
 
     def one(*args: Any) -> Parts:
-        parts = interpret(piece.graph, [*args[:carry], start, *args[carry:]], form).parts
-        return tuple(jnp.broadcast_to(jnp.asarray(x, value.dtype), value.shape) for x in parts)
+        step = interpret(piece.graph, [*args[:carry], start, *args[carry:]], form)
+        parts = [jnp.broadcast_to(jnp.asarray(x, value.dtype), value.shape) for x in step.parts]
+        return *parts, jnp.broadcast_to(step.forgets, value.shape)
 
     axes = tuple(0 if each else None for each in mapped)
     if not args:
         return [jnp.broadcast_to(x, (length, *x.shape)) for x in one()]
     return list(jax.vmap(one, in_axes=axes, axis_size=length)(*args))
+
+
+def both_bits(*args: Any, piece: Piece, mapped: tuple[bool, ...], length: int, carry: int) -> list[Any]:
+    """What the steps of all iterations make of bits that are not set, and of those that are, stacked.
+
+    Args:
+        args: what the piece takes besides the carry; for the rest see `coefficients`.
+    """
+    value = piece.graph.inputs[carry]
+    zero = jnp.zeros(value.shape, value.dtype)
+
+    def one(*args: Any) -> list[Any]:
+        return [piece(*args[:carry], h, *args[carry:])[0] for h in (zero, ~zero)]
+
+    if not args:
+        return [jnp.broadcast_to(x, (length, *value.shape)) for x in one()]
+    return list(jax.vmap(one, in_axes=tuple(0 if m else None for m in mapped), axis_size=length)(*args))
 
 
 def interpret(graph: Graph, args: Sequence[Any], form: str) -> Step:
@@ -72,7 +92,7 @@ def interpret(graph: Graph, args: Sequence[Any], form: str) -> Step:
             operands = [read(value) for value in node.operands]
             with placement.at(node.source, node.context):
                 results: Sequence[Any] = (
-                    [Step(_TRANSFERS[form](node, operands))]
+                    [Step(_TRANSFERS[form](node, operands), _forgets(node, operands))]
                     if any(isinstance(x, Step) for x in operands)
                     else bind(node, operands)
                 )
@@ -82,12 +102,32 @@ def interpret(graph: Graph, args: Sequence[Any], form: str) -> Step:
     return found
 
 
+def _forgets(node: Node, operands: list[Any]) -> Any:
+    """Where the result of a node does not depend on the carry any more, because something else was chosen."""
+    if node.op == "select_n":
+        known = [x.forgets if isinstance(x, Step) else np.True_ for x in operands[1:]]
+        if not any(isinstance(x, jax.Array) for x in known) and len({bool(x) for x in known}) == 1:
+            return known[0]
+        shape = node.result.shape
+        return lax.select_n(operands[0], *(jnp.broadcast_to(x, shape) for x in known))
+    found = [x.forgets for x in operands if isinstance(x, Step)]
+    return found[0] if len(found) == 1 else jnp.logical_and(*found)
+
+
+def _start_held(dtype: Any) -> Parts:
+    return (np.zeros((), dtype),)
+
+
 def _start_affine(dtype: Any) -> Parts:
     return np.ones((), dtype), np.zeros((), dtype)
 
 
 def _start_clamped(dtype: Any) -> Parts:
     return np.zeros((), dtype), np.asarray(-np.inf, dtype), np.asarray(np.inf, dtype)
+
+
+def _start_damped(dtype: Any) -> Parts:
+    return np.ones((), dtype), *_start_clamped(dtype)
 
 
 def _is_known(x: Any, number: float) -> bool:
@@ -162,6 +202,28 @@ def _clamped(node: Node, operands: list[Any]) -> Parts:
     return _plus(a, by), *(bound if _is_infinite(bound) else shifted(bound, by) for bound in bounds)
 
 
+def _held(node: Node, operands: list[Any]) -> Parts:
+    """The carry, or something else."""
+    return tuple(operands[0].parts) if node.op == "copy" else _selected(node, operands, (None,))
+
+
+def _damped(node: Node, operands: list[Any]) -> Parts:
+    """min(max(a·h + b, low), high) under one operation."""
+    if node.op == "select_n":
+        return _selected(node, operands, (0, None, None, None))
+    if node.op not in ("mul", "div"):
+        a = next(x.parts[0] for x in operands if isinstance(x, Step))
+        return a, *_clamped(node, [Step(x.parts[1:]) if isinstance(x, Step) else x for x in operands])
+    (a, b, *bounds), by = _split(operands)
+    times = _times if node.op == "mul" else _over
+    scaled = [x if _is_infinite(x) else jnp.where(jnp.isinf(x), x, times(x, by)) for x in bounds]
+    return times(a, by), times(b, by), *scaled
+
+
+def _over(x: Any, y: Any) -> Any:
+    return x if _is_known(x, 0) else x / y
+
+
 def _is_infinite(x: Any) -> bool:
     return _is_known(x, math.inf) or _is_known(x, -math.inf)
 
@@ -200,5 +262,15 @@ def _selected(node: Node, operands: list[Any], still: Parts) -> Parts:
 
 Transfer = Callable[[Node, list[Any]], Parts]
 
-_START: Final = {"affine": _start_affine, "clamped": _start_clamped}
-_TRANSFERS: Final[dict[str, Transfer]] = {"affine": _affine, "clamped": _clamped}
+_START: Final = {
+    "held": _start_held,
+    "affine": _start_affine,
+    "clamped": _start_clamped,
+    "damped": _start_damped,
+}
+_TRANSFERS: Final[dict[str, Transfer]] = {
+    "held": _held,
+    "affine": _affine,
+    "clamped": _clamped,
+    "damped": _damped,
+}

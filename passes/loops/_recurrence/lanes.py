@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lepton_jax.ir.graph import Node, Value
+from lepton_jax.passes.simplify._movement.common import is_spread_along
 
 Axes = tuple[int, ...]
 
@@ -39,26 +40,21 @@ class Walk:
         found = {self.lanes[node.operands[i]] for i in inside}
         return found.pop() if len(found) == 1 and set(inside) <= {*positions} else None
 
-    def fits(self, node: Node, lanes: Axes) -> bool:
-        """Whether a node keeps the sizes of the lanes."""
-        sizes = {sizes_along(node.operands[i], self.lanes[node.operands[i]]) for i in self.moving(node)}
+    def fits(self, node: Node, reads: Sequence[Value], lanes: Axes) -> bool:
+        """Whether a node that takes some values keeps the sizes of the lanes."""
+        sizes = {sizes_along(v, self.lanes[v]) for v in reads if v in self.lanes}
         sizes |= {sizes_along(v, lanes) for v in node.results}
         return len(sizes) == 1
 
     def multiply(self, factor: Value, lanes: Axes) -> None:
         """Note along which lanes a factor varies that meets values with these lanes."""
         for k, axis in enumerate(lanes):
-            self.uniform[k] = self.uniform[k] and _is_samesizes_along(factor, axis)
+            self.uniform[k] = self.uniform[k] and _is_uniform(factor, axis)
 
 
-def _is_samesizes_along(value: Value, axis: int) -> bool:
-    if value.ndim == 0 or value.shape[axis] == 1:
-        return True
-    node = value.node
-    if node is None or node.op != "broadcast_in_dim":
-        return False
-    dims = node.params["broadcast_dimensions"]
-    return axis not in dims or node.operands[0].shape[dims.index(axis)] == 1
+def _is_uniform(value: Value, axis: int) -> bool:
+    """Whether a value is the same all along the axis."""
+    return value.ndim == 0 or value.shape[axis] == 1 or is_spread_along(value, axis)
 
 
 Transfer = Callable[[Node, Walk], Axes | None]
@@ -90,7 +86,7 @@ def _broadcast(node: Node, walk: Walk) -> Axes | None:
     return None if lanes is None else tuple(node.params["broadcast_dimensions"][a] for a in lanes)
 
 
-def _without(lanes: Axes | None, gone: Sequence[int]) -> Axes | None:
+def without(lanes: Axes | None, gone: Sequence[int]) -> Axes | None:
     """Where lanes are when axes are gone that must not be lanes."""
     if lanes is None or set(lanes) & set(gone):
         return None
@@ -99,11 +95,11 @@ def _without(lanes: Axes | None, gone: Sequence[int]) -> Axes | None:
 
 def _squeeze(node: Node, walk: Walk) -> Axes | None:
     rank = node.operands[0].ndim
-    return _without(walk.only(node, 0), [d % rank for d in node.params["dimensions"]])
+    return without(walk.only(node, 0), [d % rank for d in node.params["dimensions"]])
 
 
 def _reduce(node: Node, walk: Walk) -> Axes | None:
-    return _without(walk.only(node, 0), node.params["axes"])
+    return without(walk.only(node, 0), node.params["axes"])
 
 
 def _reshape(node: Node, walk: Walk) -> Axes | None:
@@ -145,6 +141,12 @@ def _update(node: Node, walk: Walk) -> Axes | None:
 def _concatenate(node: Node, walk: Walk) -> Axes | None:
     lanes = walk.only(node, *range(len(node.operands)))
     return _without_moving(lanes, [node.params["dimension"]])
+
+
+def _stack(node: Node, walk: Walk) -> Axes | None:
+    lanes = walk.only(node, *range(len(node.operands)))
+    axis = node.params["axis"] % node.result.ndim
+    return None if lanes is None else tuple(a + (a >= axis) for a in lanes)
 
 
 def _split(node: Node, walk: Walk) -> Axes | None:
@@ -230,6 +232,7 @@ TRANSFERS: Final[dict[str, Transfer]] = {
     "dynamic_slice": _part,
     "dynamic_update_slice": _update,
     "concatenate": _concatenate,
+    "stack": _stack,
     "split": _split,
     "rev": _rev,
     "cumsum": _cumsum,

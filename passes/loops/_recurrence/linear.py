@@ -5,8 +5,9 @@ Axes along which nothing is mixed are *lanes*: the step is a small matrix for ea
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +20,9 @@ from lepton_jax.passes.loops._parts.scan import Scan
 from lepton_jax.passes.loops._recurrence.lanes import TRANSFERS, Axes, Walk, sizes_along
 
 _MOST_STATES: Final = 128
+
+Transit = tuple[Node, Sequence[Value], Callable[[Walk], Axes | None]]
+"""A node, what it takes, and where the lanes of its results are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +41,7 @@ class Layout:
 
 
 def layout_of(scan: Scan, carries: Sequence[Value], nexts: Sequence[Value]) -> Layout | None:
-    """How the next values of some carries are jointly linear in them, if they are.
-
-    Returns:
-        The layout with the fewest states in a lane.
-    """
+    """How the next values of some carries are jointly linear in them, if they are."""
     dtype = carries[0].dtype
     if any(c.dtype != dtype or c.aval.size == 0 for c in carries) or _jax.is_extended(dtype):
         return None
@@ -50,8 +50,21 @@ def layout_of(scan: Scan, carries: Sequence[Value], nexts: Sequence[Value]) -> L
     path = _path(scan, carries, nexts)
     if not all(node.op in TRANSFERS and all(v.dtype == dtype for v in node.results) for node in path):
         return None
+    ways = [functools.partial(TRANSFERS[node.op], node) for node in path]
+    steps: list[Transit] = [(node, node.operands, way) for node, way in zip(path, ways, strict=True)]
+    return best_layout(steps, carries, nexts, _MOST_STATES)
+
+
+def best_layout(
+    steps: Sequence[Transit], carries: Sequence[Value], nexts: Sequence[Value], most: int
+) -> Layout | None:
+    """The layout with the fewest states in a lane, at most `most` of them.
+
+    Args:
+        steps: the nodes from carries to their next values, in order.
+    """
     for lanes in _candidates(carries):
-        found = _try(path, carries, nexts, lanes)
+        found = _try(steps, carries, nexts, lanes, most)
         if found is not None:
             return found
     return None
@@ -87,15 +100,19 @@ def _rank(value: Value) -> int:
 
 
 def _try(
-    path: list[Node], carries: Sequence[Value], nexts: Sequence[Value], lanes: tuple[Axes, ...]
+    steps: Sequence[Transit],
+    carries: Sequence[Value],
+    nexts: Sequence[Value],
+    lanes: tuple[Axes, ...],
+    most: int,
 ) -> Layout | None:
     states = sum(c.aval.size // math.prod(sizes_along(c, a)) for c, a in zip(carries, lanes, strict=True))
-    if states > _MOST_STATES:
+    if states > most:
         return None
     walk = Walk(dict(zip(carries, lanes, strict=True)), [True] * len(lanes[0]))
-    for node in path:
-        found = TRANSFERS[node.op](node, walk)
-        if found is None or not walk.fits(node, found):
+    for node, reads, transfer in steps:
+        found = transfer(walk)
+        if found is None or not walk.fits(node, reads, found):
             return None
         walk.lanes.update(dict.fromkeys(node.results, found))
     if any(walk.lanes.get(v, wanted) != wanted for v, wanted in zip(nexts, lanes, strict=True)):

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from lepton_jax.ir.cost import Cost, Rates, seconds
+from lepton_jax.ir.cost import Cost, Rates, dtype_name, seconds
 from lepton_jax.ir.graph import Node
 from lepton_jax.passes.simplify._chains.labels import Labels
 from lepton_jax.passes.simplify._chains.network import Network, Plan
@@ -81,7 +81,7 @@ class Pricing:
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
-        self.dtype = str(problem.dtype)
+        self.dtype = dtype_name(problem.dtype)
         self.itemsize = problem.dtype.itemsize
         self.names = [frozenset(names) for names in problem.leaves]
         self.labels: dict[int, frozenset[int]] = {}

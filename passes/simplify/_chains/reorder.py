@@ -11,12 +11,13 @@ from lepton_jax.passes.simplify._chains.emit import multiply
 from lepton_jax.passes.simplify._chains.labels import agrees, is_plain_dot
 from lepton_jax.passes.simplify._chains.network import Network, collect, is_outer, is_shared
 from lepton_jax.passes.simplify._chains.order import Order, best_order
-from lepton_jax.passes.simplify._movement.common import movement_rule
+from lepton_jax.passes.simplify._movement.common import bind, changed, movement_rule
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.profit import WORTH, is_fixed, trips_of
 from lepton_jax.rewrite.rule import Outcome
 
 _MOST_ROOTS: Final = 6
+_MOST_READERS: Final = 16
 
 _INNER: Final = frozenset({"dot_general", "transpose", "mul", "div", "neg"})
 
@@ -76,6 +77,31 @@ def order_of_shared_products(node: Node, ctx: PassContext) -> Outcome:
     return _write(together[node], order, node)
 
 
+@movement_rule("dot_general", level="reassociate")
+def product_turned_round(node: Node, ctx: PassContext) -> Outcome:
+    """v @ A.T → A @ v where A @ v is computed too, so that it is computed once
+
+    As in a chain and its gradient, each in its best order. Of a product in which the first operand has no
+    dimension of its own, so that the result is the same either way.
+    """
+    (left, right), batch = node.params["dimension_numbers"]
+    a, b = node.operands
+    if a.ndim != len(left) + len(batch[0]) or b.ndim == len(right) + len(batch[1]) or not is_plain_dot(node):
+        return None
+    turned = {**node.params, "dimension_numbers": ((right, left), batch[::-1])}
+    fewer = min(a, b, key=lambda value: len(value.uses))
+    for other, place in list(fewer.uses)[:_MOST_READERS]:
+        if (
+            other.op == "dot_general"
+            and other.operands[place - 1] is (b if fewer is a else a)
+            and other.operands[0] is b
+            and other.context is node.context
+            and dict(other.params) == turned
+        ):
+            return rewrite(bind, b, a, **changed(other))
+    return None
+
+
 def _together(node: Node) -> dict[Node, Network] | None:
     """The networks of all products that share products with one; None if they are too many."""
     found: dict[Node, Network] = {}
@@ -128,4 +154,4 @@ def _belongs_to_outer(node: Node) -> bool:
     return user.op == "dot_general" and is_plain_dot(user) and agrees(node, user)
 
 
-RULES: Final[tuple[Rule, ...]] = (order_of_products, order_of_shared_products)
+RULES: Final[tuple[Rule, ...]] = (order_of_products, order_of_shared_products, product_turned_round)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -224,8 +226,8 @@ def summed_convolution(
     if not set(out[2:]) <= set(axes):
         whole = bind(x, kernel, primitive=primitive, params=params)
         return lax.squeeze(whole, axes)
-    met = _met_by_taps(x, kernel, sizes, settings)  # examples, features, taps
-    numbers = ((1, *range(2, met.ndim)), (right[1], *right[2:]))
+    met = _met_by_taps(x, kernel, sizes, settings)
+    numbers = ((left[1], *left[2:]), (right[1], *right[2:]))
     total: jax.Array = lax.dot_general(
         met,
         kernel,
@@ -241,22 +243,39 @@ def summed_convolution(
 def _met_by_taps(
     x: jax.Array, kernel: jax.Array, sizes: tuple[int, ...], settings: dict[str, Any]
 ) -> jax.Array:
-    """For each tap the sum of the input that it meets; one spatial dimension after the other."""
+    """For each tap the sum of the input that it meets, in place of the spatial dimensions of the input."""
     left, right, _ = settings["dimension_numbers"]
-    x = lax.transpose(x, left)
     for i, size in enumerate(sizes):
-        low, high = settings["padding"][i]
-        stride, spread, axis = settings["window_strides"][i], settings["rhs_dilation"][i], 2 + i
-        x = lax.pad(
-            x, np.zeros((), x.dtype), [(low, high, 0) if d == axis else (0, 0, 0) for d in range(x.ndim)]
-        )
-        sums = []
-        for tap in range(kernel.shape[right[axis]]):
-            start = tap * spread
-            part = lax.slice_in_dim(x, start, start + (size - 1) * stride + 1, stride, axis)
-            sums.append(lax.expand_dims(lax.reduce_sum(part, (axis,)), (axis,)))
-        x = lax.concatenate(sums, axis)
+        (low, _), axis = settings["padding"][i], left[2 + i]
+        stride, spread = settings["window_strides"][i], settings["rhs_dilation"][i]
+        starts = [tap * spread - low for tap in range(kernel.shape[right[2 + i]])]
+        runs = [_inside(start, size, stride, x.shape[axis]) for start in starts]
+        x = lax.concatenate([lax.expand_dims(s, (axis,)) for s in _sums_of_runs(x, axis, runs, stride)], axis)
     return x
+
+
+def _inside(start: int, count: int, stride: int, length: int) -> tuple[int, int]:
+    """The first of `count` places from `start`, `stride` apart, that is in the array, and behind the last."""
+    first = min(start - min(start, 0) // stride * stride, length)
+    last = min(start + (count - 1) * stride, length - 1)
+    return first, max(last + 1, first)
+
+
+def _sums_of_runs(x: jax.Array, axis: int, runs: Sequence[tuple[int, int]], stride: int) -> list[jax.Array]:
+    """Sums of `x` over parts of an axis; what all have in common is added up once."""
+    first, end = max(a for a, _ in runs), min(b for _, b in runs)
+    if stride != 1 or end <= first:
+        return [_sum_of_run(x, axis, run, stride) for run in runs]
+    common = _sum_of_run(x, axis, (first, end), 1)
+    found = []
+    for a, b in runs:
+        edges = [_sum_of_run(x, axis, edge, 1) for edge in ((a, first), (end, b)) if edge[0] < edge[1]]
+        found.append(functools.reduce(lax.add, edges, common))
+    return found
+
+
+def _sum_of_run(x: jax.Array, axis: int, run: tuple[int, int], stride: int) -> jax.Array:
+    return lax.reduce_sum(lax.slice_in_dim(x, *run, stride, axis), (axis,))
 
 
 RULES: Final[tuple[Rule, ...]] = (sum_of_convolution,)

@@ -13,7 +13,7 @@ from jax import lax
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.simplify._demand.makers import ELEMENTWISE, is_relu
 from lepton_jax.passes.simplify._gather.moves import is_position
-from lepton_jax.passes.simplify._movement.common import bind, is_free, movement_rule
+from lepton_jax.passes.simplify._movement.common import bind, is_free, movement_rule, spread_from
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
@@ -123,13 +123,11 @@ class _Reader:
         return self.array(value, dims)
 
     def array(self, value: Value, dims: Dims) -> Recipe:
-        node = value.node
-        if node is not None and node.op == "broadcast_in_dim" and is_free(node) and len(node.operands) == 1:
-            source = node.operands[0]
-            places = tuple(int(d) for d in node.params["broadcast_dimensions"])
-            if all(n == value.shape[d] for n, d in zip(source.shape, places, strict=True)):
-                return ("array", self.number(source), tuple(dims[d] for d in places))
-        return ("array", self.number(value), dims)
+        spread = spread_from(value)
+        if spread is None:
+            return ("array", self.number(value), dims)
+        source, places = spread
+        return ("array", self.number(source), tuple(dims[d] for d in places))
 
     def applied(self, node: Node, dims: Dims) -> Recipe | None:
         parts = [self.read(v, dims) for v in node.operands]

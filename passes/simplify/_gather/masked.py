@@ -11,8 +11,8 @@ import numpy as np
 from jax import lax
 
 from lepton_jax.ir.facts import facts_of
-from lepton_jax.ir.graph import Node, Value
-from lepton_jax.passes.simplify._movement.common import is_free, movement_rule
+from lepton_jax.ir.graph import Node
+from lepton_jax.passes.simplify._movement.common import is_free, movement_rule, spread_from
 from lepton_jax.rewrite import PassContext, Rule, profit, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
@@ -25,10 +25,11 @@ Dims = tuple[int, ...]
 
 @movement_rule("reduce_sum", level="reassociate", backends=("cpu",))
 def sum_by_masks(node: Node, ctx: PassContext) -> Outcome:
-    """sum(where(mask[:, :, None], x[None], 0), 1) → mask @ x, if x is finite; else as it stands
+    """sum(where(mask[:, :, None], x[None], 0), 1) → mask @ x, if that is finite; else as it stands
 
-    Several masks over the same rows. What a mask hides does not count, be it infinite or NaN: the program
-    sees whether there is any, and then adds up as before. 3× for ten masks
+    Several masks over the same rows. What a mask hides does not count, be it infinite or NaN; in a product
+    it does, since 0 * inf is NaN: whatever of x is not finite shows in the product, and then the program
+    adds up as before. The product must be finite, so what overflows is added up as before too
     (`python benchmarks/rewrites.py --only gather`).
     """
     inner = node.operands[0].node
@@ -37,8 +38,8 @@ def sum_by_masks(node: Node, ctx: PassContext) -> Outcome:
     which, zero, chosen = inner.operands
     if which.ndim != inner.result.ndim or which.dtype != bool:
         return None
-    mask, rows = _spread(which), _spread(chosen)
-    if mask is None or rows is None or not facts_of(zero).is_zero or _is_beside_product(node):
+    mask, rows = spread_from(which), spread_from(chosen)
+    if mask is None or rows is None or not facts_of(zero).is_zero or _is_one_of_two(node):
         return None
     if not _pays(inner.result.shape, mask[1], rows[1], node):
         return None
@@ -52,11 +53,10 @@ def sum_by_masks(node: Node, ctx: PassContext) -> Outcome:
     )
 
 
-def _is_beside_product(node: Node) -> bool:
-    """Whether the node is in a branch beside one with a product: the rule has been here."""
+def _is_one_of_two(node: Node) -> bool:
+    """Whether the node is in a branch beside one that only hands something through: the rule was here."""
     parents = [] if node.graph is None else node.graph.parents
-    beside = [region for parent in parents if parent.op == "cond" for region in parent.regions]
-    return any(inner.op == "dot_general" for region in beside for inner in region)
+    return any(parent.op == "cond" and any(not list(r) for r in parent.regions) for parent in parents)
 
 
 def _axes(node: Node) -> Dims:
@@ -68,16 +68,6 @@ def _is_summed(node: Node, inner: Node) -> bool:
     kind = inner.result.dtype
     wide = bool(jnp.issubdtype(kind, np.floating)) and kind.itemsize >= 4
     return wide and len(inner.result.uses) == 1 and inner.context is node.context and is_free(node)
-
-
-def _spread(value: Value) -> tuple[Value, Dims] | None:
-    """What a value is spread from over new dimensions, and where its dimensions go."""
-    node = value.node
-    if node is None or node.op != "broadcast_in_dim" or not is_free(node) or len(node.operands) != 1:
-        return None
-    source, places = node.operands[0], tuple(int(d) for d in node.params["broadcast_dimensions"])
-    kept = [(i, d) for i, d in enumerate(places) if source.shape[i] == value.shape[d]]
-    return (source, places) if len(kept) == source.ndim and source.ndim < value.ndim else None
 
 
 def _pays(shape: Dims, a: Dims, b: Dims, node: Node) -> bool:
@@ -110,18 +100,15 @@ def summed_by_masks(
 ) -> jax.Array:
     """The sums of the rows that masks choose."""
 
-    def together(mask: jax.Array, rows: jax.Array) -> jax.Array:
-        return summed_product(mask.astype(rows.dtype), rows, places=places, axes=axes, shape=shape)
-
-    def apart(mask: jax.Array, rows: jax.Array) -> jax.Array:
+    def apart(mask: jax.Array, rows: jax.Array, made: jax.Array) -> jax.Array:
         which = lax.broadcast_in_dim(mask, shape, places[0])
         wide = lax.broadcast_in_dim(rows, shape, places[1])
         return lax.reduce_sum(lax.select(which, wide, lax.full_like(wide, 0)), axes)
 
-    # A sum keeps infinities and NaN; the maximum need not.
-    finite = lax.is_finite(lax.reduce_sum(lax.abs(rows), tuple(range(rows.ndim))))
-    made: jax.Array = lax.cond(finite, together, apart, mask, rows)
-    return made
+    made = summed_product(mask.astype(rows.dtype), rows, places=places, axes=axes, shape=shape)
+    finite = lax.reduce_and(lax.is_finite(made), tuple(range(made.ndim)))
+    kept: jax.Array = lax.cond(finite, lambda mask, rows, made: made, apart, mask, rows, made)
+    return kept
 
 
 RULES: Final[tuple[Rule, ...]] = (sum_by_masks,)

@@ -31,6 +31,27 @@ def is_free(node: Node) -> bool:
     return node.params.get("sharding") is None and node.params.get("out_sharding") is None
 
 
+def spread_from(value: Value) -> tuple[Value, tuple[int, ...]] | None:
+    """The array that a value repeats over further dimensions, and which of its dimensions are the array's.
+
+    None where a dimension of size one is stretched, or the sharding is given.
+    """
+    node = value.node
+    if node is None or node.op != "broadcast_in_dim" or not is_free(node) or len(node.operands) != 1:
+        return None
+    source, places = node.operands[0], tuple(map(int, node.params["broadcast_dimensions"]))
+    return (source, places) if source.shape == tuple(value.shape[d] for d in places) else None
+
+
+def is_spread_along(value: Value, axis: int) -> bool:
+    """Whether a broadcast makes a value the same all along an axis."""
+    node = value.node
+    if node is None or node.op != "broadcast_in_dim":
+        return False
+    dims = node.params["broadcast_dimensions"]
+    return axis not in dims or bool(node.operands[0].shape[dims.index(axis)] == 1)
+
+
 def used_once(value: Value) -> bool:
     """Whether one operation reads the value, at one position."""
     return len(value.uses) == 1
@@ -93,7 +114,7 @@ def bind(*arrays: jax.Array, primitive: Any, params: tuple[tuple[str, Any], ...]
 
 def changed(node: Node, **params: Any) -> dict[str, Any]:
     """Arguments of `bind` that run a node's operation with some parameters changed."""
-    return {"primitive": node.primitive, "params": tuple(sorted({**node.params, **params}.items()))}
+    return {"primitive": node.primitive, "params": tuple({**node.params, **params}.items())}
 
 
 def itself(*arrays: jax.Array) -> tuple[jax.Array, ...]:

@@ -11,7 +11,14 @@ from jax import lax
 
 from lepton_jax.ir.facts import facts_of, number_facts
 from lepton_jax.ir.graph import Node, Value
-from lepton_jax.passes.simplify._movement.common import bind, changed, is_free, made_by, movement_rule
+from lepton_jax.passes.simplify._movement.common import (
+    bind,
+    changed,
+    is_free,
+    is_spread_along,
+    made_by,
+    movement_rule,
+)
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
@@ -100,11 +107,7 @@ def _is_even(value: Value, axis: int, x: Value) -> bool:
     """Whether a value is the same all along the axis."""
     if value.ndim == 0 or (value.shape[axis] == 1 and x.shape[axis] != 1):
         return True
-    spread = value.node
-    if spread is None or spread.op != "broadcast_in_dim":
-        return False
-    dims = spread.params["broadcast_dimensions"]
-    return axis not in dims or spread.operands[0].shape[dims.index(axis)] == 1
+    return is_spread_along(value, axis)
 
 
 def _is_positive_number(value: Value) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import jax
@@ -12,10 +11,9 @@ from jax import lax
 
 from lepton_jax.ir.graph import Node
 from lepton_jax.passes.simplify._movement.common import made_by, movement_rule, size
+from lepton_jax.passes.simplify._order.sorts import Fold, folded_with_nan
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
-
-Fold = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 _FOLDS: Final[dict[str, Fold]] = {
     "cumsum": lax.reduce_sum,
@@ -47,15 +45,18 @@ def entry_of_running(node: Node, ctx: PassContext) -> Outcome:
     strides = node.params["strides"]
     if strides is not None:
         strides = tuple(1 if d == axis else s for d, s in enumerate(strides))
-    part = (tuple(start), tuple(limit), strides)
-    return rewrite(folded, inner.operands[0], op=inner.op, axis=axis, part=part)
+    part, op = (tuple(start), tuple(limit), strides), inner.op
+    careful = op in ("cummax", "cummin") and ctx.rates.platform == "cpu"
+    return rewrite(folded, inner.operands[0], op=op, axis=axis, part=part, careful=careful)
 
 
-def folded(x: jax.Array, *, op: str, axis: int, part: tuple[Any, Any, Any]) -> jax.Array:
-    """A part of `x`, folded along an axis to one entry."""
+def folded(x: jax.Array, *, op: str, axis: int, part: tuple[Any, Any, Any], careful: bool) -> jax.Array:
+    """A part of `x`, folded along an axis to one entry; see `folded_with_nan` for `careful`."""
     start, limit, strides = part
     whole = not any(start) and limit == x.shape and (strides is None or all(s == 1 for s in strides))
-    return lax.expand_dims(_FOLDS[op](x if whole else lax.slice(x, start, limit, strides), (axis,)), (axis,))
+    x = x if whole else lax.slice(x, start, limit, strides)
+    found = folded_with_nan(x, _FOLDS[op], axis) if careful else _FOLDS[op](x, (axis,))
+    return lax.expand_dims(found, (axis,))
 
 
 RULES: Final[tuple[Rule, ...]] = (entry_of_running,)

@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from lepton_jax.ir.graph import Graph, Node
-from lepton_jax.passes.simplify._order.sorts import is_chosen_from
+from lepton_jax.passes.simplify._order.sorts import along, is_chosen_from
 from lepton_jax.rewrite import PassContext, erase_dead, profit, rewrite
 from lepton_jax.rewrite.context import Level
 from lepton_jax.rewrite.replacement import write, write_before
@@ -27,7 +27,11 @@ _KEYS: Final = {"float32": 32, "bfloat16": 16, "float16": 16, "int32": 32, "int1
 """How many bits the key of a number has."""
 
 
-def select_entries(graph: Graph, ctx: PassContext, level: Level | None) -> None:
+_FAR: Final = 30
+"""To choose k of n 32-bit numbers takes longer than a bisection where k is more than n over this."""
+
+
+def select_entries(graph: Graph, ctx: PassContext, level: Level | None, *, far: bool = False) -> None:
     """Medians, quantiles and other single entries of a sort, without sorting.
 
     sort(x)[k] → the smallest number that more than k entries do not exceed, found bit by bit: 32 counts
@@ -36,12 +40,17 @@ def select_entries(graph: Graph, ctx: PassContext, level: Level | None) -> None:
     equal, as in a sort. Level `reassociate`, since of equal zeros and of NaN it may be another one. On a
     CPU, where sorts are slow, for up to twelve entries. 8× to 20× for medians of 4096
     (`python benchmarks/rewrites.py --only order`).
+
+    Args:
+        far: only entries so far from both ends that choosing all up to them would take longer.
     """
     if not ctx.allows("reassociate", level):
         return
     for sort in list(graph):
         if sort.op == "sort" and len(sort.operands) == 1 and is_chosen_from(sort):
             places = _places(sort)
+            if far and not _are_far(sort, set(places.values())):
+                continue
             if places and can_be_selected(sort, ctx) and ctx.fire(_NAME, sort):
                 _select(sort, places)
 
@@ -66,6 +75,17 @@ def _places(sort: Node) -> dict[Node, int]:
             return {}
         found[reader] = int(reader.params["start_indices"][axis])
     return found
+
+
+def _are_far(sort: Node, places: set[int]) -> bool:
+    """Whether to find the entries at some places is faster than to choose all from an end up to them."""
+    key = sort.operands[0]
+    if not places or not key.is_static or key.dtype.name != "float32":
+        return False
+    length = int(key.shape[int(sort.params["dimension"])])
+    chosen = max(min(place + 1, length - place) for place in places)
+    bisections = sum(place - 1 not in places for place in places)
+    return chosen * _FAR > length * bisections
 
 
 def _select(sort: Node, places: dict[Node, int]) -> None:
@@ -160,21 +180,7 @@ def _taken(
     row = lax.expand_dims(lax.reduce_min(first, (axis,)), (axis,))
     if is_stable:
         row = _later(same, run, row, place - _count(lax.lt(keys, wide), axis), axis)
-    places = tuple(d for d in range(x.ndim) if d != axis)
-    taken = lax.gather(
-        x,
-        lax.expand_dims(row, (row.ndim,)),
-        lax.GatherDimensionNumbers(
-            offset_dims=(),
-            collapsed_slice_dims=(axis,),
-            start_index_map=(axis,),
-            operand_batching_dims=places,
-            start_indices_batching_dims=places,
-        ),
-        (1,) * x.ndim,
-        mode=lax.GatherScatterMode.PROMISE_IN_BOUNDS,
-    )
-    return taken
+    return along(x, row, axis)
 
 
 def _later(same: jax.Array, run: jax.Array, row: jax.Array, after: jax.Array, axis: int) -> jax.Array:

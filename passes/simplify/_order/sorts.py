@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 import jax
@@ -23,6 +24,8 @@ MOST_PART: Final = 8
 _MOST_READERS: Final = 16
 
 _NAME: Final = "part-of-sort"
+
+Fold = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 
 Part = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]
 """Start, limit and strides of a slice."""
@@ -63,7 +66,7 @@ def choose_entries(graph: Graph, ctx: PassContext, level: Level | None) -> None:
             ctx.miss(_NAME, sort, f"{most} entries are too many to choose without sorting")
         elif ctx.fire(_NAME, sort):
             for picked in ends:
-                _choose(sort, picked)
+                _choose(sort, picked, ctx.rates.platform)
 
 
 def is_chosen_from(sort: Node) -> bool:
@@ -109,7 +112,7 @@ def _pays(key: Value, picked: Picked, ctx: PassContext) -> bool:
     return fast and bool(picked.number * MOST_PART <= length) and not jnp.issubdtype(key.dtype, np.integer)
 
 
-def _choose(sort: Node, picked: Picked) -> None:
+def _choose(sort: Node, picked: Picked, platform: str) -> None:
     key, first, axis = sort.operands[0], 0, picked.axis
     if picked.last:
         first = key.shape[axis] - picked.number
@@ -119,7 +122,9 @@ def _choose(sort: Node, picked: Picked) -> None:
         for reader in [user for user in result.users() if user in picked.readers]:
             part = _moved(reader, axis, first)
             if picked.number == 1 and operand is key:
-                made = rewrite(extreme, key, axis=axis, last=picked.last, part=part)
+                made = rewrite(
+                    extreme, key, axis=axis, last=picked.last, part=part, careful=platform == "cpu"
+                )
             else:
                 rows = _rows(sort, picked, values) if rows is None else rows
                 counts = _counted(operand, key, axis)
@@ -170,9 +175,27 @@ def entries(
     return found if _is_whole(found, part) else lax.slice(found, *part)
 
 
-def extreme(x: jax.Array, *, axis: int, last: bool, part: Part) -> jax.Array:
-    """The last or first entry of a sort along an axis, NaN being last, and a part of that."""
-    if last or not jnp.issubdtype(x.dtype, jnp.floating):
+def folded_with_nan(x: jax.Array, fold: Fold, axis: int) -> jax.Array:
+    """The largest or smallest along an axis, NaN where there is one, whatever `fold` makes of it.
+
+    XLA's CPU backend gives the work to a library that passes over NaN. A sum of magnitudes cannot.
+    """
+    found = fold(x, (axis,))
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return found
+    total = lax.reduce_sum(lax.abs(x), (axis,))
+    return lax.select(lax.ne(total, total), lax.full_like(found, np.nan), found)
+
+
+def extreme(x: jax.Array, *, axis: int, last: bool, part: Part, careful: bool) -> jax.Array:
+    """The last or first entry of a sort along an axis, NaN being last, and a part of that.
+
+    Args:
+        careful: whether the backend's maximum may lose NaN.
+    """
+    if last and careful:
+        found = folded_with_nan(x, lax.reduce_max, axis)
+    elif last or not jnp.issubdtype(x.dtype, jnp.floating):
         found = (lax.reduce_max if last else lax.reduce_min)(x, (axis,))
     else:
         found = lax.reduce_min(lax.select(lax.ne(x, x), lax.full_like(x, np.inf), x), (axis,))
@@ -190,10 +213,11 @@ def _is_whole(x: jax.Array, part: Part) -> bool:
 def numbers_of(key: jax.Array, *, axis: int, count: int, last: bool, values: bool) -> jax.Array:
     """Where the first or last `count` entries of a stable sort come from, along `axis`.
 
-    Where only `values` are wanted, zeros of both signs may be in any order.
+    Where only `values` are wanted, equal entries may stand for one another, zeros of both signs too.
     """
     length = key.shape[axis]
-    if last:
+    turned = last and not values
+    if turned:
         key = lax.rev(key, (axis,))  # the last of equals comes first
     ordered = _comparable(key, last, zeros=count > 1 and not values)
     if count == 1:
@@ -201,10 +225,9 @@ def numbers_of(key: jax.Array, *, axis: int, count: int, last: bool, values: boo
         found = lax.expand_dims(choose(ordered, axis, np.int32), (axis,))
     else:
         found = _top(ordered if last else lax.neg(ordered), axis, count)
-    if not last:
-        return found
-    found = lax.rev(found, (axis,)) if count > 1 else found
-    return lax.sub(np.int32(length - 1), found)
+    if last and count > 1:
+        found = lax.rev(found, (axis,))
+    return lax.sub(np.int32(length - 1), found) if turned else found
 
 
 def _comparable(key: jax.Array, last: bool, zeros: bool) -> jax.Array:

@@ -9,27 +9,11 @@ from typing import Any, Final
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.passes.simplify._chains.labels import is_plain_dot
 from lepton_jax.passes.simplify._movement.common import is_free, unplaced
-from lepton_jax.passes.simplify._saturate.reading import Frame, Sight, Term, read, seen
+from lepton_jax.passes.simplify._saturate.reading import READERS, Frame, Sight, Term, read, seen
 from lepton_jax.rewrite import PassContext
 
 _MOST_NODES: Final = 40
 """An island of more operations ends there: what lies beyond is read like any other array."""
-
-_SUPPORTED: Final = frozenset(
-    {
-        "dot_general",
-        "add",
-        "add_any",
-        "sub",
-        "neg",
-        "mul",
-        "div",
-        "transpose",
-        "reshape",
-        "squeeze",
-        "broadcast_in_dim",
-    }
-)
 
 
 @dataclass(eq=False)
@@ -53,7 +37,7 @@ class Island:
 
 def islands(graph: Graph, ctx: PassContext) -> list[Island]:
     """The islands of a graph, its regions left out, with a product and another product or a sum."""
-    order = {node: i for i, node in enumerate(graph) if node.op in _SUPPORTED}
+    order = {node: i for i, node in enumerate(graph) if node.op in READERS}
     taken: set[Node] = set()
     found = []
     for node in order:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lepton_jax.ir.cost import Cost
+from lepton_jax.ir.cost import Cost, dtype_name
 from lepton_jax.passes.simplify._saturate.egraph import EGraph, ENode
 from lepton_jax.rewrite import PassContext
 
@@ -149,7 +149,7 @@ class Pricing:
             return self._elementwise(rows * columns, elements)
         flops = 2.0 * self.batch * rows * inner * columns
         moved = float(self.batch * elements * self.dtype.itemsize)
-        return self.ctx.seconds(Cost(flops, moved, ((str(self.dtype), flops),), 1.0))
+        return self.ctx.seconds(Cost(flops, moved, ((dtype_name(self.dtype), flops),), 1.0))
 
     def _elementwise(self, written: int, moved: int, weight: float = 1.0) -> float:
         flops, bytes_ = weight * self.batch * written, float(self.batch * moved * self.dtype.itemsize)

@@ -73,7 +73,7 @@ class Form(NamedTuple):
 
 def read(node: Node, frame: Frame) -> Form | None:
     """What an operation is in a frame, or None where it is nothing that the algebra knows."""
-    return _READERS[node.op](node, frame)
+    return READERS[node.op](node, frame)
 
 
 def seen(shape: tuple[int, ...], frame: Frame) -> tuple[int, int] | None:
@@ -237,7 +237,7 @@ def _known(value: Value) -> float | None:
     return float(np.asarray(value.const))
 
 
-_READERS: Final[Mapping[str, Callable[[Node, Frame], Form | None]]] = {
+READERS: Final[Mapping[str, Callable[[Node, Frame], Form | None]]] = {
     "dot_general": _product,
     "add": _sum,
     "add_any": _sum,
@@ -250,3 +250,4 @@ _READERS: Final[Mapping[str, Callable[[Node, Frame], Form | None]]] = {
     "squeeze": _renamed,
     "broadcast_in_dim": _renamed,
 }
+"""For each operation of the algebra how it is read."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, Final
 
 import jax
@@ -11,7 +13,7 @@ from jax import lax
 from lepton_jax.ir.facts import facts_of
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.simplify._chains.labels import can_reorder
-from lepton_jax.passes.simplify._movement.common import is_free, movement_rule
+from lepton_jax.passes.simplify._movement.common import is_free, movement_rule, spread_from
 from lepton_jax.passes.simplify._structure.apply import times
 from lepton_jax.passes.simplify._structure.operators import Reader, Recipe
 from lepton_jax.rewrite import PassContext, Rule, rewrite
@@ -122,13 +124,8 @@ class BatchedReader:
 
     def spread(self, value: Value, places: tuple[int, ...]) -> Value | None:
         """What a value is spread from, if its dimensions go to these places, and none is stretched."""
-        node = value.node
-        if node is None or node.op != "broadcast_in_dim" or not is_free(node):
-            return None
-        source = node.operands[0]
-        if tuple(map(int, node.params["broadcast_dimensions"])) != places:
-            return None
-        return source if source.shape == tuple(value.shape[d] for d in places) else None
+        found = spread_from(value)
+        return found[0] if found is not None and found[1] == places else None
 
     def masked(self, node: Node) -> Recipe | None:
         """Zero off the main diagonal."""
@@ -260,20 +257,15 @@ def times_each(
     """
     x = jnp.moveaxis(x, batch, range(len(batch)))
     own = axis - sum(d < axis for d in batch)
-
-    def one(x: jax.Array, *arrays: jax.Array) -> jax.Array:
-        return times(
-            x,
-            *arrays,
-            recipe=recipe,
-            axis=own,
-            turned=turned,
-            first=first,
-            precision=precision,
-            accumulate=accumulate,
-        )
-
-    each = one
+    each: Callable[..., jax.Array] = functools.partial(
+        times,
+        recipe=recipe,
+        axis=own,
+        turned=turned,
+        first=first,
+        precision=precision,
+        accumulate=accumulate,
+    )
     places = (0 if batch else None, *(0 if b else None for b in batched))
     for _ in range(rank):
         each = jax.vmap(each, in_axes=places)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import jax.numpy as jnp
+from jax import lax
 
 from tests.properties._draw import SIMPLIFIED, Draw, Makers, P, Program
 
@@ -49,10 +50,24 @@ def _shared(d: Draw) -> Program:
     return P(fun, square, square, d.wide((m,)), d.wide((m,)), overflows=_NEAR, prepare=SIMPLIFIED)
 
 
+def _once_each_way(d: Draw, batch: int, second: int) -> Program:
+    """A matrix times a vector, and the vector times dimension `second` of the matrix."""
+    n = d.size(1)
+    lead = tuple(range(batch))
+    shape = (2,) * batch
+
+    def fun(a: Any, v: Any) -> Any:
+        along = lax.dot_general(a, v, (((batch + 1,), (batch,)), (lead, lead)))
+        return along, lax.dot_general(v, a, (((batch,), (batch + second,)), (lead, lead)))
+
+    return P(fun, d.wide((*shape, n, n)), d.wide((*shape, n)))
+
+
 MAKERS: Final[Makers] = {
     "common-matrix": (_common, _common),
     "order-of-products": (_chain, _chain),
     "order-of-shared-products": (_shared,),
+    "product-turned-round": (lambda d: _once_each_way(d, d.whole(0, 1), 1),),
 }
 
 ALIKE: Final[Makers] = {
@@ -70,4 +85,5 @@ ALIKE: Final[Makers] = {
             d.wide((16, 16))
         ),
     ),
+    "product-turned-round": (lambda d: _once_each_way(d, 0, 0),),
 }

@@ -104,6 +104,18 @@ def _like_pads(d: Draw, x: Any, y: Any) -> Any:
     return d.pick(jnp.add, jnp.subtract)(_padded(d, x, widths), _padded(d, y, widths))
 
 
+def _weighted(d: Draw) -> Program:
+    """Two sums of one product, as the gradient of a norm has them, and a sum of what is there anyway."""
+    m, n = d.size(2), d.size(2)
+    x, y = d.wide((m, n)), d.wide((m, n))
+    w, r = d.wide((n,)), d.wide((m, 1))
+
+    def fun(x: Any, y: Any, w: Any, r: Any) -> Any:
+        return jnp.sum(x * (w * y), 1), jnp.sum(y * r * x, 0), jnp.sum(-x * w * r, 1)
+
+    return P(fun, x, y, w, r)
+
+
 MAKERS: Final[Makers] = {
     "sum-of-pads": (_slices, on(lambda d: d.floats((d.size(1, 3),)), _summed_pads)),
     "dot-of-pad": (_dot_pad,),
@@ -113,6 +125,7 @@ MAKERS: Final[Makers] = {
     "choice-of-pad": (on(_matrix, _chosen, 2),),
     "sum-of-like-pads": (on(_matrix, _like_pads, 2),),
     "view-of-pad": (on(_matrix, lambda d, x: _viewed(d, _padded(d, x))),),
+    "sum-of-weighted": (_weighted,),
 }
 
 ALIKE: Final[Makers] = {
@@ -155,5 +168,8 @@ ALIKE: Final[Makers] = {
         on(
             lambda d: d.floats((2, 3)), lambda d, x: lax.reshape(_padded(d, x, [(1, 0, 0), (1, 0, 0)]), (12,))
         ),
+    ),
+    "sum-of-weighted": (
+        on(lambda d: d.wide((3, 4)), lambda d, x, y: (jnp.sum(x * y, 1), jnp.sum(x * y * x[:, :1], 0)), 2),
     ),
 }

@@ -1,0 +1,128 @@
+"""Calibration: batches run through the program, and what the passes asked to see there."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from lepton_jax._inputs import name_inputs
+from lepton_jax._options import Options, StaticArguments
+from lepton_jax._stage import call_key, dynamic_leaves, manager_for, trace_call
+from lepton_jax.ir.export import evaluate
+from lepton_jax.ir.graph import Graph
+from lepton_jax.ir.regions import erase_dead_nodes
+from lepton_jax.rewrite import UsageError, Watch
+
+Calibration = Mapping[tuple[str, str], tuple[Any, ...]]
+"""What was seen, by the name of the site and the kind."""
+
+
+class CalibrationError(UsageError):
+    """Calibration has nothing to go by, or saw what it cannot use."""
+
+
+def calibrate(
+    fun: Callable[..., Any],
+    options: Options,
+    static: StaticArguments,
+    params: Any,
+    batches: Iterable[Any],
+) -> Calibration:
+    """Run batches through a program in floats and collect what its passes asked for.
+
+    Args:
+        fun: a function of parameters and inputs.
+        options: with the passes.
+        static: its static arguments.
+        params: the parameters.
+        batches: of each the inputs after the parameters: a tuple, or a single array or tree.
+
+    Raises:
+        CalibrationError: there are no batches, one does not fit the function, or a site saw nothing, NaN or
+            infinities; the message names it.
+    """
+    programs: dict[Any, tuple[Callable[..., Any], tuple[Watch, ...]]] = {}
+    totals: list[Any] | None = None
+    watches: tuple[Watch, ...] = ()
+    for number, batch in enumerate(batches):
+        args = (params, *(batch if isinstance(batch, tuple) else (batch,)))
+        key = call_key(static, args, {})
+        if key not in programs:
+            programs[key] = _program(fun, options, static, args, number)
+        run, found = programs[key]
+        if totals is not None and _names(found) != _names(watches):
+            raise CalibrationError(f"calibration batch {number} has other sites than those before it")
+        states = run(*dynamic_leaves(static, args, {}))
+        totals, watches = states if totals is None else _merge(found)(totals, states), found
+    if totals is None:
+        raise CalibrationError("calibration is empty: give at least one batch of inputs")
+    return _results(watches, totals)
+
+
+def _names(watches: Sequence[Watch]) -> list[tuple[str, str]]:
+    return [(watch.name, watch.kind) for watch in watches]
+
+
+def _program(
+    fun: Callable[..., Any], options: Options, static: StaticArguments, args: Sequence[Any], number: int
+) -> tuple[Callable[..., Any], tuple[Watch, ...]]:
+    """The program at the shapes of a batch, which returns the states of all observers."""
+    inputs = name_inputs(fun, options.params, static, args, {})
+    try:
+        jaxpr, _ = trace_call(fun, static, args, {})
+    except Exception as error:
+        shapes = ", ".join(str(jax.typeof(leaf)) for leaf in jax.tree.leaves(list(args[1:])))
+        raise CalibrationError(
+            f"calibration batch {number} does not fit the function ({shapes}): {error}"
+        ) from error
+    watches: list[Watch] = []
+    graph, report = manager_for(options).run(
+        jaxpr, getattr(fun, "__name__", "f"), inputs.params, inputs.paths, watches=watches
+    )
+    if not watches:
+        reasons = "".join(f"; {site.name}: {site.reason}" for site in report.sites if site.reason)
+        raise CalibrationError(f"no pass needs calibration: {options.pipeline}{reasons}")
+    _keep_states(graph, sum(watch.count for watch in watches))
+
+    @jax.jit
+    def run(*leaves: Any) -> list[Any]:
+        flat = iter(evaluate(graph, leaves))
+        return [jax.tree.unflatten(watch.tree, [next(flat) for _ in range(watch.count)]) for watch in watches]
+
+    return run, tuple(watches)
+
+
+def _keep_states(graph: Graph, count: int) -> None:
+    """Return the states alone."""
+    graph.set_outputs(graph.outputs[-count:])
+    erase_dead_nodes(graph)
+
+
+def _merge(watches: tuple[Watch, ...]) -> Callable[..., Any]:
+    @jax.jit
+    def merge(left: list[Any], right: list[Any]) -> list[Any]:
+        return [
+            _over_loops(watch.observer.merge, watch.loops)(a, b)
+            for watch, a, b in zip(watches, left, right, strict=True)
+        ]
+
+    return merge
+
+
+def _over_loops(fun: Callable[..., Any], loops: int) -> Callable[..., Any]:
+    """A function of states, for states that are stacked over loops."""
+    return functools.reduce(lambda inner, _: jax.vmap(inner), range(loops), fun)
+
+
+def _results(watches: Sequence[Watch], states: Sequence[Any]) -> Calibration:
+    found: dict[tuple[str, str], tuple[Any, ...]] = {}
+    for watch, state in zip(watches, states, strict=True):
+        try:
+            watch.observer.check(state, watch.name)
+        except ValueError as error:
+            raise CalibrationError(str(error)) from error
+        found[watch.name, watch.kind] = _over_loops(watch.observer.result, watch.loops)(state)
+    return found

@@ -1,0 +1,157 @@
+"""`lepton.compile`: a model with its parameters prepared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from lepton_jax._api import Optimized
+from lepton_jax._modules import as_function
+from lepton_jax._options import Names, Numbers, make_options
+from lepton_jax._prepared import Prepared
+from lepton_jax.rewrite import Pipeline, Report
+
+
+@jax.tree_util.register_pytree_node_class
+class Model:
+    """A function with its parameters prepared: `model(x)`.
+
+    A pytree whose leaves are the prepared arrays, so that it can go through JAX's transformations.
+
+    Attributes:
+        fun: the optimised function of parameters and inputs.
+        params: what is kept of the parameters.
+    """
+
+    def __init__(self, fun: Optimized[Any, Any], params: Prepared) -> None:
+        self.fun = fun
+        self.params = params
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model. Other shapes than the sample's are traced anew.
+
+        Raises:
+            PrepareError: at these shapes the program keeps its parameters in another form.
+        """
+        return self.fun.apply(self.params, *args, **kwargs)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the prepared parameters take in memory."""
+        return self.params.nbytes
+
+    @property
+    def jit(self) -> Any:
+        """The jitted function of `(model.params, *args)`, with `lower`, `trace` and `eval_shape`."""
+        return self.fun.jit_of(self.params)
+
+    def report(self) -> ModelReport:
+        """What was done to the program at the latest shapes, and what became of the parameters."""
+        return ModelReport(self.fun.report, self.params)
+
+    def tree_flatten(self) -> tuple[tuple[Prepared], Optimized[Any, Any]]:
+        """For JAX."""
+        return (self.params,), self.fun
+
+    @classmethod
+    def tree_unflatten(cls, fun: Optimized[Any, Any], children: tuple[Prepared]) -> Model:
+        """For JAX."""
+        return cls(fun, children[0])
+
+    def __repr__(self) -> str:
+        return f"<Model of {getattr(self.fun, '__name__', 'a function')}, {self.nbytes:,} bytes>"
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What became of a model; print it.
+
+    Attributes:
+        passes: what the passes did to the program.
+        params: the prepared parameters.
+    """
+
+    passes: Report
+    params: Prepared
+
+    @property
+    def bytes_before(self) -> int:
+        """The bytes of the parameters as they were given."""
+        leaves = jax.tree.leaves(self.params.form.arguments_given())
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+    @property
+    def bytes_after(self) -> int:
+        """The bytes of the arrays that are kept."""
+        return self.params.nbytes
+
+    def __str__(self) -> str:
+        share = self.bytes_after / max(self.bytes_before, 1)
+        lines = [
+            f"parameters: {self.bytes_before:,} bytes became {self.bytes_after:,} ({share:.3f}×)",
+            *(f"  {name:<40} {array.dtype}{list(array.shape)}" for name, array in self.params.items()),
+            str(self.passes),
+        ]
+        return "\n".join(lines)
+
+
+def compile(
+    fun: Callable[..., Any] | Any,
+    *args: Any,
+    passes: str | Pipeline = "deploy",
+    level: str = "reassociate",
+    calibration: Iterable[Any] | None = None,
+    target: str | None = None,
+    static_argnums: Numbers = None,
+    static_argnames: Names = None,
+    strict: bool | None = None,
+) -> Model:
+    """A model whose parameters are prepared once: `compile(fun, params, *sample)`, then `model(*inputs)`.
+
+    What depends on parameters alone is computed now, as the passes left it: quantised and packed weights,
+    batch norms folded into them, their layout for the target. The parameters themselves are not kept
+    where the program does not need them.
+
+    Args:
+        fun: a function of parameters and inputs; a Linen module, whose variables follow; or an NNX or
+            Equinox module or a method of one, which holds its parameters itself.
+        args: the parameters (unless `fun` holds them), and a sample of each input: arrays or
+            `jax.ShapeDtypeStruct`s.
+        passes: as in `optimize`; `deploy` is `default` after scales and shifts were taken into the weights.
+        level: as in `optimize`.
+        calibration: batches to find the ranges of activations by, and whatever else the passes ask for: of
+            each the inputs after the parameters, as a tuple, or a single array.
+        target: as in `optimize`.
+        static_argnums: as in `optimize`; the parameters are argument 0.
+        static_argnames: as in `optimize`.
+        strict: as in `optimize`.
+
+    Returns:
+        The model.
+
+    Raises:
+        PrepareError: the parameters cannot be prepared, or a call changes the module's state.
+        CalibrationError: calibration is empty, does not fit, or saw NaN or infinities.
+        PipelineError: the pipeline names an unknown pass or option.
+        TypeError: `fun` is neither a function nor a module, or the parameters are missing.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> model = compile(lambda w, x: x @ w.T, jnp.ones((2, 3)), jnp.ones((1, 3)))
+        >>> model(jnp.ones((4, 3))).shape, model.nbytes
+        ((4, 2), 24)
+    """
+    function, params, sample = as_function(fun, args)
+    options = make_options(
+        passes, level, target, static_argnums, static_argnames, None, None, False, strict, False, 0
+    )
+    optimized: Optimized[Any, Any] = Optimized(function, options)
+    if calibration is not None:
+        optimized.preparer.calibrate(params, calibration)
+    prepared = optimized.prepare(params, *sample)
+    optimized.preparer.forget_seen()
+    return Model(optimized, prepared)

@@ -1,0 +1,183 @@
+"""`prepare` and `apply` of an optimised function, at all the shapes that it is called with."""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+
+from lepton_jax._bound import LAST, Bound, apply_bound, bind, late_leaves, prepare_leaves, whole_arguments
+from lepton_jax._calibrate import Calibration, calibrate
+from lepton_jax._inputs import name_inputs
+from lepton_jax._options import Options, StaticArguments
+from lepton_jax._prepared import Form, Prepared, PrepareError, shape_of
+from lepton_jax._stage import Program, call_key, dynamic_leaves
+
+_MOST_PROGRAMS: Final = 64
+
+
+class Preparer:
+    """`prepare` and `apply` of one function.
+
+    Args:
+        fun: the function.
+        options: what to do with it.
+        static: its static arguments.
+    """
+
+    def __init__(self, fun: Callable[..., Any], options: Options, static: StaticArguments) -> None:
+        self._fun = fun
+        self._options = options
+        self._static = static
+        self._bound: OrderedDict[Any, Bound] = OrderedDict()
+        self._applies: dict[Any, Any] = {}
+        self.calibration: Calibration = {}
+        self._call: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+
+    def bound(self, args: Sequence[Any], kwargs: Mapping[str, Any], form: Form | None = None) -> Bound:
+        """The program at the shapes of a call, traced once.
+
+        Args:
+            form: of parameters that are prepared already: the program that takes them, if there is one.
+        """
+        key = (call_key(self._static, args, kwargs), None if form is None else form.key)
+        found = self._bound.get(key)
+        if found is None:
+            found = self._bound[key] = self._bind(args, kwargs, form)
+            self.note_call(args, kwargs)
+            if len(self._bound) > _MOST_PROGRAMS:
+                self._bound.popitem(last=False)
+        return found
+
+    def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any], form: Form | None) -> Bound:
+        programs = (
+            bind(self._fun, self._options, self._static, args, kwargs, self.calibration, last)
+            for last in LAST
+        )
+        first = next(programs)
+        if form is None or form.key == first.form.key:
+            return first
+        return next((program for program in programs if program.form.key == form.key), first)
+
+    def calibrate(self, params: Any, batches: Iterable[Any]) -> None:
+        """Run batches through the program and keep what its passes asked to see."""
+        self.calibration = calibrate(self._fun, self._options, self._static, params, batches)
+
+    def forget_seen(self) -> None:
+        """Keep only the shapes of what calibration found: the parameters are prepared."""
+        self.calibration = {site: tuple(map(shape_of, arrays)) for site, arrays in self.calibration.items()}
+        self._bound = OrderedDict((key, replace(bound, seen=())) for key, bound in self._bound.items())
+
+    @property
+    def latest(self) -> Program | None:
+        """The program that was cut last."""
+        return next(reversed(self._bound.values())).program if self._bound else None
+
+    def note_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Remember the shapes of a call, for parameters that come alone."""
+        fixed = {i: args[i] for i in self._static.positions if i < len(args)}
+        shapes = [fixed.get(i, jax.tree.map(shape_of, each)) for i, each in enumerate(args)]
+        named = {k: v if k in self._static.names else jax.tree.map(shape_of, v) for k, v in kwargs.items()}
+        self._call = (tuple(shapes), named)
+
+    def prepare(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Prepared:
+        """See `Optimized.prepare`."""
+        args, kwargs = self._completed(args, kwargs)
+        bound = self.bound(args, kwargs)
+        leaves = dynamic_leaves(self._static, args, kwargs)
+        given = [leaves[i] for i in sorted(bound.params)]
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in given):
+            raise PrepareError("prepare needs the parameters themselves, not their shapes")
+        self._check_finite(bound, leaves)
+        return prepare_leaves(bound, given)
+
+    def _check_finite(self, bound: Bound, leaves: Sequence[Any]) -> None:
+        """Raise where a parameter that was compressed has NaN or infinite elements."""
+        used = {i: site for site in bound.program.report.sites if site.done for i in site.params}
+        for i in sorted(set(used) & set(bound.params)):
+            if jnp.issubdtype(leaves[i].dtype, jnp.inexact) and not bool(jnp.isfinite(leaves[i]).all()):
+                raise PrepareError(
+                    f"{bound.paths[i]} has NaN or infinite elements and cannot be compressed "
+                    f"({used[i].done}): mend it, or leave it out with skip={bound.paths[i]!r}"
+                )
+
+    def _completed(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """A whole call: parameters that come alone are completed by the shapes of the latest call."""
+        try:
+            inspect.signature(self._fun).bind(*args, **kwargs)
+        except TypeError:
+            pass
+        except ValueError:
+            return args, kwargs
+        else:
+            return args, kwargs
+        if self._call is None:
+            raise PrepareError(
+                "prepare needs the shapes of all arguments: call the function once before, or give a sample "
+                "of each argument: f.prepare(params, x)"
+            )
+        known, named = self._call
+        inputs = name_inputs(self._fun, self._options.params, self._static, known, named)
+        arguments = whole_arguments(self._fun, inputs, self._static, known, named)
+        whole, given = list(known), list(args)
+        for name, position in arguments:
+            if name in kwargs and position is not None:
+                whole[position] = kwargs[name]
+            elif name in kwargs:
+                named = {**named, name: kwargs[name]}
+            elif given and position is not None:
+                whole[position] = given.pop(0)
+            else:
+                raise PrepareError(f"prepare is not given {name!r}, which is among the parameters")
+        if given:
+            raise PrepareError(f"prepare takes the parameters, {len(arguments)} arguments, or a whole call")
+        return whole, named
+
+    def jitted(self, prepared: Prepared) -> Any:
+        """`apply` as a jitted function of the prepared parameters and the other arguments.
+
+        Raises:
+            PrepareError: these are not prepared parameters.
+        """
+        if not isinstance(prepared, Prepared):
+            raise PrepareError(f"apply takes what prepare returned, not {type(prepared).__name__}")
+        places = tuple(i for _, i in prepared.form.arguments if i is not None)
+        found = self._applies.get(places)
+        if found is None:
+            found = self._applies[places] = jax.jit(self._apply, **self._jit_arguments(places))
+        return found
+
+    def _jit_arguments(self, places: Sequence[int]) -> dict[str, Any]:
+        """What `jax.jit` is told, at the places that the arguments have in `apply`."""
+        moved = dict(self._options.jit_arguments)
+        for key in ("static_argnums", "donate_argnums"):
+            if key in moved:
+                moved[key] = tuple(i - sum(p < i for p in places) + 1 for i in moved[key])
+        return moved
+
+    def _apply(self, prepared: Prepared, *args: Any, **kwargs: Any) -> Any:
+        rest = iter(args)
+        form = prepared.form
+        given = {
+            name: (i, tree) for (name, i), tree in zip(form.arguments, form.arguments_given(), strict=True)
+        }
+        by_place = {i: tree for i, tree in given.values() if i is not None}
+        named = {**kwargs, **{name: tree for name, (i, tree) in given.items() if i is None}}
+        whole: list[Any] = []
+        while True:
+            if len(whole) in by_place:
+                whole.append(by_place[len(whole)])
+                continue
+            try:
+                whole.append(next(rest))
+            except StopIteration:
+                break
+        bound = self.bound(whole, named, form)
+        return apply_bound(bound, prepared, late_leaves(bound, self._static, whole, named))

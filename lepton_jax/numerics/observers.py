@@ -1,0 +1,345 @@
+"""Observers: what calibration remembers of the values at one place, in little memory.
+
+An observer is a setting (frozen, hashable, static under jit) with pure functions on a small state of fixed
+size: it is carried through scan, stacked by vmap and merged across batches and devices:
+
+    observer = Percentile(percentile=99.99)
+    state = observer.init(x.shape)
+    state = observer.update(state, x)  # once a batch
+    low, high = observer.range(state, scheme)
+    scale, zero = scale_of_range(low, high, scheme)
+
+NaN and infinities are counted and otherwise ignored; `check` turns them, and an observer that saw nothing,
+into an error that names the place. Integers and wide floats are observed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lepton_jax.numerics import _histogram
+from lepton_jax.numerics._histogram import Histogram
+from lepton_jax.numerics._observer import Observer, rounding_of
+from lepton_jax.numerics._ranges import Range, least_divergence, least_squares
+from lepton_jax.numerics._seen import AxisName, Seen, check, merge_seen, nothing, see, seen_by, seen_over
+from lepton_jax.numerics.quantize import Scheme
+
+__all__ = [
+    "OBSERVERS",
+    "Averages",
+    "Counts",
+    "Entropy",
+    "MeanSquaredError",
+    "MinMax",
+    "Moments",
+    "MovingAverage",
+    "Observer",
+    "Percentile",
+    "Seen",
+    "Sums",
+    "check",
+    "get_observer",
+    "seen_by",
+]
+
+
+class Averages(NamedTuple):
+    """State of a moving average; each f32 of the shape of the axes kept.
+
+    Attributes:
+        seen: see there.
+        low: weighted sum of the batches' least numbers. Across devices: psum.
+        high: weighted sum of the batches' greatest numbers. Across devices: psum.
+        weight: sum of the weights. Across devices: psum.
+        decay: momentum to the power of the number of batches. Across devices: pmin.
+    """
+
+    seen: Seen
+    low: jax.Array
+    high: jax.Array
+    weight: jax.Array
+    decay: jax.Array
+
+
+class Counts(NamedTuple):
+    """State of the observers that keep a histogram: `seen` and `histogram`, see there."""
+
+    seen: Seen
+    histogram: Histogram
+
+
+class Sums(NamedTuple):
+    """State of `Moments`; each f32 of the shape of the axes kept. Across devices all but `seen`: psum.
+
+    Attributes:
+        seen: see there.
+        total: sum of the numbers.
+        absolute: sum of their magnitudes.
+        square: sum of their squares.
+    """
+
+    seen: Seen
+    total: jax.Array
+    absolute: jax.Array
+    square: jax.Array
+
+    @property
+    def mean(self) -> jax.Array:
+        """E[x]; 0 where nothing was seen: for bias correction."""
+        return self.total / jnp.maximum(self.seen.finite, 1)
+
+    @property
+    def magnitude(self) -> jax.Array:
+        """E|x|: for AWQ."""
+        return self.absolute / jnp.maximum(self.seen.finite, 1)
+
+    @property
+    def second(self) -> jax.Array:
+        """E[x²]: the diagonal of the Hessian of one input."""
+        return self.square / jnp.maximum(self.seen.finite, 1)
+
+    @property
+    def largest(self) -> jax.Array:
+        """max|x|: for SmoothQuant."""
+        return jnp.maximum(jnp.maximum(-self.seen.low, self.seen.high), 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinMax(Observer):
+    """The least and the greatest number ever seen. State: `Seen`."""
+
+    def merge(self, earlier: Seen, later: Seen) -> Seen:
+        """See `Observer.merge`; exact."""
+        return merge_seen(earlier, later)
+
+    def merge_over(self, state: Seen, axis_name: AxisName) -> Seen:
+        """See `Observer.merge_over`; exact."""
+        return seen_over(state, axis_name)
+
+    def _empty(self, shape: tuple[int, ...]) -> Seen:
+        return nothing(shape)
+
+    def _add(self, state: Seen, rows: jax.Array, used: jax.Array) -> Seen:
+        return merge_seen(state, see(rows, used))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovingAverage(Observer):
+    """The batches' least and greatest numbers, averaged with weights that decay. State: `Averages`.
+
+    The average starts from the first batch, without bias to zero. Merging takes the first state's batches as
+    the earlier ones; devices' states count alike.
+
+    Attributes:
+        momentum: by how much a batch's weight decays with each later batch, at least 0, less than 1.
+    """
+
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and less than 1, not {self.momentum}")
+
+    def merge(self, earlier: Averages, later: Averages) -> Averages:
+        """See `Observer.merge`; up to rounding."""
+        low, high, weight = (a * later.decay + b for a, b in zip(earlier[1:4], later[1:4], strict=True))
+        seen = merge_seen(earlier.seen, later.seen)
+        return Averages(seen, low, high, weight, earlier.decay * later.decay)
+
+    def merge_over(self, state: Averages, axis_name: AxisName) -> Averages:
+        """See `Observer.merge_over`: the mean of the devices' averages."""
+        low, high, weight = (lax.psum(array, axis_name) for array in state[1:4])
+        seen = seen_over(state.seen, axis_name)
+        return Averages(seen, low, high, weight, lax.pmin(state.decay, axis_name))
+
+    def _empty(self, shape: tuple[int, ...]) -> Averages:
+        zero = jnp.zeros(shape, jnp.float32)
+        return Averages(nothing(shape), zero, zero, zero, jnp.ones(shape, jnp.float32))
+
+    def _add(self, state: Averages, rows: jax.Array, used: jax.Array) -> Averages:
+        seen = see(rows, used)
+        some = seen.finite > 0
+        weight = jnp.where(some, 1 - self.momentum, 0.0)
+        low, high = (jnp.where(some, end, 0.0) * weight for end in (seen.low, seen.high))
+        return self.merge(state, Averages(seen, low, high, weight, jnp.where(some, self.momentum, 1.0)))
+
+    def _range(self, state: Averages, scheme: Scheme) -> Range:
+        weight = jnp.where(state.weight > 0, state.weight, 1.0)
+        return state.low / weight, state.high / weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HistogramObserver(Observer):
+    """Keeps a histogram whose range grows by powers of two. State: `Counts`.
+
+    Attributes:
+        bins: a power of two. Its width is between 2/bins and 4/bins of the largest magnitude.
+    """
+
+    bins: int = 2048
+
+    def merge(self, earlier: Counts, later: Counts) -> Counts:
+        """See `Observer.merge`; exact while no bin counts more than 2^24 numbers."""
+        return Counts(
+            merge_seen(earlier.seen, later.seen), _histogram.merged(earlier.histogram, later.histogram)
+        )
+
+    def merge_over(self, state: Counts, axis_name: AxisName) -> Counts:
+        """See `Observer.merge_over`; exact as `merge` is."""
+        return Counts(seen_over(state.seen, axis_name), _histogram.merged_over(state.histogram, axis_name))
+
+    def _empty(self, shape: tuple[int, ...]) -> Counts:
+        return Counts(nothing(shape), _histogram.empty_histogram(shape, self.bins))
+
+    def _add(self, state: Counts, rows: jax.Array, used: jax.Array) -> Counts:
+        seen = merge_seen(state.seen, see(rows, used))
+        return Counts(seen, _histogram.add_numbers(state.histogram, rows, used & jnp.isfinite(rows)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Percentile(_HistogramObserver):
+    """Covers a percentage of the numbers; the largest are clipped. State: `Counts`.
+
+    Of the magnitudes for a symmetric scheme, otherwise at both ends, as `numpy.percentile` gives it within
+    the width of a bin (McKinstry et al., "Discovering Low-Precision Networks Close to Full-Precision
+    Networks", 2018).
+
+    Attributes:
+        percentile: of 100.
+    """
+
+    percentile: float = 99.99
+
+    def __post_init__(self) -> None:
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile must be more than 50 and at most 100, not {self.percentile}")
+
+    def _range(self, state: Counts, scheme: Scheme) -> Range:
+        tail = 1 - self.percentile / 100
+        seen, histogram = state
+        if not tail:
+            return seen.low, seen.high
+        if scheme.symmetric:
+            size = jnp.maximum(-seen.low, seen.high)
+            size = jnp.minimum(_histogram.quantile(histogram, tail, side="size"), size)
+            return -size, size
+        low = jnp.maximum(_histogram.quantile(histogram, tail, side="low"), seen.low)
+        return low, jnp.minimum(_histogram.quantile(histogram, tail, side="high"), seen.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanSquaredError(_HistogramObserver):
+    """The range with the least expected squared rounding error in the scheme's format. State: `Counts`.
+
+    As in Banner et al., "Post Training 4-bit Quantization of Convolutional Networks" (2019), but over the
+    numbers seen instead of a distribution that they are taken to have.
+
+    Attributes:
+        candidates: ranges tried for each end.
+    """
+
+    candidates: int = 100
+
+    def _range(self, state: Counts, scheme: Scheme) -> Range:
+        return least_squares(
+            state.histogram,
+            (state.seen.low, state.seen.high),
+            rounding_of(scheme),
+            symmetric=scheme.symmetric,
+            candidates=self.candidates,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entropy(_HistogramObserver):
+    """The range that keeps most information, as TensorRT calibrates. State: `Counts`.
+
+    The least Kullback-Leibler divergence of the rounded from the original distribution: Migacz, "8-bit
+    Inference with TensorRT" (GTC 2017). Exact zeros do not count.
+
+    Attributes:
+        candidates: ranges tried.
+    """
+
+    bins: int = 8192
+    candidates: int = 128
+
+    def _range(self, state: Counts, scheme: Scheme) -> Range:
+        return least_divergence(
+            state.histogram,
+            (state.seen.low, state.seen.high),
+            rounding_of(scheme),
+            symmetric=scheme.symmetric,
+            candidates=self.candidates,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments(Observer):
+    """Means by channel, for AWQ, SmoothQuant and bias correction; its range is that of `MinMax`. State:
+    `Sums`.
+
+    Example:
+        >>> moments = Moments(axes=(-1,))
+        >>> state = moments.update(moments.init(x.shape), x)
+        >>> s = smoothing(state.largest, largest(w, 0))
+    """
+
+    def merge(self, earlier: Sums, later: Sums) -> Sums:
+        """See `Observer.merge`; up to rounding."""
+        sums = (a + b for a, b in zip(earlier[1:], later[1:], strict=True))
+        return Sums(merge_seen(earlier.seen, later.seen), *sums)
+
+    def merge_over(self, state: Sums, axis_name: AxisName) -> Sums:
+        """See `Observer.merge_over`; up to rounding."""
+        return Sums(seen_over(state.seen, axis_name), *(lax.psum(a, axis_name) for a in state[1:]))
+
+    def _empty(self, shape: tuple[int, ...]) -> Sums:
+        zero = jnp.zeros(shape, jnp.float32)
+        return Sums(nothing(shape), zero, zero, zero)
+
+    def _add(self, state: Sums, rows: jax.Array, used: jax.Array) -> Sums:
+        rows_ = jnp.where(used & jnp.isfinite(rows), rows, 0.0)
+        sums = (jnp.sum(part, -1) for part in (rows_, jnp.abs(rows_), jnp.square(rows_)))
+        return self.merge(state, Sums(see(rows, used), *sums))
+
+
+OBSERVERS: Final[Mapping[str, type[Observer]]] = MappingProxyType(
+    {
+        "minmax": MinMax,
+        "average": MovingAverage,
+        "percentile": Percentile,
+        "mse": MeanSquaredError,
+        "entropy": Entropy,
+    }
+)
+"""The observers that calibrate activations, by name."""
+
+
+def get_observer(name: str, **options: Any) -> Observer:
+    """The observer of a name in `OBSERVERS`.
+
+    Args:
+        name: which.
+        options: its settings, e.g. `axes`, `percentile`, `momentum`.
+
+    Raises:
+        ValueError: there is none of this name, or it has no such setting.
+
+    Example:
+        >>> get_observer("percentile", percentile=99.9)
+    """
+    kind = OBSERVERS.get(name)
+    if kind is None:
+        raise ValueError(f"there is no observer {name!r}; there are {', '.join(OBSERVERS)}")
+    known = [field.name for field in fields(kind)]
+    if unknown := set(options) - set(known):
+        raise ValueError(f"observer {name!r} has no {', '.join(sorted(unknown))}; it has {', '.join(known)}")
+    return kind(**options)

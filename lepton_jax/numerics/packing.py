@@ -1,0 +1,127 @@
+"""Codes of 1 to 8 bits, stored without gaps.
+
+The layout: an axis of n codes of `bits` bits becomes uint8 bytes along the same axis, in planes of 4, 2 and
+1 bits (3 = 2 + 1, 5 = 4 + 1, 6 = 4 + 2, 7 = 4 + 2 + 1), high bits first. In a plane of p bits with m bytes,
+code i lies in byte `i % m`, from bit `p · (i // m)` on: an int4 byte holds codes i and i + m, so a kernel can
+use both halves as contiguous pieces, without interleaving. Every plane takes whole bytes, m = ⌈n·p/8⌉.
+
+JAX's own int4 is not used for storage: how many bytes it takes depends on version and backend.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from itertools import accumulate
+
+import jax
+import jax.numpy as jnp
+
+
+def packed_size(size: int, bits: int) -> int:
+    """Bytes for `size` codes along an axis.
+
+    Example:
+        >>> packed_size(64, 3)
+        24
+    """
+    return sum(-(-size * width // 8) for width in _planes(bits))
+
+
+def pack(codes: jax.Array, bits: int, axis: int = -1) -> jax.Array:
+    """Codes packed along an axis.
+
+    Args:
+        codes: int8 or uint8, of which the low `bits` bits are kept, or any type of 8 bits if `bits` is 8.
+        bits: 1 to 8.
+        axis: becomes `packed_size(size, bits)` long.
+
+    Returns:
+        uint8.
+
+    Raises:
+        ValueError: bits out of range, or codes of another type.
+
+    Example:
+        >>> pack(jnp.array([1, -1, 2, 3], jnp.int8), 4).tolist()
+        [33, 63]
+    """
+    widths = _planes(bits)
+    if codes.dtype.itemsize != 1 or (bits < 8 and codes.dtype not in (jnp.int8, jnp.uint8)):
+        raise ValueError(f"codes of {bits} bits are packed from int8 or uint8, not {codes.dtype}")
+    whole = jax.lax.bitcast_convert_type(codes, jnp.uint8)
+    if bits == 8:
+        return whole
+    axis %= codes.ndim
+    shifts = [bits - end for end in accumulate(widths)]
+    planes = [_pack_plane(whole >> shift, width, axis) for shift, width in zip(shifts, widths, strict=True)]
+    return jnp.concatenate(planes, axis) if len(planes) > 1 else planes[0]
+
+
+def unpack(packed: jax.Array, bits: int, size: int, axis: int = -1, signed: bool = True) -> jax.Array:
+    """The codes that `pack` packed.
+
+    Args:
+        packed: uint8.
+        bits: 1 to 8.
+        size: codes along the axis.
+        axis: the packed one.
+        signed: int8, with the sign extended; otherwise uint8 (`Format.signed_codes` says which).
+
+    Raises:
+        ValueError: bits out of range, or the axis is not as long as `size` codes take.
+
+    Example:
+        >>> unpack(jnp.array([33, 63], jnp.uint8), 4, 4).tolist()
+        [1, -1, 2, 3]
+    """
+    widths = _planes(bits)
+    axis %= packed.ndim
+    if packed.shape[axis] != packed_size(size, bits) or packed.dtype != jnp.uint8:
+        raise ValueError(
+            f"{size} codes of {bits} bits take {packed_size(size, bits)} bytes (uint8), "
+            f"not {packed.shape[axis]} elements of {packed.dtype}"
+        )
+    codes = packed
+    if bits < 8:
+        ends = list(accumulate(-(-size * width // 8) for width in widths))
+        pieces = [
+            jax.lax.slice_in_dim(packed, start, end, axis=axis)
+            for start, end in zip([0, *ends], ends, strict=False)
+        ]
+        shifts = [bits - end for end in accumulate(widths)]
+        codes = reduce(
+            jnp.bitwise_or,
+            [
+                _unpack_plane(piece, width, size, axis) << shift
+                for piece, width, shift in zip(pieces, widths, shifts, strict=True)
+            ],
+        )
+    if not signed:
+        return codes
+    spare = 8 - bits
+    return jax.lax.bitcast_convert_type(codes << spare, jnp.int8) >> spare
+
+
+def _planes(bits: int) -> tuple[int, ...]:
+    """The widths of the planes of a code, high bits first."""
+    if not 1 <= bits <= 8:
+        raise ValueError(f"codes have 1 to 8 bits, not {bits}")
+    return tuple(width for width in (8, 4, 2, 1) if bits & width)
+
+
+def _pack_plane(codes: jax.Array, width: int, axis: int) -> jax.Array:
+    """The low bits of codes, 2, 4 or 8 to a byte."""
+    size, many = codes.shape[axis], 8 // width
+    length = -(-size // many)
+    short = [(0, many * length - size if at == axis else 0, 0) for at in range(codes.ndim)]
+    codes = jax.lax.pad(codes & (2**width - 1), jnp.uint8(0), short)
+    pieces = [
+        jax.lax.slice_in_dim(codes, at * length, (at + 1) * length, axis=axis) << (at * width)
+        for at in range(many)
+    ]
+    return reduce(jnp.bitwise_or, pieces)
+
+
+def _unpack_plane(packed: jax.Array, width: int, size: int, axis: int) -> jax.Array:
+    pieces = [(packed >> (at * width)) & (2**width - 1) for at in range(8 // width)]
+    return jax.lax.slice_in_dim(jnp.concatenate(pieces, axis), 0, size, axis=axis)

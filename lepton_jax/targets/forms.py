@@ -1,0 +1,122 @@
+"""Which form of a product is fast on which target, as measured.
+
+The figures behind the tables are printed by `python benchmarks/forms.py`. Only what was measured is in
+them: what they do not name stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal
+
+WeightAt = Literal["plain", "rows", "turned"]
+"""`plain`: x·w, the weight stored K×N, or however it is; `rows`: x·wᵀ, the weight stored N×K; `turned`:
+w·xᵀ, the weight stored N×K, and the result transposed."""
+
+LEAST_WEIGHT: Final = 2**14
+"""Elements of a weight below which starting the product takes as long as the product."""
+
+FEW_CHANNELS: Final = 16
+"""Channels up to which an int8 convolution on CPU is faster as a product of patches."""
+
+MOST_PATCH: Final = 192
+"""Numbers in a patch above which writing the patches out takes longer than that saves."""
+
+PACKED_CHANNELS: Final = 16
+"""Channels to which the blocks of pixels of a first convolution are filled up."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How to write a product of activations [M, K] with a weight.
+
+    Attributes:
+        weight_at: where the weight stands, and how it is stored.
+        rows: how many rows the activations have, padded with rows of zeros where they have fewer.
+    """
+
+    weight_at: WeightAt
+    rows: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How products of one dtype are fast on one platform.
+
+    Attributes:
+        turned_rows: up to so many rows w·xᵀ is the fastest form.
+        by_rows: with more rows, whether a weight stored N×K is faster than one stored K×N.
+        least_rows: with a weight stored N×K, fewer rows are padded up to so many.
+        lone_row: to how many rows a single one is padded where the weight is stored K×N.
+        by_columns: whether activations stored K×M want the weight on the left too.
+    """
+
+    turned_rows: int = 0
+    by_rows: bool = True
+    least_rows: int = 1
+    lone_row: int = 1
+    by_columns: bool = False
+
+
+# On CPU, XLA hands products to a library when they have a form that it knows. One row of int8
+# never has, and four rows are 10× faster. A product with few rows is fast with the weight on the left, of
+# which the library then copies nothing. On GPU, int8 and fp8 products want both matrices stored along what
+# is summed over.
+PRODUCTS: Final[Mapping[tuple[str, str], Limits]] = MappingProxyType(
+    {
+        ("cpu", "int8"): Limits(turned_rows=64, least_rows=4, lone_row=4, by_columns=True),
+        ("cpu", "float32"): Limits(turned_rows=32, by_rows=False),
+        ("gpu", "int8"): Limits(),
+        ("gpu", "float8_e4m3fn"): Limits(),
+        ("gpu", "float8_e5m2"): Limits(),
+    }
+)
+
+
+def product_form(
+    platform: str, dtype: str, rows: int, inner: int, columns: int, *, by_rows: bool, always: bool = False
+) -> Form | None:
+    """The fast form of a product [rows, inner]·[inner, columns], or None where none is known.
+
+    Args:
+        platform: `cpu`, `gpu` or `tpu`.
+        dtype: of both matrices; int8 ones are added up in int32, the others in float32.
+        rows: of the activations.
+        inner: what is summed over.
+        columns: of the result.
+        by_rows: whether the weight may stand N×K: because it does, or because turning it costs nothing, as
+            where it depends on parameters alone and is turned before the first call.
+        always: it stands N×K in any case, where it may.
+
+    Example:
+        >>> product_form("cpu", "int8", 1, 4096, 4096, by_rows=True)
+        Form(weight_at='turned', rows=4)
+        >>> product_form("cpu", "int8", 1, 4096, 4096, by_rows=False)
+        Form(weight_at='plain', rows=4)
+        >>> product_form("tpu", "int8", 1, 4096, 4096, by_rows=True) is None
+        True
+    """
+    limits = PRODUCTS.get((platform, dtype))
+    if limits is None or rows == 0 or inner * columns < LEAST_WEIGHT:
+        return None
+    if not by_rows:
+        return Form("plain", limits.lone_row) if rows == 1 < limits.lone_row else None
+    padded = max(rows, limits.least_rows)
+    if padded <= limits.turned_rows and padded < columns:
+        return Form("turned", padded)
+    return Form("rows", padded) if limits.by_rows or always else None
+
+
+def form_by_columns(platform: str, dtype: str, rows: int, inner: int, columns: int) -> Form | None:
+    """The fast form of a product of activations stored [inner, rows] with a weight that may stand N×K.
+
+    Example:
+        >>> form_by_columns("cpu", "int8", 16, 4096, 4096)
+        Form(weight_at='turned', rows=16)
+    """
+    limits = PRODUCTS.get((platform, dtype))
+    if limits is None or not limits.by_columns or rows == 0 or inner * columns < LEAST_WEIGHT:
+        return None
+    return Form("turned", max(rows, limits.least_rows))

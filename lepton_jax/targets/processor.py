@@ -1,0 +1,30 @@
+"""What the processor of this machine is, by its own account."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+
+
+@functools.cache
+def _described() -> dict[str, str]:
+    """The first processor's lines of `/proc/cpuinfo`; nothing where there is no such file."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8").split("\n\n", 1)[0]
+    except OSError:
+        return {}
+    lines = (line.partition(":") for line in text.splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def model() -> str:
+    """Its maker's name for it, with family, model and stepping where these are known."""
+    known = _described()
+    parts = [known.get(key, "") for key in ("model name", "cpu family", "model", "stepping")]
+    return " ".join(filter(None, parts)) or platform.processor() or platform.machine()
+
+
+def has(*instructions: str) -> bool:
+    """Whether it has these instructions, as Linux calls them: `amx_bf16`, `avx512_vnni`; False if unknown."""
+    return set(instructions) <= set(_described().get("flags", "").split())

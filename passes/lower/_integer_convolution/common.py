@@ -1,0 +1,73 @@
+"""What the rules on integer convolutions share."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lepton_jax.ir.graph import Node
+from lepton_jax.passes.lower._convolution.window import Ints, Window, taps_of, window_of, work_of
+from lepton_jax.passes.lower._layout import row_major
+from lepton_jax.rewrite import node_rule
+
+_LEAST_WORK: Final = 2**18
+"""Operations below which starting a convolution takes as long as the convolution."""
+
+ROWS: Final = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+"""NHWC, HWIO, NHWC."""
+
+
+def is_integer(node: Node) -> bool:
+    """Whether it convolves int8 images with int8 kernels in int32, and there is work enough to gain from."""
+    x, kernel = node.operands
+    if x.dtype != np.int8 or kernel.dtype != np.int8 or node.result.dtype != np.int32 or x.ndim != 4:
+        return False
+    window = window_of(node)
+    if 0 in (*x.shape, *kernel.shape, *node.result.shape) or window.batch_groups != 1:
+        return False
+    return all(hole == 1 for hole in window.holes) and work_of(node, window) >= _LEAST_WORK
+
+
+integer_rule: Final = functools.partial(
+    node_rule, "conv_general_dilated", backends=("cpu",), given=is_integer
+)
+
+
+def is_by_rows(window: Window) -> bool:
+    """Whether channels are last, as XLA's library for CPUs wants them: NHWC, HWIO, NHWC."""
+    return (window.lhs, window.rhs, window.out) == (ROWS.lhs_spec, ROWS.rhs_spec, ROWS.out_spec)
+
+
+def convolve(x: jax.Array, kernel: jax.Array, window: Window, **changed: Any) -> jax.Array:
+    """The convolution of a window with channels last, int32, some of its parameters changed."""
+    how: dict[str, Any] = {
+        "window_strides": window.strides,
+        "padding": window.padding,
+        "rhs_dilation": window.spread,
+        "feature_group_count": window.groups,
+    }
+    return lax.conv_general_dilated(
+        x, kernel, **{**how, **changed}, dimension_numbers=ROWS, preferred_element_type=jnp.int32
+    )
+
+
+def channels_of(node: Node, window: Window) -> int:
+    """How many channels each result is summed over."""
+    return int(node.operands[1].shape[window.rhs[1]])
+
+
+def number_of_taps(node: Node, window: Window) -> int:
+    """How many places of an image each result is summed over."""
+    return math.prod(taps_of(node, window))
+
+
+def moved(x: jax.Array, order: Ints) -> jax.Array:
+    """An array with its dimensions in another order, in memory too."""
+    y: jax.Array = row_major(lax.transpose(x, order))
+    return y

@@ -1,0 +1,1 @@
+"""What `products` is made of."""

@@ -1,0 +1,184 @@
+"""Products of activations with weights in the form that the target is fast at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lepton_jax.ir import _jax
+from lepton_jax.ir.binding import Sources, parameters_of
+from lepton_jax.ir.cost import bytes_of, dtype_name, size_of
+from lepton_jax.ir.graph import Graph, Node, Value, constant
+from lepton_jax.passes.lower._products.sides import Product, product_of
+from lepton_jax.passes.lower._products.write import arguments, transposed, write_product
+from lepton_jax.rewrite import Pass, PassContext, erase_dead, rewrite
+from lepton_jax.rewrite.context import Level
+from lepton_jax.rewrite.replacement import write, write_before
+from lepton_jax.targets.forms import Form, form_by_columns, product_form
+
+_RULES: Final = {"turned": "turned-product", "rows": "product-by-rows", "plain": "padded-row"}
+
+_SUMS: Final[dict[str, tuple[str, ...]]] = {
+    "int8": ("int32",),
+    "float32": ("float32",),
+    "float8_e4m3fn": ("float32", "bfloat16", "float16"),
+    "float8_e5m2": ("float32", "bfloat16", "float16"),
+}
+"""The results that products of each dtype may have."""
+
+Turned: TypeAlias = dict[tuple[Value, tuple[int, ...], Graph | None], Value]
+"""Weights turned already: the weight, the order of its dimensions, and where it is read."""
+
+_LARGEST_CONSTANT: Final = 2**28
+"""Bytes of a constant above which it is not turned: there would be two of it."""
+
+
+@dataclass(frozen=True)
+class Products(Pass):
+    """Writes products of int8, fp8 and float32 matrices in the form that the target is fast at.
+
+    Before:
+        %2: i32[1,4096] = dot_general[dimension_numbers=(((1,),(0,)),((),()))] %x %w
+    After:
+        %2 = transpose %w;  %3: i8[4,4096] = pad %x 0
+        %4 = jit[name=row_major] %3;  %5: i32[4096,4] = dot_general[...=(((1,),(1,)),((),()))] %2 %4
+        %6 = optimization_barrier %5;  %7 = slice %6;  %8: i32[1,4096] = transpose %7
+
+    Which form that is, `lepton_jax.targets.forms` says, as measured: the weight stored along what is summed
+    over, on the left where there are few rows, and one row padded to four. A weight is turned only where that
+    costs nothing: where it depends on parameters alone, so that `prepare` turns it, or is a constant.
+    Otherwise only what needs no turning is done. Several dimensions count as one, batches stay batches.
+
+    It runs last: simplifications would take the transpose back into the product. On integers it is exact, on
+    floating-point numbers the sums are made in another order: level `reassociate`.
+
+    Attributes:
+        level: a tighter limit on the level than the run's.
+        turn: which floating-point weights are turned that cost nothing to turn: `auto`: as the number of rows
+            wants it; `always` or `never`: whatever it is, so that prepared weights serve any number of rows.
+    """
+
+    name: ClassVar[str] = "products"
+
+    level: Level | None = None
+    turn: Literal["auto", "always", "never"] = "auto"
+
+    def run(self, graph: Graph, ctx: PassContext) -> None:
+        """Each product of the program as it stands, regions included."""
+        nodes = [node for node in graph.walk() if node.op == "dot_general"]
+        early = parameters_of(graph, ctx.params) if nodes and ctx.params else {}
+        plans = [(node, *plan) for node in nodes if (plan := self._plan(node, early, ctx)) is not None]
+        turned: Turned = {}
+        for node, weight, form in plans:
+            rule = _RULES[form.weight_at]
+            if ctx.fire(rule, node):
+                pin = ctx.rates.platform == "cpu"
+                _write(node, product_of(node, weight), form, rule, turned, pin=pin)
+                erase_dead(node)
+
+    def _plan(self, node: Node, early: Sources, ctx: PassContext) -> tuple[int, Form] | None:
+        """Which operand of a dot_general is the weight, and the form to write the product in."""
+        dtype = _dtype_of(node)
+        weight = None if dtype is None else _weight_at(node, early)
+        if dtype is None or weight is None:
+            return None
+        if not ctx.allows("exact" if dtype == "int8" else "reassociate", self.level):
+            return None
+        may_turn = (self.turn != "never" or dtype == "int8") and _may_turn(node, weight, early)
+        form = _form_of(product_of(node, weight), dtype, may_turn, ctx, always=self.turn == "always")
+        return None if form is None else (weight, form)
+
+
+def _dtype_of(node: Node) -> str | None:
+    """The dtype of both operands, where products of it are known here."""
+    a, b = node.operands
+    if node.params.get("out_sharding") is not None or not (
+        a.is_static and b.is_static and a.dtype == b.dtype
+    ):
+        return None
+    dtype = dtype_name(a.dtype)
+    return dtype if dtype_name(node.result.dtype) in _SUMS.get(dtype, ()) else None
+
+
+def _weight_at(node: Node, early: Sources) -> int | None:
+    """Which operand is the weight: the one known early, else the larger; None if both are known early."""
+    known = [value.is_const or value in early for value in node.operands]
+    if all(known):
+        return None
+    if any(known):
+        return known.index(True)
+    sizes = [size_of(value.shape) for value in node.operands]
+    return int(sizes[1] >= sizes[0])
+
+
+def _may_turn(node: Node, position: int, early: Sources) -> bool:
+    """Whether turning the weight costs nothing at run time.
+
+    It must be known early, and nothing late may read it as it is, in which case it would be kept as it is.
+    """
+    weight = node.operands[position]
+    if weight.is_const:
+        small = bytes_of(weight) <= _LARGEST_CONSTANT
+        return small and _jax.plain_constant(weight.const) is not None
+    return weight in early and all(_reads_alike(node, position, *use, early) for use in weight.uses)
+
+
+def _reads_alike(node: Node, position: int, other: Node, place: int, early: Sources) -> bool:
+    """Whether `other`, which reads the weight at `place`, is early or sums over the same dimensions of it."""
+    if other is node or (other.results and all(v in early for v in other.results)):
+        return True
+    if other.op != "dot_general":
+        return False
+    mine, theirs = (n.params["dimension_numbers"] for n in (node, other))
+    return [set(part[position]) for part in mine] == [set(part[place]) for part in theirs]
+
+
+def _form_of(product: Product, dtype: str, may_turn: bool, ctx: PassContext, *, always: bool) -> Form | None:
+    """The form to write a product in, None to leave it as it is."""
+    x, weight = product.x, product.weight
+    by_rows = may_turn or weight.is_by_rows
+    platform, sizes = ctx.rates.platform, (x.rows, product.inner, weight.rows)
+    if x.is_by_rows:
+        form = product_form(platform, dtype, *sizes, by_rows=by_rows, always=always)
+    elif x.is_by_columns and by_rows:
+        form = form_by_columns(platform, dtype, *sizes)
+    else:
+        return None
+    if form is None or (form.weight_at == "plain" and not weight.is_by_columns):
+        return None
+    return None if _stands(product, form) else form
+
+
+def _stands(product: Product, form: Form) -> bool:
+    """Whether a product has the form already."""
+    if product.x.rows != form.rows:
+        return False
+    if form.weight_at == "plain":
+        return True
+    return product.weight.is_by_rows and product.x_first == (form.weight_at == "rows")
+
+
+def _write(node: Node, product: Product, form: Form, rule: str, turned: Turned, *, pin: bool) -> None:
+    """Put the product in its form in place of a node."""
+    order = product.weight.order(by_rows=form.weight_at != "plain")
+    weight = product.weight.value
+    if list(order) != sorted(order):
+        weight = _turned(weight, order, node, rule, turned)
+    made = rewrite(write_product, product.x.value, weight, **arguments(product, form, node, pin=pin))
+    write(made, node, rule)
+
+
+def _turned(value: Value, order: tuple[int, ...], node: Node, rule: str, turned: Turned) -> Value:
+    """A value with its dimensions in another order, made once for all that read it so."""
+    key = (value, order, node.graph)
+    if key not in turned and value.is_const:
+        contents: Any = _jax.plain_constant(value.const)
+        array = jnp.asarray(np.ascontiguousarray(np.transpose(contents, order)))
+        turned[key] = constant(array, jax.typeof(array))
+    if key not in turned:
+        (turned[key],) = write_before(rewrite(transposed, value, order=order), node, rule)
+    return turned[key]

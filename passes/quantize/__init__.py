@@ -1,0 +1,1 @@
+"""Passes that compute or store numbers in fewer bits."""

@@ -1,0 +1,66 @@
+"""Values of a region out to the top of the program, and arrays from there into a region."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import jax
+
+from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.regions import add_constant, editable
+from lepton_jax.passes.loops._parts.scan import add_scanned, add_stacked, is_plain_scan
+from lepton_jax.rewrite import PassContext
+
+_ONCE: Final = frozenset({"jit", "closed_call", "core_call", "remat2", "checkpoint"})
+
+
+def depth(graph: Graph) -> int | str:
+    """How many loops a region stands in, or why nothing can be handed out of it or into it."""
+    loops = 0
+    while graph.parents:
+        if len(graph.parents) > 1:
+            return "it is in a function that is called in several places"
+        (node,) = graph.parents
+        if node.op == "scan" and is_plain_scan(node):
+            loops += 1
+        elif node.op not in _ONCE or not editable(node):
+            return f"it is in a {node.op}"
+        assert node.graph is not None
+        graph = node.graph
+    return loops
+
+
+def lift(value: Value, graph: Graph) -> Value:
+    """A value of a region at the top of the program, stacked over the loops it stands in, outermost first."""
+    while graph.parents:
+        (node,) = graph.parents
+        value = add_stacked(node, value) if node.op == "scan" else _add_result(node, value)
+        assert node.graph is not None
+        graph = node.graph
+    return value
+
+
+def _add_result(node: Node, value: Value) -> Value:
+    (region,) = node.regions
+    region.set_outputs([*region.outputs, value])
+    result = Value(value.aval, node, len(node.results))
+    node.set_results([*node.results, result])
+    node.raw = None
+    return result
+
+
+def lower(array: Any, path: str, graph: Graph, ctx: PassContext) -> Value:
+    """An array as a value of a region; its leading axes run over the loops that the region stands in.
+
+    Args:
+        path: what the array is called among the program's inputs.
+    """
+    if not graph.parents:
+        return ctx.add_input(graph, array, path)
+    (node,) = graph.parents
+    assert node.graph is not None
+    outer = lower(array, path, node.graph, ctx)
+    if node.op != "scan":
+        return add_constant(node, 0, outer)
+    inner = jax.typeof(jax.ShapeDtypeStruct(outer.shape[1:], outer.dtype))
+    return add_scanned(node, outer, Value(inner))

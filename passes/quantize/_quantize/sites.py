@@ -1,0 +1,116 @@
+"""Where weights are used: by where they come from in the graph, not by layer classes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import jax.numpy as jnp
+
+from lepton_jax.ir.binding import Sources, parameters_of
+from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.inline import inline_call, is_plain_call
+from lepton_jax.rewrite import PassContext
+
+OPS: Final = ("dot_general", "conv_general_dilated", "gather")
+
+_CALL: Final = "call-with-weights"
+
+
+@dataclass(frozen=True)
+class WeightUse:
+    """An operation that reads a weight and something else.
+
+    Attributes:
+        name: the paths of the parameters that the weight is made of, and a number where they are used in
+            several places. The same at all shapes of the other inputs.
+        node: the operation.
+        side: which operand the weight is.
+        paths: of the parameters.
+        params: their positions.
+    """
+
+    name: str
+    node: Node
+    side: int
+    paths: tuple[str, ...]
+    params: frozenset[int]
+
+    @property
+    def weight(self) -> Value:
+        """The weight, as the operation reads it."""
+        return self.node.operands[self.side]
+
+    @property
+    def other(self) -> Value:
+        """What it is combined with: activations, or indices."""
+        return self.node.operands[1 - self.side]
+
+
+def weight_uses(graph: Graph, ctx: PassContext) -> list[WeightUse]:
+    """The operations that use weights, regions included, in program order.
+
+    A weight is an array of floats with two dimensions or more that is made of parameters alone. A function
+    that is called in several places with weights is written into its callers: each call has its own.
+    """
+    known = _opened(graph, ctx)
+    found: list[WeightUse] = []
+    taken = {site.name for site in ctx.sites if site.done}
+    for node in _in_order(graph):
+        if node.op not in OPS:
+            continue
+        sides = [i for i, v in enumerate(node.operands[:2]) if known.get(v)]
+        if len(sides) != 1 or not _is_weight(node, sides[0]):
+            continue
+        (side,) = sides
+        params = known[node.operands[side]]
+        paths = tuple(ctx.paths[i] for i in sorted(params))
+        name = _unused("+".join(paths), taken)
+        taken.add(name)
+        found.append(WeightUse(name, node, side, paths, params))
+    return found
+
+
+def _opened(graph: Graph, ctx: PassContext) -> Sources:
+    """What is made of parameters, once no function that is called in several places is handed weights."""
+    refused: set[Node] = set()
+    while True:
+        known = parameters_of(graph, ctx.params)
+        calls = [node for node in _in_order(graph) if node not in refused and _hides_weights(node, known)]
+        if not calls:
+            return known
+        for node in calls:
+            if ctx.fire(_CALL, node):
+                inline_call(node)
+            else:
+                refused.add(node)
+
+
+def _hides_weights(node: Node, known: Sources) -> bool:
+    if not is_plain_call(node) or node.own_regions() or not any(known.get(v) for v in node.operands):
+        return False
+    return any(inner.op in OPS for region in node.regions for inner in region.walk())
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    """The name, with the first number that makes it another than all others."""
+    numbered = itertools.chain([name], (f"{name}#{number}" for number in itertools.count(2)))
+    return next(each for each in numbered if each not in taken)
+
+
+def _in_order(graph: Graph) -> Iterator[Node]:
+    for node in graph:
+        for region in node.regions:
+            yield from _in_order(region)
+        yield node
+
+
+def _is_weight(node: Node, side: int) -> bool:
+    weight, other = node.operands[side], node.operands[1 - side]
+    if weight.ndim < 2 or not weight.is_static or not jnp.issubdtype(weight.dtype, jnp.floating):
+        return False
+    if node.op == "gather":
+        return side == 0
+    return bool(weight.dtype == other.dtype)

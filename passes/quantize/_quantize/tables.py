@@ -1,0 +1,74 @@
+"""Rows of a quantised table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+from jax import lax
+
+from lepton_jax.ir.graph import Node
+from lepton_jax.numerics.quantize import Scheme, decode
+from lepton_jax.passes.quantize._quantize.weights import Storage, as_float, stored, unpacked
+
+
+def indexed_axis(node: Node) -> int | None:
+    """The axis whose rows a gather takes whole, one at a time; None for other gathers."""
+    numbers, sizes = node.params["dimension_numbers"], node.params["slice_sizes"]
+    if len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
+        return None
+    (axis,) = numbers.start_index_map
+    shape = node.operands[0].shape
+    whole = all(size == n for i, (size, n) in enumerate(zip(sizes, shape, strict=True)) if i != axis)
+    return axis if whole and sizes[axis] == 1 else None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How rows of a table are taken.
+
+    Attributes:
+        axis: of the rows.
+        storage: how the table is kept.
+        params: the gather's.
+    """
+
+    axis: int
+    storage: Storage
+    params: tuple[tuple[str, Any], ...]
+
+
+def rows(table: jax.Array, indices: jax.Array, *, how: Rows) -> jax.Array:
+    """Rows of a table that is kept in codes, with a scale for each row (or group in it).
+
+    Only the rows that are taken are unpacked, unless codes are packed across rows.
+    """
+    q, size = stored(table, how.storage), table.shape[-1]
+    options = dict(how.params)
+    numbers = options.pop("dimension_numbers")
+    late = how.axis != table.ndim - 1
+
+    def take(x: jax.Array, options: dict[str, Any]) -> jax.Array:
+        sizes = tuple(1 if i == how.axis else n for i, n in enumerate(x.shape))
+        return lax.gather(x, indices, numbers, sizes, **options)
+
+    scale = take(as_float(q.scale), options)  # NaN or 0 where an index is out of bounds and JAX fills
+    if options["mode"] == lax.GatherScatterMode.FILL_OR_DROP:
+        options["mode"] = lax.GatherScatterMode.CLIP
+    codes = q.codes if late else unpacked(q.codes, how.storage, size)
+    codes = take(codes, options)
+    codes = unpacked(codes, how.storage, size, numbers.offset_dims[-1]) if late else codes
+    scheme = _of_rows(how.storage.scheme, numbers, table.ndim)
+    return decode(codes, scale, None, scheme, table.dtype)
+
+
+def _of_rows(scheme: Scheme, numbers: lax.GatherDimensionNumbers, rank: int) -> Scheme:
+    """The scheme at the axes that the table's have in what is taken."""
+    stay = [i for i in range(rank) if i not in numbers.collapsed_slice_dims]
+    moved = dict(zip(stay, numbers.offset_dims, strict=True))
+    shared = tuple(moved[i] for i in scheme.shared or ())
+    axes = tuple(moved[i] for i in scheme.group_axes)
+    return replace(
+        scheme, shared=shared, group_axis=axes[0] if axes and not scheme.fmt.block else axes or None
+    )

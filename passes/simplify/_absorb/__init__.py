@@ -1,0 +1,1 @@
+"""What parameters can take in: see `lepton_jax.passes.simplify.absorb`."""

@@ -1,0 +1,129 @@
+"""Integer convolutions: each gets the form that is fast on CPU, and every bit stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import lepton_jax as lepton
+from tests.passes._lowering import Case, check_cases, int8, lowered
+
+FIRST = ("NCHW", "OIHW", "NCHW")
+LAST = ("NHWC", "HWIO", "NHWC")
+
+
+def case(
+    x: tuple[int, ...],
+    kernel: tuple[int, ...],
+    rules: Mapping[str, int],
+    *,
+    layout: tuple[str, str, str] = LAST,
+    strides: tuple[int, int] = (1, 1),
+    padding: Any = "SAME",
+    target: str = "cpu",
+    **params: Any,
+) -> Case:
+    """One convolution of int8 arrays."""
+
+    def run(x: Any, kernel: Any) -> Any:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            padding,
+            dimension_numbers=layout,
+            preferred_element_type=jnp.int32,
+            **params,
+        )
+
+    passes = "integer-convolution,products"
+    return Case(run, (int8(*x), int8(*kernel)), rules, passes=passes, target=target)
+
+
+STEM, PATCHES = {"stem-by-space-to-depth": 1}, {"few-channels-as-product": 1}
+SHIFTS, MOVED = {"integer-depthwise-as-shifts": 1}, {"channels-last": 1}
+DOT = {"integer-pointwise-as-dot": 1}
+SMALL = (1, 12, 12, 32)
+
+CASES = {
+    "good as it is": case(SMALL, (3, 3, 32, 32), {}),
+    "little work": case((1, 4, 4, 32), (3, 3, 32, 4), {}),
+    "channels first": case((1, 32, 8, 9), (32, 32, 3, 3), MOVED, layout=FIRST),
+    "mixed layouts": case((1, 8, 9, 32), (3, 3, 32, 32), MOVED, layout=("NHWC", "HWIO", "NCHW")),
+    "one tap, channels first": case((2, 64, 8, 8), (64, 64, 1, 1), MOVED | DOT, layout=FIRST),
+    "one tap, strides": case((1, 16, 16, 64), (1, 1, 64, 64), DOT, strides=(2, 2)),
+    "stem": case((1, 24, 26, 3), (7, 7, 3, 16), STEM, strides=(2, 2)),
+    "stem, odd and cut off": case(
+        (1, 25, 31, 4), (7, 8, 4, 16), STEM, strides=(2, 2), padding=((1, -1), (5, 3))
+    ),
+    "stem with holes in its kernel": case(
+        (1, 30, 30, 3), (5, 5, 3, 64), {}, strides=(2, 2), rhs_dilation=(2, 1)
+    ),
+    "few channels": case((1, 16, 16, 3), (3, 3, 3, 32), PATCHES),
+    "16 channels, strides and holes": case(
+        (1, 24, 24, 16),
+        (3, 3, 16, 16),
+        PATCHES,
+        strides=(2, 1),
+        padding=((1, 2), (0, 3)),
+        rhs_dilation=(2, 1),
+    ),
+    "depthwise": case((1, 18, 18, 64), (3, 3, 1, 64), SHIFTS, feature_group_count=64),
+    "depthwise, two for each, channels first": case(
+        (1, 32, 18, 18), (64, 1, 3, 3), SHIFTS, layout=FIRST, feature_group_count=32
+    ),
+    "two groups": case((1, 8, 8, 64), (3, 3, 32, 64), {"few-groups-apart": 1}, feature_group_count=2),
+    "many groups": case((1, 10, 10, 64), (3, 3, 8, 64), {}, feature_group_count=8),
+    "holes in the image": case(
+        (1, 9, 9, 16), (3, 3, 16, 16), {}, padding=((0, 0), (0, 0)), lhs_dilation=(2, 2)
+    ),
+}
+
+
+def test_every_form_gives_the_same_bits() -> None:
+    graphs = check_cases(CASES)
+    assert [node.op for node in graphs["channels first"]] == [
+        *("transpose", "jit", "transpose", "jit"),
+        *("conv_general_dilated", "optimization_barrier", "transpose"),
+    ]
+
+
+def test_extreme_sums_are_exact() -> None:
+    worst = case((1, 20, 20, 64), (8, 8, 1, 64), SHIFTS, feature_group_count=64)
+    x, kernel = jnp.full_like(worst.args[0], -128), jnp.full_like(worst.args[1], -128)
+    flat = jax.jit(lambda *a: (worst.fun(*a), lepton.optimize(worst.fun, worst.passes)(*a)))
+    before, after = flat(x, kernel)
+    np.testing.assert_array_equal(before, after)
+    assert int(before.max()) == 64 * 128 * 128
+
+
+def test_other_targets_and_dtypes_are_left_alone() -> None:
+    assert lowered(case((1, 32, 8, 8), (32, 32, 3, 3), {}, layout=FIRST, target="gpu"))[1] == {}
+    plain = case((1, 32, 8, 8), (32, 32, 3, 3), {}, layout=FIRST)
+    wide = tuple(a.astype(jnp.int32) for a in plain.args)
+    assert lowered(Case(plain.fun, wide, {}, passes="integer-convolution"))[1] == {}
+
+
+def test_channels_first_stay_on_the_fast_path() -> None:
+    """XLA would take the transposes into the convolution and widen its kernel."""
+
+    def net(kernel: Any, x: Any) -> Any:
+        for _ in range(2):
+            images = lax.round(x).astype(jnp.int8)
+            y = lax.conv_general_dilated(
+                images, kernel, (1, 1), "SAME", dimension_numbers=FIRST, preferred_element_type=jnp.int32
+            )
+            x = jnp.maximum(y.astype(jnp.float32) * 0.001, 0)
+        return x
+
+    f: Any = lepton.optimize(net, "inline,integer-convolution", params=0)
+    args = int8(32, 32, 3, 3), int8(1, 32, 14, 14).astype(jnp.float32)
+    prepared = f.prepare(*args)
+    compiled = f.jit_of(prepared).lower(prepared, args[1]).compile()
+    assert "s32[3,3,32,32]" not in compiled.as_text() and "s32[32,32,3,3]" not in compiled.as_text()
+    np.testing.assert_allclose(compiled(prepared, args[1]), net(*args), 1e-6)

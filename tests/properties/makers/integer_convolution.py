@@ -1,0 +1,152 @@
+"""Convolutions of int8 numbers in the form that is fast on CPU."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from tests.properties._draw import TAME, Draw, Maker, Makers, P, Program
+
+PASS: Final = "integer-convolution"
+
+_ROWS: Final = ("NHWC", "HWIO", "NHWC")
+_PLANES: Final = ("NCHW", "OIHW", "NCHW")
+_LAYOUTS: Final = (_PLANES, ("NHWC", "HWIO", "NCHW"), ("NCHW", "HWIO", "NHWC"), ("NHWC", "OIHW", "NHWC"))
+
+Shape = tuple[int, ...]
+
+
+def _program(
+    x: Shape, kernel: Shape, *, layout: tuple[str, str, str] = _ROWS, dtype: str = "int8", **params: Any
+) -> Program:
+    """A convolution of an image NHWC with a kernel HWIO, both laid out as the layout says."""
+    into: Any = [x["NHWC".index(c)] for c in layout[0]], [kernel["HWIO".index(c)] for c in layout[1]]
+    how: Any = {"window_strides": (1, 1), "padding": "SAME", **params}
+
+    def fun(x: Any, kernel: Any) -> Any:
+        return lax.conv_general_dilated(
+            x, kernel, dimension_numbers=layout, preferred_element_type=jnp.int32, **how
+        )
+
+    return P(
+        fun,
+        *(jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype)) for shape in into),
+        flavours=(*TAME, "extreme"),
+    )
+
+
+def _padding(d: Draw) -> Any:
+    return d.pick("SAME", "VALID", ((1, 2), (0, 3)), ((2, -1), (1, 1)))
+
+
+def _other_layout(d: Draw) -> Program:
+    return _program(
+        (d.size(1, 3), 9, 10, 32),
+        (d.size(2, 3), 3, 32, 32),
+        layout=d.pick(*_LAYOUTS),
+        padding=_padding(d),
+        window_strides=(1, d.pick(1, 2)),
+        rhs_dilation=(d.pick(1, 2), 1),
+    )
+
+
+def _few_channels(d: Draw) -> Program:
+    channels = d.pick(1, 3, 8, 16)
+    strides = (1, 1) if channels < 5 else (d.pick(1, 2), 1)
+    kernel = (3, d.size(2, 3), channels, 64)
+    return _program(
+        (2, 18, 20, channels),
+        kernel,
+        padding=_padding(d),
+        window_strides=strides,
+        rhs_dilation=(1, d.pick(1, 2)),
+    )
+
+
+def _few_groups(d: Draw) -> Program:
+    groups = d.whole(2, 4)
+    return _program(
+        (d.size(1, 3), 8, 9, 32 * groups),
+        (3, d.size(2, 3), 32, 16 * groups),
+        padding=_padding(d),
+        feature_group_count=groups,
+    )
+
+
+def _depthwise(d: Draw) -> Program:
+    channels, times = d.pick(32, 48), d.pick(1, 2)
+    return _program(
+        (1, 20, 24, channels),
+        (3, 3, 1, channels * times),
+        padding=_padding(d),
+        layout=d.pick(_ROWS, _PLANES),
+        window_strides=(1, d.pick(1, 2)),
+        feature_group_count=channels,
+    )
+
+
+def _one_tap(d: Draw) -> Program:
+    stride = d.pick(1, 2)
+    return _program(
+        (2, 12, 13, 64), (1, 1, 64, 48), padding=d.pick("VALID", "SAME"), window_strides=(stride, stride)
+    )
+
+
+def _stem(d: Draw) -> Program:
+    channels = d.whole(1, 4)
+    return _program(
+        (1, d.whole(28, 31), d.whole(28, 31), channels),
+        (d.whole(5, 8), d.whole(5, 8), channels, 64),
+        padding=_padding(d),
+        window_strides=(2, 2),
+    )
+
+
+MAKERS: Final[Makers] = {
+    "channels-last": (_other_layout, _other_layout),
+    "few-channels-as-product": (_few_channels, _few_channels),
+    "few-groups-apart": (_few_groups,),
+    "integer-depthwise-as-shifts": (_depthwise,),
+    "integer-pointwise-as-dot": (_one_tap,),
+    "stem-by-space-to-depth": (_stem, _stem),
+}
+
+
+def _stays(x: Shape, kernel: Shape, **params: Any) -> Maker:
+    return lambda d: _program(x, kernel, **params)
+
+
+_SMALL: Final[tuple[Shape, Shape]] = (1, 12, 12, 32), (3, 3, 32, 32)
+
+ALIKE: Final[Makers] = {
+    "channels-last": (
+        _stays(*_SMALL),
+        _stays(*_SMALL, layout=_PLANES, dtype="int16"),
+        _stays((1, 4, 4, 32), (3, 3, 32, 4), layout=_PLANES),
+    ),
+    "few-channels-as-product": (
+        _stays((1, 12, 12, 17), (3, 3, 17, 64)),
+        _stays((1, 24, 24, 16), (4, 4, 16, 16)),
+        _stays((1, 32, 32, 3), (3, 3, 3, 32), window_strides=(2, 2)),
+    ),
+    "few-groups-apart": (
+        _stays((1, 10, 10, 64), (3, 3, 8, 64), feature_group_count=8),
+        _stays((1, 16, 16, 32), (3, 3, 16, 32), feature_group_count=2),
+    ),
+    "integer-depthwise-as-shifts": (
+        _stays((1, 18, 18, 64), (3, 3, 2, 64), feature_group_count=32),
+        _stays((1, 18, 18, 1), (3, 3, 1, 64)),
+    ),
+    "integer-pointwise-as-dot": (
+        _stays((2, 12, 12, 64), (2, 1, 64, 48)),
+        _stays((2, 12, 12, 64), (1, 1, 64, 48), padding=((1, 0), (0, 0))),
+    ),
+    "stem-by-space-to-depth": (
+        _stays((1, 32, 32, 3), (7, 4, 3, 32), window_strides=(2, 2)),
+        _stays((1, 32, 32, 5), (7, 7, 5, 32), window_strides=(2, 2)),
+        _stays((1, 32, 32, 3), (7, 7, 3, 32), window_strides=(2, 1)),
+    ),
+}

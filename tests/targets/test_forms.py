@@ -1,0 +1,62 @@
+"""Forms of products: what is chosen where, and the benchmark that they are read off."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lepton_jax.targets.forms import LEAST_WEIGHT, Form, form_by_columns, product_form
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("case", "by_rows", "form"),
+    [
+        (("cpu", "int8", 1), True, Form("turned", 4)),
+        (("cpu", "int8", 64), True, Form("turned", 64)),
+        (("cpu", "int8", 65), True, Form("rows", 65)),
+        (("cpu", "int8", 1), False, Form("plain", 4)),
+        (("cpu", "int8", 2), False, None),
+        (("cpu", "bfloat16", 3), True, None),
+        (("cpu", "float32", 1), True, Form("turned", 1)),
+        (("cpu", "float32", 33), True, None),
+        (("cpu", "float32", 1), False, None),
+        (("cpu", "float8_e4m3fn", 1), True, None),
+        (("gpu", "int8", 1), True, Form("rows", 1)),
+        (("gpu", "float8_e4m3fn", 4096), True, Form("rows", 4096)),
+        (("gpu", "float8_e4m3fn", 4096), False, None),
+        (("gpu", "bfloat16", 16), True, None),
+        (("tpu", "int8", 16), True, None),
+    ],
+)
+def test_forms(case: tuple[str, str, int], by_rows: bool, form: Form | None) -> None:
+    assert product_form(*case, 4096, 4096, by_rows=by_rows) == form
+
+
+def test_what_is_small_or_empty_is_left_alone() -> None:
+    side = int(LEAST_WEIGHT**0.5)
+    assert product_form("cpu", "int8", 1, side, side, by_rows=True) is not None
+    assert product_form("cpu", "int8", 1, side, side - 1, by_rows=True) is None
+    assert product_form("cpu", "int8", 0, side, side, by_rows=True) is None
+    assert product_form("cpu", "int8", 64, 4096, 10, by_rows=True) == Form("rows", 64)
+    assert form_by_columns("cpu", "int8", 2, side, side) == Form("turned", 4)
+    assert form_by_columns("cpu", "float32", 2, side, side) is None
+    assert form_by_columns("gpu", "int8", 2, side, side) is None
+
+
+def test_the_benchmark_prints_its_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("forms_benchmark", ROOT / "benchmarks" / "forms.py")
+    assert spec is not None and spec.loader is not None
+    benchmark: Any = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    benchmark.main(["--quick", "--only", "layers", "--json", str(tmp_path / "forms.json")])
+    kept = json.loads((tmp_path / "forms.json").read_text(encoding="utf-8"))["layers"]
+    assert kept.keys() == {"1 rows", "16 rows"}
+    for row in kept.values():
+        assert row.keys() >= {"float32", "static", "dynamic", "products alone"} and min(row.values()) > 0
+    assert "| 16 rows |" in capsys.readouterr().out

@@ -1,0 +1,199 @@
+"""`prepare`, `apply` and `compile`: programs cut at their binding time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+
+import lepton_jax as lepton
+from lepton_jax import CalibrationError, PrepareError, UsageError
+
+PARAMS = {"w": np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4), "b": np.ones(4, np.float32)}
+X = np.linspace(-2, 2, 6, dtype=np.float32).reshape(2, 3)
+
+
+def forward(params: Any, x: Any) -> Any:
+    return jnp.tanh(x @ jnp.sin(params["w"]) + params["b"])
+
+
+def close(left: Any, right: Any) -> None:
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-5, atol=1e-6)
+
+
+# prepare and apply
+
+
+def test_prepare_keeps_what_apply_needs() -> None:
+    f = lepton.optimize(forward, params="params")
+    prepared = f.prepare(PARAMS, X)
+    assert list(prepared) == ["params/b", "params/w"]
+    close(prepared["params/w"], np.sin(PARAMS["w"]))
+    assert prepared.nbytes == 16 * 4 and len(prepared) == 2
+    close(f.apply(prepared, X), forward(PARAMS, X))
+    close(f.apply(prepared, x=X), forward(PARAMS, X))
+    close(f.apply(prepared, np.ones((5, 3), np.float32)), forward(PARAMS, np.ones((5, 3), np.float32)))
+
+
+def test_parameters_alone_are_enough_after_a_call() -> None:
+    f = lepton.optimize(lambda params, x: forward(params, x) * 2, params="params")
+    with pytest.raises(PrepareError, match="call the function once before, or give a sample"):
+        f.prepare(PARAMS)
+    f(PARAMS, X)
+    close(f.apply(f.prepare(PARAMS), X), f(PARAMS, X))
+    close(f.apply(f.prepare(params=PARAMS), X), f(PARAMS, X))
+    with pytest.raises(PrepareError, match="or a whole call"):
+        f.prepare(PARAMS, X, X)
+
+
+def test_parameters_may_stand_anywhere() -> None:
+    def f(x: Any, w: Any, flag: bool, *, b: Any) -> Any:
+        return x @ jnp.sin(w) + b if flag else x
+
+    g = lepton.optimize(f, params=("w", "b"), static_argnums=2)
+    prepared = g.prepare(X, PARAMS["w"], True, b=PARAMS["b"])
+    close(g.apply(prepared, X, True), f(X, PARAMS["w"], True, b=PARAMS["b"]))
+    h = lepton.optimize(lambda x, w: x @ jnp.sin(w), params=1)
+    close(h.apply(h.prepare(X, PARAMS["w"]), X), X @ np.sin(PARAMS["w"]))
+
+
+def test_prepared_parameters_are_a_pytree_that_transformations_take() -> None:
+    f = lepton.optimize(forward, params="params")
+    prepared = f.prepare(PARAMS, jax.ShapeDtypeStruct(X.shape, X.dtype))
+    close(jax.jit(f.apply)(prepared, X), forward(PARAMS, X))
+    close(jax.vmap(f.apply, (None, 0))(prepared, X[None]), forward(PARAMS, X)[None])
+    gradient = jax.grad(lambda x: f.apply(prepared, x).sum())(X)
+    close(gradient, jax.grad(lambda x: forward(PARAMS, x).sum())(X))
+    moved = jax.tree.map(lambda a: a + 0, prepared)
+    close(f.apply(moved, X), forward(PARAMS, X))
+    exported = jax.export.export(
+        jax.jit(lambda *arrays: f.apply(prepared.with_arrays(arrays[:-1]), arrays[-1]))
+    )
+    close(exported(*prepared.arrays, X).call(*prepared.arrays, X), forward(PARAMS, X))
+
+
+def test_wrong_use_is_named() -> None:
+    f = lepton.optimize(forward, params="params")
+    with pytest.raises(PrepareError, match="apply takes what prepare returned, not dict"):
+        f.apply(PARAMS, X)  # type: ignore[arg-type]
+    with pytest.raises(PrepareError, match="not their shapes"):
+        f.prepare(jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), PARAMS), X)
+    with pytest.raises(PrepareError, match="say which arguments are parameters"):
+        lepton.optimize(forward).prepare(PARAMS, X)
+    with pytest.raises(ValueError, match="'weights' matches none of the arrays params/b, params/w, x"):
+        lepton.optimize(forward, params="weights")(PARAMS, X)
+    with pytest.raises(ValueError, match="there is no argument 3, the call has 2"):
+        lepton.optimize(forward, params=3)(PARAMS, X)
+    with pytest.raises(PrepareError, match="only a part of the argument 'params'"):
+        lepton.optimize(forward, params="params/w").prepare(PARAMS, X)
+    with pytest.raises(KeyError, match="'c' is not among the prepared arrays params/b, params/w"):
+        f.prepare(PARAMS, X)["c"]
+
+
+def test_parameters_prepared_for_another_program_are_refused() -> None:
+    def f(w: Any, x: Any) -> Any:
+        return x @ (jnp.sin(w) if x.shape[0] > 2 else jnp.cos(w))
+
+    g = lepton.optimize(f, params="w")
+    prepared = g.prepare(PARAMS["w"], X)
+    with pytest.raises(PrepareError, match="prepared for arguments of other shapes"):
+        g.apply(prepared, np.ones((3, 3), np.float32))
+
+
+# compile
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.norm = nnx.BatchNorm(3, rngs=rngs)
+        self.layers = nnx.List([nnx.Linear(3, 3, rngs=rngs)])
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.dropout(self.norm(self.layers[0](x)))
+
+    def double(self, x: Any) -> Any:
+        return 2 * self(x)
+
+
+def test_compile_takes_functions_and_modules() -> None:
+    module = Block(nnx.Rngs(0))
+    with pytest.raises(PrepareError, match=r"changes the module's .*: call module.eval\(\)"):
+        lepton.compile(module, X)
+    module.eval()  # type: ignore[no-untyped-call]
+    mlp = equinox.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+    dense = linen.Dense(4)
+    variables = dense.init(jax.random.key(0), X)
+    cases: list[tuple[tuple[Any, ...], Callable[[Any], Any], Any]] = [
+        ((forward, PARAMS, X), lambda x: forward(PARAMS, x), X),
+        ((module, X), module, X),
+        ((module.double, X), module.double, X),
+        ((mlp, X[0]), mlp, X[0]),
+        ((dense, variables, X), lambda x: dense.apply(variables, x), X),
+    ]
+    for args, expected, x in cases:
+        model = lepton.compile(*args)
+        close(model(x), expected(x))
+        assert model.nbytes == sum(array.nbytes for array in model.params.arrays)
+
+
+def test_a_model_is_a_pytree_with_a_report() -> None:
+    model = lepton.compile(forward, PARAMS, X)
+    close(jax.jit(lambda m, x: m(x))(model, X), forward(PARAMS, X))
+    report = model.report()
+    assert (report.bytes_before, report.bytes_after) == (64, 64)
+    assert "64 bytes became 64 (1.000×)" in str(report) and "params/w" in str(report)
+    lowered = model.jit.lower(model.params, X)
+    assert "sine" not in lowered.as_text()
+    assert "forward" in repr(model) and "64 bytes" in repr(model)
+
+
+def test_what_compile_cannot_take_is_named() -> None:
+    with pytest.raises(TypeError, match="expects a function or a module, not int"):
+        lepton.compile(3)
+    with pytest.raises(TypeError, match="the parameters are missing"):
+        lepton.compile(forward)
+
+
+# calibration
+
+
+def test_calibration_that_cannot_be_used_is_named() -> None:
+    passes = "default,quantize{activations=static}"
+    with pytest.raises(UsageError, match="needs calibration"):
+        lepton.compile(forward, PARAMS, X, passes=passes)
+    wrong: list[tuple[Any, str]] = [
+        ([], "calibration is empty"),
+        ([X, X[:, :2]], "calibration batch 1 does not fit the function"),
+        ([X * np.nan], "params/w: calibration saw 6 NaN"),
+    ]
+    for batches, message in wrong:
+        with pytest.raises(CalibrationError, match=message):
+            lepton.compile(forward, PARAMS, X, passes=passes, calibration=batches)
+    with pytest.raises(CalibrationError, match="no pass needs calibration"):
+        lepton.compile(forward, PARAMS, X, calibration=[X])
+
+
+def test_batches_of_several_shapes_and_loops_are_calibrated_together() -> None:
+    ws = np.stack([np.eye(3, dtype=np.float32) * 2, np.eye(3, dtype=np.float32) * 3])
+
+    def f(ws: Any, x: Any) -> Any:
+        return jax.lax.scan(lambda h, w: (h @ w, None), x, ws)[0]
+
+    model = lepton.compile(
+        f,
+        ws,
+        X,
+        passes="default,quantize{activations=static}",
+        calibration=[X, (np.ones((1, 3), np.float32) * 5,)],
+    )
+    scales = next(array for array in model.params.values() if array.shape == (2,))
+    close(scales * 127, np.array([5.0, 10.0]))
+    np.testing.assert_allclose(model(X), f(ws, X), atol=0.2)
