@@ -12,8 +12,8 @@ import jax
 from lepton_jax._calibrate import Calibration
 from lepton_jax._inputs import Inputs, argument_names, name_inputs
 from lepton_jax._options import Options, StaticArguments
-from lepton_jax._prepared import Form, Prepared, PrepareError, kind_of
-from lepton_jax._stage import Program, dynamic_leaves, forget_tracers, manager_for, trace_call
+from lepton_jax._prepared import Form, Prepared, PrepareError
+from lepton_jax._stage import Program, dynamic_leaves, forget_tracers, kind_of, manager_for, trace_call
 from lepton_jax.ir import _jax
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.split import Split, split

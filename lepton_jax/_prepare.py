@@ -110,13 +110,7 @@ class Preparer:
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """A whole call: parameters that come alone are completed by the shapes of the latest call."""
-        try:
-            inspect.signature(self._fun).bind(*args, **kwargs)
-        except TypeError:
-            pass
-        except ValueError:
-            return args, kwargs
-        else:
+        if _is_whole(self._fun, args, kwargs):
             return args, kwargs
         if self._call is None:
             raise PrepareError(
@@ -163,21 +157,22 @@ class Preparer:
         return moved
 
     def _apply(self, prepared: Prepared, *args: Any, **kwargs: Any) -> Any:
-        rest = iter(args)
-        form = prepared.form
-        given = {
-            name: (i, tree) for (name, i), tree in zip(form.arguments, form.arguments_given(), strict=True)
-        }
-        by_place = {i: tree for i, tree in given.values() if i is not None}
-        named = {**kwargs, **{name: tree for name, (i, tree) in given.items() if i is None}}
-        whole: list[Any] = []
-        while True:
-            if len(whole) in by_place:
-                whole.append(by_place[len(whole)])
-                continue
-            try:
-                whole.append(next(rest))
-            except StopIteration:
-                break
+        form, whole, named = prepared.form, list(args), dict(kwargs)
+        for (name, place), tree in zip(form.arguments, form.arguments_given(), strict=True):  # by place
+            if place is None or place > len(whole):  # what stands before it is given by name
+                named[name] = tree
+            else:
+                whole.insert(place, tree)
         bound = self.bound(whole, named, form)
         return apply_bound(bound, prepared, late_leaves(bound, self._static, whole, named))
+
+
+def _is_whole(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether these are all the arguments that a function wants, as far as it says what it wants."""
+    try:
+        inspect.signature(fun).bind(*args, **kwargs)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        return True
+    return True

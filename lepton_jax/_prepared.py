@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from lepton_jax._stage import kind_of
 from lepton_jax.rewrite import UsageError
 
 
@@ -52,10 +53,9 @@ class Prepared(Mapping[str, jax.Array]):
         self.form = form
 
     def __getitem__(self, name: str) -> Any:
-        return self._arrays[self.form.names.index(name)] if name in self.form.names else self._missing(name)
-
-    def _missing(self, name: str) -> Any:
-        raise KeyError(f"{name!r} is not among the prepared arrays {', '.join(self.form.names)}")
+        if name not in self.form.names:
+            raise KeyError(f"{name!r} is not among the prepared arrays {', '.join(self.form.names)}")
+        return self._arrays[self.form.names.index(name)]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.form.names)
@@ -90,11 +90,7 @@ class Prepared(Mapping[str, jax.Array]):
         return f"Prepared({len(self)} arrays, {', '.join(self.form.names)})"
 
 
-def kind_of(leaf: Any) -> tuple[Any, Any, bool]:
-    aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
-    return tuple(aval.shape), aval.dtype, bool(getattr(aval, "weak_type", False))
-
-
-def shape_of(leaf: Any) -> Any:
+def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    """An array without what is in it."""
     shape, dtype, weak = kind_of(leaf)
     return jax.ShapeDtypeStruct(shape, dtype, weak_type=weak)

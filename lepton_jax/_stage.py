@@ -118,12 +118,13 @@ def call_key(static: StaticArguments, args: Sequence[Any], kwargs: Mapping[str, 
             {k: v for k, v in kwargs.items() if k not in static.names},
         )
     )
-    return (tuple(fixed), tree, tuple(map(_type, leaves)), _jax.x64_enabled())
+    return (tuple(fixed), tree, tuple(map(kind_of, leaves)), _jax.x64_enabled())
 
 
-def _type(leaf: Any) -> Any:
-    aval = jax.typeof(leaf) if not isinstance(leaf, jax.ShapeDtypeStruct) else leaf
-    return (aval.shape, aval.dtype, getattr(aval, "weak_type", False))
+def kind_of(leaf: Any) -> tuple[Any, Any, bool]:
+    """The shape, dtype and weak type of an array, a number or a `jax.ShapeDtypeStruct`."""
+    aval = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    return aval.shape, aval.dtype, getattr(aval, "weak_type", False)
 
 
 def stage(

@@ -61,7 +61,10 @@ def test_parameters_may_stand_anywhere() -> None:
     prepared = g.prepare(X, PARAMS["w"], True, b=PARAMS["b"])
     close(g.apply(prepared, X, True), f(X, PARAMS["w"], True, b=PARAMS["b"]))
     h = lepton.optimize(lambda x, w: x @ jnp.sin(w), params=1)
-    close(h.apply(h.prepare(X, PARAMS["w"]), X), X @ np.sin(PARAMS["w"]))
+    prepared = h.prepare(X, PARAMS["w"])
+    close(h.apply(prepared, X), X @ np.sin(PARAMS["w"]))
+    named = lepton.optimize(h.__wrapped__, params="w")
+    close(named.apply(named.prepare(X, PARAMS["w"]), x=X), X @ np.sin(PARAMS["w"]))
 
 
 def test_prepared_parameters_are_a_pytree_that_transformations_take() -> None:

@@ -15,10 +15,10 @@ into an error that names the place. Integers and wide floats are observed in flo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, ClassVar, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -235,7 +235,24 @@ class Percentile(_HistogramObserver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanSquaredError(_HistogramObserver):
+class _Searching(_HistogramObserver):
+    """What observers have in common that try ranges and keep the best."""
+
+    candidates: int
+    _search: ClassVar[Callable[..., Range]]
+
+    def _range(self, state: Counts, scheme: Scheme) -> Range:
+        return type(self)._search(
+            state.histogram,
+            (state.seen.low, state.seen.high),
+            rounding_of(scheme),
+            symmetric=scheme.symmetric,
+            candidates=self.candidates,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanSquaredError(_Searching):
     """The range with the least expected squared rounding error in the scheme's format. State: `Counts`.
 
     As in Banner et al., "Post Training 4-bit Quantization of Convolutional Networks" (2019), but over the
@@ -246,19 +263,11 @@ class MeanSquaredError(_HistogramObserver):
     """
 
     candidates: int = 100
-
-    def _range(self, state: Counts, scheme: Scheme) -> Range:
-        return least_squares(
-            state.histogram,
-            (state.seen.low, state.seen.high),
-            rounding_of(scheme),
-            symmetric=scheme.symmetric,
-            candidates=self.candidates,
-        )
+    _search = staticmethod(least_squares)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entropy(_HistogramObserver):
+class Entropy(_Searching):
     """The range that keeps most information, as TensorRT calibrates. State: `Counts`.
 
     The least Kullback-Leibler divergence of the rounded from the original distribution: Migacz, "8-bit
@@ -270,15 +279,7 @@ class Entropy(_HistogramObserver):
 
     bins: int = 8192
     candidates: int = 128
-
-    def _range(self, state: Counts, scheme: Scheme) -> Range:
-        return least_divergence(
-            state.histogram,
-            (state.seen.low, state.seen.high),
-            rounding_of(scheme),
-            symmetric=scheme.symmetric,
-            candidates=self.candidates,
-        )
+    _search = staticmethod(least_divergence)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from lepton_jax.ir.graph import Graph
 from lepton_jax.ir.paths import choose, matches
 from lepton_jax.numerics.formats import get_format
 from lepton_jax.numerics.observers import get_observer
-from lepton_jax.passes.quantize._quantize.choice import Plan, Settings, plan
+from lepton_jax.passes.quantize._quantize.choice import Plan, plan
 from lepton_jax.passes.quantize._quantize.observing import Known, observe, seen
 from lepton_jax.passes.quantize._quantize.sites import OPS, WeightUse, weight_uses
 from lepton_jax.rewrite import Pass, PassContext, Site, UsageError, rewrite
@@ -103,24 +103,6 @@ class Quantize(Pass):
             raise ValueError("group, least, skip_first and skip_last cannot be negative")
         re.compile(self.scope or "")
 
-    @property
-    def settings(self) -> Settings:
-        """How weights and activations are quantised."""
-        return Settings(
-            weights=self.weights,
-            activations=self.activations,
-            activation_format=self.activation_format,
-            group=self.group,
-            symmetric=self.symmetric,
-            per=self.per,
-            rows=self.rows,
-            search=self.search,
-            method=self.method,
-            balance=self.balance,
-            observer=self.observer,
-            store=self.store,
-        )
-
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Quantise what is selected, in program order."""
         if not ctx.params:
@@ -133,7 +115,7 @@ class Quantize(Pass):
         selected = [use for use, reason in zip(uses, reasons, strict=True) if reason is None]
         if uses and not selected and not any(site.done for site in ctx.sites):
             raise UsageError(f"{self} selects nothing: {uses[0].name} is left because {reasons[0]}")
-        plans = [plan(use, selected, self.settings, ctx) for use in selected]
+        plans = [plan(use, selected, self, ctx) for use in selected]
         known: Known = {}
         for use, found in zip(selected, plans, strict=True):
             left = found if isinstance(found, str) else self._quantize(use, found, known, ctx)

@@ -193,8 +193,26 @@ def _bits(node: Node, step: Step) -> list[Solved]:
 
 
 def _joint(node: Node, step: Step) -> list[Solved]:
-    scan = Scan(node)
     rule = rule_of(step)
+    init, values, static = _coupled(node, step)
+    parts = write_before(rewrite(joint_coefficients, *values, **static), node, rule)
+    made = rewrite(joint, *init, *parts, *values, reverse=node.params["reverse"], **static)
+    return _finished(write_before(made, node, rule), parts)
+
+
+def _paths(node: Node, step: Step) -> list[Solved]:
+    rule = rule_of(step)
+    init, values, static = _coupled(node, step)
+    parts = write_before(rewrite(path_coefficients, *values, kind=step.op, **static), node, rule)
+    solution = rewrite(
+        along_paths, *init, *parts, layout=step.layout, reverse=node.params["reverse"], kind=step.op
+    )
+    return _finished(write_before(solution, node, rule), parts)
+
+
+def _coupled(node: Node, step: Step) -> tuple[list[Value], list[Value], dict[str, Any]]:
+    """Of a step of several carries: their first values, what it reads besides, and how it makes them."""
+    scan = Scan(node)
     carries = [carry for carry, _ in step.pairs]
     piece, leaves = cut(scan.body, [new for _, new in step.pairs])
     values, mapped = scan.fed([leaf for leaf in leaves if leaf not in carries])
@@ -205,34 +223,7 @@ def _joint(node: Node, step: Step) -> list[Solved]:
         "carries": tuple(map(leaves.index, carries)),
         "layout": step.layout,
     }
-    parts = write_before(rewrite(joint_coefficients, *values, **static), node, rule)
-    init = [scan.init[scan.carries.index(carry)] for carry in carries]
-    made = rewrite(joint, *init, *parts, *values, reverse=node.params["reverse"], **static)
-    return _finished(write_before(made, node, rule), parts)
-
-
-def _paths(node: Node, step: Step) -> list[Solved]:
-    scan = Scan(node)
-    rule = rule_of(step)
-    carries = [carry for carry, _ in step.pairs]
-    piece, leaves = cut(scan.body, [new for _, new in step.pairs])
-    values, mapped = scan.fed([leaf for leaf in leaves if leaf not in carries])
-    made = rewrite(
-        path_coefficients,
-        *values,
-        piece=piece,
-        mapped=mapped,
-        length=scan.length,
-        carries=tuple(map(leaves.index, carries)),
-        layout=step.layout,
-        kind=step.op,
-    )
-    parts = write_before(made, node, rule)
-    init = [scan.init[scan.carries.index(carry)] for carry in carries]
-    solution = rewrite(
-        along_paths, *init, *parts, layout=step.layout, reverse=node.params["reverse"], kind=step.op
-    )
-    return _finished(write_before(solution, node, rule), parts)
+    return [scan.init[scan.carries.index(carry)] for carry in carries], values, static
 
 
 def _triples(values: list[Value]) -> list[Solved]:

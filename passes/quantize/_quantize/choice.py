@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -20,25 +20,10 @@ from lepton_jax.passes.quantize._quantize.sites import WeightUse
 from lepton_jax.passes.quantize._quantize.weights import Storage
 from lepton_jax.rewrite import PassContext
 
+if TYPE_CHECKING:
+    from lepton_jax.passes.quantize.quantize import Quantize
+
 _LAYOUT: Final = MatrixLayout()
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the pass was told: see `Quantize`."""
-
-    weights: str
-    activations: Literal["none", "dynamic", "static"]
-    activation_format: str | None
-    group: int
-    symmetric: bool
-    per: Literal["channel", "tensor"]
-    rows: Literal["row", "tensor"]
-    search: Literal["absmax", "mse"]
-    method: Literal["round", "hqq", "gptq"]
-    balance: Literal["none", "smoothquant", "awq"]
-    observer: str
-    store: Literal["auto", "small", "fast"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +47,7 @@ class Plan:
     remark: str = ""
 
 
-def plan(use: WeightUse, uses: Sequence[WeightUse], settings: Settings, ctx: PassContext) -> Plan | str:
+def plan(use: WeightUse, uses: Sequence[WeightUse], settings: Quantize, ctx: PassContext) -> Plan | str:
     """How a use of a weight is quantised, or why it cannot be.
 
     Args:
@@ -71,7 +56,7 @@ def plan(use: WeightUse, uses: Sequence[WeightUse], settings: Settings, ctx: Pas
     return _PLANS[use.node.op](use, uses, settings, ctx)
 
 
-def _scheme(settings: Settings, rank: int, shared: tuple[int, ...], axis: int | None) -> Scheme:
+def _scheme(settings: Quantize, rank: int, shared: tuple[int, ...], axis: int | None) -> Scheme:
     """The scheme of a weight.
 
     Args:
@@ -92,7 +77,7 @@ def _scheme(settings: Settings, rank: int, shared: tuple[int, ...], axis: int | 
     )
 
 
-def _words(storage: Storage, settings: Settings, activations: Scheme | None) -> str:
+def _words(storage: Storage, settings: Quantize, activations: Scheme | None) -> str:
     scheme = storage.scheme
     share = f"groups of {scheme.group_sizes[0]}" if scheme.group_sizes else f"per {settings.per}"
     words = f"{scheme.fmt.name}, {share}" + ("" if scheme.symmetric else ", affine")
@@ -100,19 +85,19 @@ def _words(storage: Storage, settings: Settings, activations: Scheme | None) -> 
     return words if activations is None else f"{words}; activations {activations.fmt}, {settings.activations}"
 
 
-def _activations(settings: Settings, shared: tuple[int, ...]) -> Scheme:
+def _activations(settings: Quantize, shared: tuple[int, ...]) -> Scheme:
     """The scheme of activations: a scale for each row, whose axes are shared, or one for all."""
     whole = settings.rows == "tensor" or settings.activations == "static"
     return Scheme(_activation_format(settings), shared=None if whole else shared)
 
 
-def _activation_format(settings: Settings) -> Format:
+def _activation_format(settings: Quantize) -> Format:
     form = get_format(settings.weights)
     default = "int8" if form.kind == "integer" else form.name
     return get_format(settings.activation_format or default)
 
 
-def _why_not_codes(scheme: Scheme, settings: Settings) -> str | None:
+def _why_not_codes(scheme: Scheme, settings: Quantize) -> str | None:
     """Why activations are not quantised with such weights."""
     if settings.activations == "none":
         return "only weights"
@@ -127,14 +112,14 @@ def _why_not_codes(scheme: Scheme, settings: Settings) -> str | None:
 
 
 def _storage(
-    scheme: Scheme, settings: Settings, reason: str | None, layout: MatrixLayout = _LAYOUT
+    scheme: Scheme, settings: Quantize, reason: str | None, layout: MatrixLayout = _LAYOUT
 ) -> Storage:
     """How a weight is kept: packed if that was asked for, or if its codes are decoded in any case."""
     packed = settings.store == "small" or (settings.store == "auto" and reason is not None)
     return Storage(scheme, packed, settings.method, layout)
 
 
-def _remark(storage: Storage, settings: Settings, reason: str | None, ctx: PassContext) -> str:
+def _remark(storage: Storage, settings: Quantize, reason: str | None, ctx: PassContext) -> str:
     """What the user should know of how a weight is kept, and of inputs that stay in floats."""
     bits = storage.scheme.fmt.bits
     if reason is None:
@@ -146,7 +131,7 @@ def _remark(storage: Storage, settings: Settings, reason: str | None, ctx: PassC
     return ""
 
 
-def _dot(use: WeightUse, uses: Sequence[WeightUse], settings: Settings, ctx: PassContext) -> Plan | str:
+def _dot(use: WeightUse, uses: Sequence[WeightUse], settings: Quantize, ctx: PassContext) -> Plan | str:
     node, side = use.node, use.side
     dims = node.params["dimension_numbers"]
     contracted, batch = dims[0][side], dims[1][side]
@@ -203,7 +188,7 @@ def _same_input(use: WeightUse, uses: Sequence[WeightUse]) -> list[WeightUse]:
 
 
 def _convolution(
-    use: WeightUse, uses: Sequence[WeightUse], settings: Settings, ctx: PassContext
+    use: WeightUse, uses: Sequence[WeightUse], settings: Quantize, ctx: PassContext
 ) -> Plan | str:
     node = use.node
     if use.side != 1:
@@ -259,7 +244,7 @@ def _conv_hessian(use: WeightUse, params: tuple[tuple[str, Any], ...]) -> Hessia
     return HessianSeen((), (), size, batches, (shape, tuple({**known, "groups": groups}.items())))
 
 
-def _table(use: WeightUse, uses: Sequence[WeightUse], settings: Settings, ctx: PassContext) -> Plan | str:
+def _table(use: WeightUse, uses: Sequence[WeightUse], settings: Quantize, ctx: PassContext) -> Plan | str:
     node = use.node
     axis = tables.indexed_axis(node)
     if axis is None:
