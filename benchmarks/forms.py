@@ -1,6 +1,6 @@
 """Which form of a product or of a convolution is fast here.
 
-    python benchmarks/forms.py [--quick] [--only products|convolutions|maxima|layers] [--json FILE]
+    python benchmarks/forms.py [--quick] [--only TABLE] [--json FILE]
 
 Times of forms of the same computation, run in turn, the least of several runs, in milliseconds; `chosen` is
 what the passes `integer-convolution` and `products` make of the plain form when the weight is a parameter.
@@ -10,6 +10,8 @@ The tables of `lepton_jax/targets/forms.py` are read off these. `--quick` runs s
 - convolutions: int8 → int32, with the requantisation of their input.
 - maxima: absolute maxima of rows, and quantisation by them: in one step and in two.
 - layers: a multilayer perceptron in float32, and in int8 with static and with dynamic scales.
+- merged: products that read one input, quantised once, apart and as one.
+- decoded: two layers whose weights alone are quantised.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -30,6 +33,7 @@ import numpy as np
 from jax import lax
 
 import lepton_jax as lepton
+from lepton_jax.passes.lower import merge_products
 
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function and its arguments, the parameters first."""
@@ -116,15 +120,22 @@ def forms_of_product(dtype: str, rows: int, size: int, copies: int) -> dict[str,
 
 
 def conv(kernel: Any, x: Any, strides: int, layout: str, groups: int) -> Any:
-    """A convolution that quantises its input; of float32 numbers where the kernel has them."""
-    numbers = (layout, "HWIO" if layout == "NHWC" else "OIHW", layout)
+    """A convolution that quantises its input; of float32 numbers where the kernel has them.
+
+    Args:
+        strides: negative ones are those of a transposed convolution.
+        layout: of the image; the kernel has its channels in the same place.
+    """
+    space = layout.strip("NC")
+    numbers = (layout, space + "IO" if layout.endswith("C") else "OI" + space, layout)
     is_float = kernel.dtype == jnp.float32
     images = x if is_float else jnp.round(x * 0.5).astype(jnp.int8)
     y = lax.conv_general_dilated(
         images,
         kernel,
-        (strides, strides),
-        "SAME",
+        (max(strides, 1),) * len(space),
+        "SAME" if strides > 0 else ((2, 2),) * len(space),
+        lhs_dilation=(max(-strides, 1),) * len(space),
         dimension_numbers=numbers,
         feature_group_count=groups,
         preferred_element_type=jnp.float32 if is_float else jnp.int32,
@@ -133,6 +144,10 @@ def conv(kernel: Any, x: Any, strides: int, layout: str, groups: int) -> Any:
 
 
 CONVOLUTIONS: dict[str, tuple[tuple[int, ...], int, int, int, str, int]] = {
+    "3×3, 512 channels": ((1, 7, 7, 512), 512, 3, 1, "NHWC", 1),
+    "4×4, transposed": ((1, 28, 28, 64), 64, 4, -2, "NHWC", 1),
+    "5, rows": ((4, 512, 64), 64, 5, 1, "NWC", 1),
+    "3×3×3, volumes": ((1, 8, 16, 16, 64), 64, 3, 1, "NDHWC", 1),
     "7×7/2 stem": ((1, 224, 224, 3), 64, 7, 2, "NHWC", 1),
     "3×3, 3 channels": ((8, 32, 32, 3), 16, 3, 1, "NHWC", 1),
     "3×3, 16 channels": ((8, 32, 32, 16), 16, 3, 1, "NHWC", 1),
@@ -148,12 +163,13 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], int, int, int, str, int]] = {
 def convolutions(quick: bool) -> dict[str, dict[str, float]]:
     """Times of convolutions."""
     found = {}
-    for name, ((n, h, w, c), out, taps, strides, layout, groups) in CONVOLUTIONS.items():
+    for name, ((n, *space, c), out, taps, strides, layout, groups) in CONVOLUTIONS.items():
         if quick:
-            n, h, w = 1, 14, 14
-        shape, kernel_shape = (n, h, w, c), (taps, taps, c // groups, out)
+            n, space = 1, [14] * len(space)
+        window = [taps] * len(space)
+        shape, kernel_shape = (n, *space, c), (*window, c // groups, out)
         if layout == "NCHW":
-            shape, kernel_shape = (n, c, h, w), (out, c // groups, taps, taps)
+            shape, kernel_shape = (n, c, *space), (out, c // groups, *window)
         x, kernel = whole(*shape, dtype="float32"), whole(*kernel_shape)
 
         def run(kernel: Any, x: Any, how: Any = (strides, layout, groups)) -> Any:
@@ -240,7 +256,67 @@ def layers(quick: bool) -> dict[str, dict[str, float]]:
     return found
 
 
-TABLES = {"products": products, "convolutions": convolutions, "maxima": maxima, "layers": layers}
+def merged(quick: bool) -> dict[str, dict[str, float]]:
+    """Times of products that read one input."""
+    sizes = [(64, (64, 32))] if quick else [(768, (768, 768, 768)), (2048, (2048, 512, 512))]
+    found = {}
+    for inner, widths in sizes:
+        for dtype, passes in (("int8", "quantize{activations=dynamic}"), ("float32", "none")):
+            weights = [jnp.asarray(RNG.normal(size=(inner, n)) * 0.02, jnp.float32) for n in widths * 4]
+            for rows in (1, 16) if quick else (1, 16, 256):
+                x = jnp.asarray(RNG.normal(size=(rows, inner)), jnp.float32)
+
+                def run(weights: Any, x: Any, count: int = len(widths)) -> Any:
+                    return [jnp.tanh((x + i // count) @ w) for i, w in enumerate(weights)]
+
+                forms: dict[str, Program] = {}
+                for name, most in (("apart", 0), ("merged", 2**30)):
+                    forms[name] = _merging(run, weights, x, f"cleanup,{passes}", most)
+                found[f"{dtype}, {inner} → {widths}, {rows} rows"] = least(forms, 2 if quick else 9)
+    return found
+
+
+def _merging(run: Callable[..., Any], weights: Any, x: Any, passes: str, most: int) -> Program:
+    """A program whose products of one input are merged up to so many elements of their weights."""
+    patch = mock.patch.object(merge_products, "most_merged", lambda *_: most)
+    with patch:
+        model = lepton.compile(run, weights, x, passes=passes)
+
+    def apply(params: Any, x: Any) -> Any:
+        with patch:  # the program is traced here
+            return model.jit(params, x)
+
+    return apply, (model.params, x)
+
+
+def decoded(quick: bool) -> dict[str, dict[str, float]]:
+    """Times of layers whose weights alone are quantised."""
+    size = 64 if quick else 4096
+    weights = [jnp.asarray(RNG.normal(size=(size, size)) * size**-0.5, jnp.float32) for _ in range(2)]
+
+    def run(weights: Any, x: Any) -> Any:
+        return jnp.maximum(x @ weights[0], 0) @ weights[1]
+
+    options = ("weights=int8", "weights=int4", "weights=int4,group=64", "weights=nf4")
+    found = {}
+    for rows in (1,) if quick else (1, 16, 256):
+        x = jnp.asarray(RNG.normal(size=(rows, size)), jnp.float32)
+        forms: dict[str, Program] = {"float32": (run, (weights, x))}
+        for option in options:
+            model = lepton.compile(run, weights, x, passes=f"cleanup,quantize{{{option}}}")
+            forms[option.removeprefix("weights=")] = model.jit, (model.params, x)
+        found[f"{rows} rows"] = least(forms, 2 if quick else 5)
+    return found
+
+
+TABLES = {
+    "products": products,
+    "convolutions": convolutions,
+    "maxima": maxima,
+    "layers": layers,
+    "merged": merged,
+    "decoded": decoded,
+}
 
 
 def show(name: str, table: dict[str, dict[str, float]]) -> None:

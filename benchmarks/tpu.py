@@ -1,4 +1,4 @@
-"""What the rewrites are worth on a TPU, as its compiler estimates it: cycles and memory, before and after.
+"""What the rewrites and quantisation are worth on a TPU, as its compiler estimates it: cycles and memory.
 
     pip install 'lepton-jax[tpu]'
     python benchmarks/tpu.py [--topology v5e:2x2] [--only TEXT] [--json FILE]
@@ -10,6 +10,9 @@ transfers between memories are not in them. They compare two forms of one progra
 
 For a Pallas kernel the compiler estimates nothing. Its cycles are counted here as those of its products
 at the peak rate of the matrix units, which is the least it can take: ratios marked * are upper bounds.
+
+Quantised models are made by `lepton.compile` for a TPU, and compared with the same network in bfloat16: four
+layers, 2048 wide, at 16 and at 512 rows (`--only quantised`). Which formats gain depends on the generation.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -156,6 +159,66 @@ def trips(condition: str) -> int:
     return max(map(int, re.findall(r"s32\[\][^=\n]*constant\((\d+)\)", condition)), default=1)
 
 
+QUANTISED: Final = {
+    "int8, static": "quantize{activations=static}",
+    "int8, dynamic": "quantize{activations=dynamic}",
+    "fp8, static": "quantize{weights=fp8_e4m3,activations=static}",
+    "int8, weights alone": "quantize",
+    "int4, weights alone": "quantize{weights=int4,group=128}",
+}
+"""Pipelines of quantised models."""
+
+
+def perceptron(weights: Sequence[jax.Array], x: jax.Array) -> jax.Array:
+    """Layers with ReLU between them."""
+    for weight in weights[:-1]:
+        x = jax.nn.relu(x @ weight)
+    return x @ weights[-1]
+
+
+def quantised(sharding: Any, rows: int, width: int = 2048, layers: int = 4) -> Iterator[dict[str, Any]]:
+    """The figures of a network in bfloat16, then of its quantised models, compiled for a chip."""
+    rng = np.random.default_rng(0)
+    shape = (width, width)
+    weights = [jnp.asarray(rng.normal(0, width**-0.5, shape), jnp.bfloat16) for _ in range(layers)]
+    x = jnp.asarray(rng.normal(size=(rows, width)), jnp.bfloat16)
+
+    def figures(name: str, fun: Any, params: Any) -> dict[str, Any]:
+        there = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), (params, x))
+        made = fun.lower(*there).compile()
+        memory = made.memory_analysis()
+        return {
+            "name": f"quantised: {name}, {rows} rows",
+            "cycles": cycles(made.as_text() or ""),
+            "parameters": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+            "temporary": 0 if memory is None else memory.temp_size_in_bytes,
+        }
+
+    yield figures("bfloat16", jax.jit(perceptron), weights)
+    for name, passes in QUANTISED.items():
+        seen = [(x,)] if "static" in passes else None
+        pipeline = f"default,{passes}"
+        model = lepton.compile(perceptron, weights, x, passes=pipeline, target="tpu", calibration=seen)
+        yield figures(name, model.jit, model.params)
+
+
+def compare_quantised(sharding: Any) -> list[dict[str, Any]]:
+    """Print a table of quantised models; its rows."""
+    rows = []
+    print(f"\n{'model':<40}{'cycles':>12}{'ratio':>8}{'parameters MB':>15}{'temporary MB':>14}")
+    for count in (16, 512):
+        first = 0.0
+        for row in quantised(sharding, count):
+            first = first or row["cycles"]
+            print(
+                f"{row['name']:<40}{row['cycles']:>12.4g}{first / max(row['cycles'], 1.0):>8.2f}"
+                f"{row['parameters'] / 1e6:>15.1f}{row['temporary'] / 1e6:>14.1f}",
+                flush=True,
+            )
+            rows.append(row)
+    return rows
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -185,6 +248,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{before['temporary'] / 1e6:>14.1f}{after['temporary'] / 1e6:>9.1f}",
                 flush=True,
             )
+        if options.only in "quantised":
+            rows += [{"topology": topology, **row} for row in compare_quantised(sharding)]
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1))
     return 0

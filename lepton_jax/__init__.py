@@ -7,6 +7,7 @@ def loss(params, batch): ...
 """
 
 from lepton_jax import ir as ir
+from lepton_jax import storage as storage
 from lepton_jax._api import Optimized as Optimized
 from lepton_jax._api import Traced as Traced
 from lepton_jax._api import optimize as optimize
@@ -17,8 +18,19 @@ from lepton_jax._compile import Model as Model
 from lepton_jax._compile import ModelReport as ModelReport
 from lepton_jax._compile import compile as compile
 from lepton_jax._explain import Explanation as Explanation
+from lepton_jax._file import SavedModel as SavedModel
+from lepton_jax._file import load as load
 from lepton_jax._prepared import Prepared as Prepared
 from lepton_jax._prepared import PrepareError as PrepareError
+from lepton_jax._sensitivity import Sensitivity as Sensitivity
+from lepton_jax._sensitivity import SiteDamage as SiteDamage
+from lepton_jax._sensitivity import sensitivity as sensitivity
+from lepton_jax._sparsify import SparseState as SparseState
+from lepton_jax._sparsify import masked as masked
+from lepton_jax._sparsify import sparsify as sparsify
+from lepton_jax._sparsify import sparsity_of as sparsity_of
+from lepton_jax._trainable import Trainable as Trainable
+from lepton_jax._trainable import trainable as trainable
 from lepton_jax._verify import Verification as Verification
 from lepton_jax._verify import VerificationError as VerificationError
 from lepton_jax._verify import verify as verify
@@ -40,3 +52,4 @@ from lepton_jax.rewrite import register as register
 from lepton_jax.rewrite import rewrite as rewrite
 from lepton_jax.rewrite import rule as rule
 from lepton_jax.rewrite import run_rules as run_rules
+from lepton_jax.storage import LeptonFileError as LeptonFileError

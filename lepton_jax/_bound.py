@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import jax
 
@@ -20,10 +20,11 @@ from lepton_jax.ir.split import Split, split
 from lepton_jax.ir.structure import content_key
 from lepton_jax.rewrite import Pipeline
 
-LAST: Final = tuple(
-    f"integer-convolution,products{{turn={turn}}},early,cse,dce" for turn in ("auto", "always", "never")
-)
-"""What runs after the user's passes: the first; another, where parameters were prepared for other shapes."""
+
+def last_passes(turn: str = "auto") -> str:
+    """What runs after the user's passes; see `products` for which weights it is to turn."""
+    last = f"products{{turn={turn}}},early,cse,dce"
+    return f"cse,requantize,cse,merge-products,integer-convolution,weight-only,{last}"
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ def bind(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     calibration: Calibration,
-    last: str = LAST[0],
+    turn: str = "auto",
 ) -> Bound:
     """Trace a call, run the passes, and cut the program.
 
     Args:
         args: arrays, tracers or `jax.ShapeDtypeStruct`s.
         calibration: what was seen in calibration, if there was one.
-        last: passes that run after those that the options name.
+        turn: which floating-point weights are turned, see the pass `products`.
 
     Raises:
         PrepareError: no parameters are named, or they are only a part of an argument.
@@ -76,10 +77,12 @@ def bind(
     jaxpr, out_tree = trace_call(fun, static, args, kwargs)
     trace_seconds = time.perf_counter() - start
     name = getattr(fun, "__name__", "f")
-    pipeline = Pipeline((*options.pipeline.steps, *Pipeline.parse(last).steps))
+    pipeline = Pipeline((*options.pipeline.steps, *Pipeline.parse(last_passes(turn)).steps))
     seen: list[Any] = []
     manager = manager_for(options, pipeline=pipeline)
-    graph, report = manager.run(jaxpr, name, inputs.params, inputs.paths, calibration=calibration, seen=seen)
+    graph, report = manager.run(
+        jaxpr, name, inputs.params, inputs.paths, calibration=calibration, seen=seen, is_bound=True
+    )
     report.trace_seconds = trace_seconds
     jaxpr = _jax.forget_tracers(jaxpr)
     forget_tracers(graph)
@@ -88,7 +91,11 @@ def bind(
     given = [args[i] if i is not None else kwargs[name] for name, i in arguments]
     leaves, tree = jax.tree.flatten(given)
     form = Form(
-        content_key(parts.prepare), _names(parts, inputs), arguments, (tuple(map(kind_of, leaves)), tree)
+        content_key(parts.prepare),
+        _names(parts, inputs),
+        arguments,
+        (tuple(map(kind_of, leaves)), tree),
+        report.turned,
     )
     program = Program(jaxpr, graph, report, name, options)
     return Bound(program, parts, form, out_tree, inputs.params, inputs.paths, tuple(seen))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lepton_jax._inputs import name_inputs
 from lepton_jax._options import Options, StaticArguments
@@ -62,30 +63,65 @@ def calibrate(
     return _results(watches, totals)
 
 
+def calibrate_weights(
+    fun: Callable[..., Any], options: Options, static: StaticArguments, args: Sequence[Any]
+) -> Calibration:
+    """What the passes ask for of the weights alone.
+
+    Args:
+        fun: a function of parameters and inputs.
+        options: with the passes.
+        static: its static arguments.
+        args: the parameters, and arrays or shapes of the inputs.
+
+    Raises:
+        CalibrationError: a pass asks for the inputs too, or a weight is not finite.
+    """
+    run, watches = _program(fun, options, static, args, None)
+    if inputs := [watch.name for watch in watches if not watch.kind.startswith("weight-")]:
+        raise CalibrationError(
+            f"{options.pipeline} needs calibration for {inputs[0]}: calibration=batches, each batch a tuple "
+            "of the inputs after the parameters"
+        )
+    if not watches:
+        return {}
+    leaves = dynamic_leaves(static, args, {})
+    zeros = [jnp.zeros(a.shape, a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a for a in leaves]
+    return _results(watches, run(*zeros))
+
+
 def _names(watches: Sequence[Watch]) -> list[tuple[str, str]]:
     return [(watch.name, watch.kind) for watch in watches]
 
 
 def _program(
-    fun: Callable[..., Any], options: Options, static: StaticArguments, args: Sequence[Any], number: int
+    fun: Callable[..., Any],
+    options: Options,
+    static: StaticArguments,
+    args: Sequence[Any],
+    number: int | None,
 ) -> tuple[Callable[..., Any], tuple[Watch, ...]]:
-    """The program at the shapes of a batch, which returns the states of all observers."""
+    """The program at the shapes of a batch, which returns the states of all observers.
+
+    Args:
+        number: of the batch; None: there are no batches, and there need not be.
+    """
     inputs = name_inputs(fun, options.params, static, args, {})
     try:
         jaxpr, _ = trace_call(fun, static, args, {})
     except Exception as error:
         shapes = ", ".join(str(jax.typeof(leaf)) for leaf in jax.tree.leaves(list(args[1:])))
-        raise CalibrationError(
-            f"calibration batch {number} does not fit the function ({shapes}): {error}"
-        ) from error
+        given = "the sample" if number is None else f"calibration batch {number}"
+        raise CalibrationError(f"{given} does not fit the function ({shapes}): {error}") from error
     watches: list[Watch] = []
     graph, report = manager_for(options).run(
         jaxpr, getattr(fun, "__name__", "f"), inputs.params, inputs.paths, watches=watches
     )
-    if not watches:
+    if not watches and number is not None:
         reasons = "".join(f"; {site.name}: {site.reason}" for site in report.sites if site.reason)
         raise CalibrationError(f"no pass needs calibration: {options.pipeline}{reasons}")
-    _keep_states(graph, sum(watch.count for watch in watches))
+    if watches:
+        _keep_states(graph, sum(watch.count for watch in watches))
 
     @jax.jit
     def run(*leaves: Any) -> list[Any]:
@@ -120,6 +156,8 @@ def _over_loops(fun: Callable[..., Any], loops: int) -> Callable[..., Any]:
 def _results(watches: Sequence[Watch], states: Sequence[Any]) -> Calibration:
     found: dict[tuple[str, str], tuple[Any, ...]] = {}
     for watch, state in zip(watches, states, strict=True):
+        if watch.saw is not None and not watch.saw(state):
+            continue
         try:
             watch.observer.check(state, watch.name)
         except ValueError as error:

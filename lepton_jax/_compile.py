@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 from lepton_jax._api import Optimized
+from lepton_jax._file import save_model
 from lepton_jax._modules import as_function
 from lepton_jax._options import Names, Numbers, make_options
 from lepton_jax._prepared import Prepared
@@ -52,6 +54,34 @@ class Model:
     def report(self) -> ModelReport:
         """What was done to the program at the latest shapes, and what became of the parameters."""
         return ModelReport(self.fun.report, self.params)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        *sample: Any,
+        platforms: Sequence[str] | None = None,
+        coding: Literal["small", "raw"] = "small",
+        gradients: bool = False,
+        **named: Any,
+    ) -> None:
+        """Write the model to a file, which `lepton.load` reads: program, parameters, report.
+
+        What is there is replaced, once the new file is whole.
+
+        Args:
+            path: of the file.
+            sample: a sample of each input, as in `compile`; those of the latest call if there are none.
+                Symbolic shapes (`jax.export.symbolic_args_specs`) make a model for many sizes.
+            platforms: what it is to run on, such as `("cpu", "cuda", "tpu")`; this one if None.
+            coding: `small`: entropy-coded, without loss; `raw`: as it is in memory.
+            gradients: keep the derivative of the program too.
+            named: samples of inputs that are given by name.
+
+        Raises:
+            OSError: the file cannot be written.
+            LeptonFileError: an array's dtype cannot be kept.
+        """
+        save_model(self, path, sample, named, platforms=platforms, coding=coding, gradients=gradients)
 
     def tree_flatten(self) -> tuple[tuple[Prepared], Optimized[Any, Any]]:
         """For JAX."""
@@ -108,6 +138,8 @@ def compile(
     target: str | None = None,
     static_argnums: Numbers = None,
     static_argnames: Names = None,
+    donate_argnums: Numbers = None,
+    donate_argnames: Names = None,
     strict: bool | None = None,
 ) -> Model:
     """A model whose parameters are prepared once: `compile(fun, params, *sample)`, then `model(*inputs)`.
@@ -128,6 +160,9 @@ def compile(
         target: as in `optimize`.
         static_argnums: as in `optimize`; the parameters are argument 0.
         static_argnames: as in `optimize`.
+        donate_argnums: inputs whose memory the results may take, such as a cache; the parameters are
+            argument 0.
+        donate_argnames: the same, by name, for inputs that are given by name.
         strict: as in `optimize`.
 
     Returns:
@@ -147,7 +182,17 @@ def compile(
     """
     function, params, sample = as_function(fun, args)
     options = make_options(
-        passes, level, target, static_argnums, static_argnames, None, None, False, strict, False, 0
+        passes,
+        level,
+        target,
+        static_argnums,
+        static_argnames,
+        donate_argnums,
+        donate_argnames,
+        False,
+        strict,
+        False,
+        0,
     )
     optimized: Optimized[Any, Any] = Optimized(function, options)
     if calibration is not None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import jax
 
 from lepton_jax._options import StaticArguments
 from lepton_jax.ir.paths import choose, leaf_paths
@@ -56,14 +59,34 @@ def name_inputs(
     paths: list[str] = []
     for i, (name, value) in enumerate(zip(names, args, strict=True)):
         if i not in static.positions:
-            paths += leaf_paths(name, value)
+            paths += _paths(name, value)
     for name in sorted(set(kwargs) - static.names):
-        paths += leaf_paths(name, kwargs[name])
-    wanted = [_argument(each, names) if isinstance(each, int) else each for each in patterns]
+        paths += _paths(name, kwargs[name])
+    wanted = [_argument(fun, each, names, kwargs) if isinstance(each, int) else each for each in patterns]
     return Inputs(tuple(paths), choose(wanted, paths, "params"))
 
 
-def _argument(position: int, names: Sequence[str]) -> str:
-    if not -len(names) <= position < len(names):
-        raise ValueError(f"params: there is no argument {position}, the call has {len(names)} by position")
-    return names[position]
+def _paths(name: str, tree: Any) -> list[str]:
+    """The paths of an argument's leaves; a variable of an NNX module is called as its module calls it."""
+    nnx = sys.modules.get("flax.nnx")
+    found = leaf_paths(name, tree)
+    if nnx is None:
+        return found
+    nodes = jax.tree.leaves(tree, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    counts = [len(jax.tree.leaves(node)) if isinstance(node, nnx.Variable) else 0 for node in nodes]
+    alone = [count == 1 for count in counts for _ in range(max(count, 1))]
+    return [path.rpartition("/")[0] if one else path for path, one in zip(found, alone, strict=True)]
+
+
+def _argument(fun: Callable[..., Any], position: int, names: Sequence[str], kwargs: Mapping[str, Any]) -> str:
+    """The name of the argument at a position of the signature, given by position or by keyword."""
+    if -len(names) <= position < len(names):
+        return names[position]
+    name = argument_names(fun, position + 1)[-1] if position >= 0 else ""
+    if name not in kwargs:
+        raise ValueError(
+            f"params: there is no argument {position}, the call has {len(names)} by position"
+            + (f" and {', '.join(sorted(kwargs))} by keyword" if kwargs else "")
+            + "; name the argument instead of counting, as in params='weights'"
+        )
+    return name

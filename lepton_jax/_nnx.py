@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 
+from lepton_jax._inputs import argument_names
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax._stage import Program, stage
 
@@ -102,24 +104,26 @@ def stage_modules(
 
     fixed = {i: value for i, value in enumerate(args) if i in static.positions}
     fixed_names = {key: value for key, value in kwargs.items() if key in static.names}
-    moving = (
-        [value for i, value in enumerate(args) if i not in fixed],
-        {key: value for key, value in kwargs.items() if key not in fixed_names},
-    )
+    names = argument_names(fun, len(args))
+    moving = {names[i]: value for i, value in enumerate(args) if i not in fixed}
+    moving |= {key: value for key, value in kwargs.items() if key not in fixed_names}
     before, state = nnx.split(moving)
     after: Any = None
 
-    def pure(state: Any) -> Any:
+    def pure(**given: Any) -> Any:
         nonlocal after
-        rest, named = nnx.merge(before, state)
-        given = iter(rest)
-        full = [fixed[i] if i in fixed else next(given) for i in range(len(args))]
+        merged = nnx.merge(before, nnx.State(given))
+        full = [fixed[i] if i in fixed else merged[name] for i, name in enumerate(names)]
+        named = {key: value for key, value in merged.items() if key in kwargs}
         result = fun(*full, **named, **fixed_names)
-        after, new_state = nnx.split(((rest, named), result))
+        after, new_state = nnx.split((merged, result))
         return new_state
 
     pure.__name__ = getattr(fun, "__name__", "f")
-    new_state, program = stage(pure, options, StaticArguments(frozenset(), frozenset()), (state,), {})
+    wanted = tuple(names[each] if isinstance(each, int) else each for each in options.params)
+    options = replace(options, params=wanted)
+    given = {name: state[name] for name in moving if name in state}  # None and the like have no state
+    new_state, program = stage(pure, options, StaticArguments(frozenset(), frozenset()), (), given)
     changed, result = nnx.merge(after, new_state)
     nnx.update(moving, nnx.state(changed))
     return result, program

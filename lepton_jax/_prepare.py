@@ -11,7 +11,7 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
-from lepton_jax._bound import LAST, Bound, apply_bound, bind, late_leaves, prepare_leaves, whole_arguments
+from lepton_jax._bound import Bound, apply_bound, bind, late_leaves, prepare_leaves, whole_arguments
 from lepton_jax._calibrate import Calibration, calibrate
 from lepton_jax._inputs import name_inputs
 from lepton_jax._options import Options, StaticArguments
@@ -55,9 +55,10 @@ class Preparer:
         return found
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any], form: Form | None) -> Bound:
+        turns = ("auto", *([form.turned] if form is not None and form.turned else ()), "always", "never")
         programs = (
-            bind(self._fun, self._options, self._static, args, kwargs, self.calibration, last)
-            for last in LAST
+            bind(self._fun, self._options, self._static, args, kwargs, self.calibration, turn)
+            for turn in turns
         )
         first = next(programs)
         if form is None or form.key == first.form.key:
@@ -81,9 +82,18 @@ class Preparer:
     def note_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Remember the shapes of a call, for parameters that come alone."""
         fixed = {i: args[i] for i in self._static.positions if i < len(args)}
-        shapes = [fixed.get(i, jax.tree.map(shape_of, each)) for i, each in enumerate(args)]
+        shapes = [fixed[i] if i in fixed else jax.tree.map(shape_of, each) for i, each in enumerate(args)]
         named = {k: v if k in self._static.names else jax.tree.map(shape_of, v) for k, v in kwargs.items()}
         self._call = (tuple(shapes), named)
+
+    def latest_inputs(self, form: Form) -> tuple[list[Any], dict[str, Any]]:
+        """The shapes of the latest call, without what was prepared."""
+        assert self._call is not None
+        args, kwargs = self._call
+        places = {i for _, i in form.arguments}
+        names = {name for name, i in form.arguments if i is None}
+        named = {name: each for name, each in kwargs.items() if name not in names}
+        return [each for i, each in enumerate(args) if i not in places], named
 
     def prepare(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Prepared:
         """See `Optimized.prepare`."""
@@ -151,6 +161,10 @@ class Preparer:
     def _jit_arguments(self, places: Sequence[int]) -> dict[str, Any]:
         """What `jax.jit` is told, at the places that the arguments have in `apply`."""
         moved = dict(self._options.jit_arguments)
+        if self._static.positions:
+            moved["static_argnums"] = tuple(sorted(self._static.positions))
+        if self._static.names:
+            moved["static_argnames"] = tuple(sorted(self._static.names))
         for key in ("static_argnums", "donate_argnums"):
             if key in moved:
                 moved[key] = tuple(i - sum(p < i for p in places) + 1 for i in moved[key])

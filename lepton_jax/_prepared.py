@@ -25,12 +25,14 @@ class Form:
         names: of the arrays that are kept, after the parameters that they are made of.
         arguments: which arguments were prepared: name and position (None: by name).
         given: their trees of shapes and dtypes, as leaves and tree structure.
+        turned: which floating-point weights are stored turned, in the order of their products.
     """
 
     key: Any
     names: tuple[str, ...]
     arguments: tuple[tuple[str, int | None], ...]
     given: tuple[tuple[Any, ...], Any]
+    turned: str = ""
 
     def arguments_given(self) -> list[Any]:
         """The arguments that were prepared, as trees of `jax.ShapeDtypeStruct`."""

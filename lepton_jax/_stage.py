@@ -141,6 +141,7 @@ def stage(
 
     Raises:
         EvaluationFailed: the rewritten program could not be evaluated.
+        FloatingPointError: it gives a NaN or an infinity, and JAX was told to look for them.
         PassError: a pass failed and the options are strict.
     """
     start = time.perf_counter()
@@ -154,6 +155,8 @@ def stage(
         with collection.paused():
             results = evaluate(graph, dynamic_leaves(static, args, kwargs))
         results = [_as_traced(result, aval) for result, aval in zip(results, jaxpr.out_avals, strict=True)]
+    except FloatingPointError:  # of `jax_debug_nans`, which looks for it by running the function step by step
+        raise
     except Exception as error:
         raise EvaluationFailed(f"{type(error).__name__}: {error}", bool(jaxpr.effects)) from error
     jaxpr = _jax.forget_tracers(jaxpr)

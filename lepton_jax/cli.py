@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,6 +25,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser(
         "calibrate", help="measure this machine, for the cost model; takes less than a minute"
     )
+
+    for name, about in (
+        ("pack", "a checkpoint (safetensors, a folder of Orbax) as a .lepton file, without loss"),
+        ("unpack", "a .lepton file as safetensors: what was packed, bit by bit"),
+    ):
+        command = commands.add_parser(name, help=about)
+        command.add_argument("source")
+        command.add_argument("target", nargs="?", help="the file to write; beside the source if not given")
+    inspected = commands.add_parser("inspect", help="what is in a .lepton file; checks all of it")
+    inspected.add_argument("file")
 
     from lepton_jax import _bisect, fuzz
 
@@ -45,7 +56,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "calibrate":
         print(describe_calibration())
         return 0
+    if args.command in ("pack", "unpack", "inspect"):
+        return file_command(args)
     return _bisect.bisect_command(args) if args.command == "bisect" else fuzz.fuzz_command(args)
+
+
+def file_command(args: argparse.Namespace) -> int:
+    """Run `lepton pack`, `unpack` or `inspect`."""
+    from lepton_jax import storage
+
+    try:
+        if args.command == "inspect":
+            print(storage.inspect(args.file))
+            return 0
+        run = storage.pack if args.command == "pack" else storage.unpack
+        written = run(args.source, args.target, progress=_show_progress if sys.stderr.isatty() else None)
+    except (storage.LeptonFileError, OSError) as error:
+        print(f"lepton {args.command}: {error}", file=sys.stderr)
+        return 1
+    before, after = size_of(Path(args.source)), size_of(written)
+    print(f"{written}: {after:,} bytes, {before:,} before ({before / max(after, 1):.3f}×)")
+    return 0
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _show_progress(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    print(f"\r{done / max(total, 1):4.0%} of {total:,} bytes", end=end, file=sys.stderr, flush=True)
 
 
 def describe_passes() -> str:

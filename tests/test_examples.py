@@ -34,3 +34,11 @@ def test_quantise(capsys: pytest.CaptureFixture[str]) -> None:
     assert min(found.values()) > found["float32"] - 0.03
     out = capsys.readouterr().out
     assert "params/out/kernel (dot_general): int8, per channel" in out
+
+
+def test_train_quantised(capsys: pytest.CaptureFixture[str]) -> None:
+    found = load("train_quantised")["main"](steps=60)
+    assert found["int2, trained"] > found["float32"] - 0.05
+    assert found["int2, trained"] > found["int2, rounded"]
+    out = capsys.readouterr().out
+    assert "params/out/kernel (dot_general): int2, per channel, lsq; activations int8, static" in out

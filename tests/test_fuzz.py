@@ -14,10 +14,10 @@ import pytest
 
 from lepton_jax import fuzz
 from lepton_jax.fuzz import arrays, idioms, regions, scalars
-from lepton_jax.fuzz.check import Subject
+from lepton_jax.fuzz.check import Subject, check
 from lepton_jax.fuzz.generator import Generator, Maker
 from lepton_jax.fuzz.noise import differs, samples
-from lepton_jax.fuzz.program import KEY, Block, Statement, make_args, recorded
+from lepton_jax.fuzz.program import KEY, Block, Statement, make_args, recorded, thrice_the_cotangent
 from lepton_jax.fuzz.run import script
 from lepton_jax.ir.graph import Graph, Node
 from lepton_jax.ir.inline import copy_into
@@ -323,6 +323,20 @@ def test_noise_shows_what_is_ill_conditioned() -> None:
     assert 1e-3 < spread[3] < 1e-1
     assert spread[4:6] == [0, 0]
     assert spread[6] == 1
+
+
+def test_constants_that_jax_drops_in_tracing_are_dropped_around_it_too() -> None:
+    def fun(x: Any) -> tuple[Any, ...]:
+        def inner(x: Any) -> Any:
+            def g(v: Any) -> Any:
+                jnp.sort(v[np.array([0])])  # nobody reads it, and only JAX can drop its indices from g
+                return (jnp.sin(v),)
+
+            return thrice_the_cotangent(g)(x)
+
+        return tuple(jax.checkpoint(inner)(x))
+
+    assert check(Subject(fun, (fuzz.Type((3,), "float32"),), 0), only="twice") is None
 
 
 def test_what_plain_jax_cannot_run_is_invalid() -> None:

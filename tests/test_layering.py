@@ -28,8 +28,12 @@ LIBRARIES = {name: {"jax", "jaxlib", "numpy"} for name in ROOMS} | {
     "models": {"jax", "numpy", "flax", "optax"},
     "numerics": {"jax", "jaxlib", "numpy", "optax"},  # optax: loss scaling wraps its optimisers
     "passes": {"jax", "jaxlib", "numpy", "scipy"},  # scipy: the extra `saturate`
+    "storage": {"jax", "jaxlib", "numpy", "ml_dtypes", "zstandard", "orbax"},
 }
-THIRD_PARTY = {"jax", "jaxlib", "numpy", "ml_dtypes", "flax", "optax", "chex", "scipy", "sklearn", "equinox"}
+THIRD_PARTY = {
+    *("jax", "jaxlib", "numpy", "ml_dtypes", "flax", "optax", "chex", "orbax", "scipy", "sklearn"),
+    *("equinox", "zstandard"),
+}
 FOREIGN_PATH = re.compile(r"(?<![\w.~$}/-])/(?:work|root|home|Users)/\w")
 GENERATED = re.compile(r"__pycache__|build|dist|\.git|\.venv.*|\..*_cache|\.hypothesis|.*\.egg-info")
 

@@ -63,6 +63,7 @@ def test_parameters_may_stand_anywhere() -> None:
     h = lepton.optimize(lambda x, w: x @ jnp.sin(w), params=1)
     prepared = h.prepare(X, PARAMS["w"])
     close(h.apply(prepared, X), X @ np.sin(PARAMS["w"]))
+    close(h.apply(h.prepare(x=X, w=PARAMS["w"]), x=X), X @ np.sin(PARAMS["w"]))
     named = lepton.optimize(h.__wrapped__, params="w")
     close(named.apply(named.prepare(X, PARAMS["w"]), x=X), X @ np.sin(PARAMS["w"]))
 
@@ -94,6 +95,8 @@ def test_wrong_use_is_named() -> None:
         lepton.optimize(forward, params="weights")(PARAMS, X)
     with pytest.raises(ValueError, match="there is no argument 3, the call has 2"):
         lepton.optimize(forward, params=3)(PARAMS, X)
+    with pytest.raises(ValueError, match="has 0 by position and weights by keyword; name the argument"):
+        lepton.optimize(lambda **named: named["weights"], params=0)(weights=X)
     with pytest.raises(PrepareError, match="only a part of the argument 'params'"):
         lepton.optimize(forward, params="params/w").prepare(PARAMS, X)
     with pytest.raises(KeyError, match="'c' is not among the prepared arrays params/b, params/w"):
@@ -108,6 +111,41 @@ def test_parameters_prepared_for_another_program_are_refused() -> None:
     prepared = g.prepare(PARAMS["w"], X)
     with pytest.raises(PrepareError, match="prepared for arguments of other shapes"):
         g.apply(prepared, np.ones((3, 3), np.float32))
+
+
+def pooled(p: Any, x: Any) -> Any:
+    return jax.nn.relu(x @ p["a"]).mean(1) @ p["b"]
+
+
+def narrow(p: Any, x: Any) -> Any:
+    return jax.nn.relu(x[:, 0] @ p["a"]) @ p["c"]
+
+
+def channels_first(p: Any, x: Any) -> Any:
+    return jnp.einsum("bct,co->bot", x.transpose(0, 2, 1), p["a"])
+
+
+def pointwise(p: Any, x: Any) -> Any:
+    images = x[:, 0, :, None, None] + jnp.zeros((1, 1, 14, 14))
+    return jax.lax.conv(images, p["a"][:, :, None, None], (1, 1), "SAME")
+
+
+@pytest.mark.parametrize("passes", ["default", "default,quantize{activations=dynamic}"])
+@pytest.mark.parametrize("fun", [pooled, narrow, channels_first, pointwise])
+def test_prepared_parameters_serve_any_number_of_rows(fun: Any, passes: str) -> None:
+    rng = np.random.default_rng(1)
+    params = {
+        k: rng.normal(size=s).astype(np.float32) / 12 for k, s in (("a", (128, 128)), ("b", (128, 256)))
+    }
+    params["c"] = rng.normal(size=(128, 130)).astype(np.float32) / 12
+    for first, *others in ((1, 40), (40, 1), (3, 1, 40)):
+        model = lepton.compile(
+            fun, params, rng.normal(size=(first, 24, 128)).astype(np.float32), passes=passes
+        )
+        assert model.nbytes < 4 * sum(w.size for w in params.values()) + 4096
+        for batch in (first, *others):
+            x = rng.normal(size=(batch, 24, 128)).astype(np.float32)
+            np.testing.assert_allclose(model(x), fun(params, x), 0.1, 0.1)
 
 
 # compile

@@ -1,4 +1,4 @@
-"""`lepton demo`: trains two small models, optimises what they run, and shows what changed."""
+"""`lepton demo`: trains two small models, optimises what they run, quantises them, and shows what changed."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ import jax
 from lepton_jax.demo.data import load_digits, load_text
 from lepton_jax.demo.page import render_page
 from lepton_jax.demo.programs import BUILDERS, Row, build_baseline, measure_program
-from lepton_jax.demo.table import render
+from lepton_jax.demo.quantised import KINDS, QuantisedRow, quantised_rows
+from lepton_jax.demo.table import render, render_quantised
 from lepton_jax.demo.train import digits_task, text_task
 
-__all__ = ["DemoResult", "Row", "run"]
+__all__ = ["DemoResult", "QuantisedRow", "Row", "run"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class DemoResult:
 
     Attributes:
         rows: one for each program.
+        quantised: one for each trained model and format.
         machine: what it ran on, in words.
         seconds: wall time of the whole run.
-        table: the printed table.
+        table: the printed tables.
     """
 
     rows: tuple[Row, ...]
+    quantised: tuple[QuantisedRow, ...]
     machine: str
     seconds: float
     table: str
@@ -57,15 +60,23 @@ def run(out: str | None = None, fast: bool = False) -> DemoResult:
 
     seconds, pairs = (0.2, 5) if fast else (4.0, 15)
     rows: list[Row] = []
+    quantised: list[QuantisedRow] = []
     say("reading the digits and the text, initialising the models")
     for task in (digits_task(load_digits(), fast=fast), text_task(load_text(), fast=fast)):
         baseline = build_baseline(task, say)
         for build in BUILDERS:
             rows.append(measure_program(build(baseline, say), say, seconds=seconds, pairs=pairs))
-    result = DemoResult(tuple(rows), describe_machine(), time.perf_counter() - start, render(rows))
+        kinds = KINDS[task.name]
+        if fast:  # each once
+            kinds = kinds[:1] if task.name == "LeptonNet" else kinds[1:]
+        quantised += quantised_rows(baseline, kinds, say, seconds=seconds / 16, pairs=5)
+    table = f"{render(rows)}\n\n{render_quantised(quantised)}"
+    result = DemoResult(tuple(rows), tuple(quantised), describe_machine(), time.perf_counter() - start, table)
     print(f"\n{result.table}\n\n{result.machine}; the demo took {result.seconds:.0f} s")
     if out is not None:
-        Path(out).write_text(render_page(result.rows, result.machine, result.seconds), encoding="utf-8")
+        Path(out).write_text(
+            render_page(result.rows, result.quantised, result.machine, result.seconds), encoding="utf-8"
+        )
         print(f"page written to {out}")
     return result
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
 from lepton_jax.demo.plots import Series, bar_chart, interval_chart, line_chart
 from lepton_jax.demo.programs import Row
-from lepton_jax.demo.table import HEADERS, NOTES, cells, rules
+from lepton_jax.demo.quantised import QuantisedRow
+from lepton_jax.demo.table import (
+    HEADERS,
+    NOTES,
+    QUANTISED_HEADERS,
+    QUANTISED_NOTES,
+    cells,
+    quantised_cells,
+    rules,
+)
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f6f4; --card: #ffffff; --ink: #1c1c1a; --soft: #5f5e5a;
@@ -58,36 +67,39 @@ summary { cursor: pointer; } .rules { columns: 3; margin: 8px 0; padding-left: 2
 """
 
 
-def render_page(rows: Sequence[Row], machine: str, seconds: float) -> str:
-    """The whole page for `rows`, measured on `machine` in a run of `seconds`."""
+def render_page(rows: Sequence[Row], quantised: Sequence[QuantisedRow], machine: str, seconds: float) -> str:
+    """The whole page for `rows` and `quantised`, measured on `machine` in a run of `seconds`."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Lepton demo</title><style>{STYLE}</style></head><body><main>"
         "<h1>Lepton demo</h1>"
         "<p>Two small models trained on real data. The inference function and the whole train step of both, "
-        "run with <code>jax.jit</code> and with <code>lepton.optimize</code>.</p>"
+        "run with <code>jax.jit</code> and with <code>lepton.optimize</code>; and the models quantised.</p>"
         f'<p class="soft">{escape(machine)}; the demo took {seconds:.0f} s.</p>'
-        f'<h2>Programs</h2><div class="card">{_table(rows)}</div>'
+        f'<h2>Programs</h2><div class="card">{_table(HEADERS, map(cells, rows))}</div>'
         f'<p class="soft notes">{_arrow(" ".join(NOTES))}</p>'
+        '<h2>Quantised</h2><div class="card">'
+        f"{_table(QUANTISED_HEADERS, map(quantised_cells, quantised))}</div>"
+        f'<p class="soft notes">{_arrow(" ".join(QUANTISED_NOTES))}</p>'
         f'<h2>Plots</h2><div class="plots">{"".join(_plots(rows))}</div>'
         f'<h2>Rules that fired</h2><div class="card">{"".join(map(_rules, rows))}</div>'
         "</main></body></html>\n"
     )
 
 
-def _table(rows: Sequence[Row]) -> str:
-    head = "".join(f'<th scope="col">{_arrow(header)}</th>' for header in HEADERS)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(map(_table_row, rows))}</tbody></table>"
+def _table(headers: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    head = "".join(f'<th scope="col">{_arrow(header)}</th>' for header in headers)
+    rows = "".join(_table_row(headers, texts) for texts in body)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _table_row(row: Row) -> str:
-    name, *texts = cells(row)
+def _table_row(headers: Sequence[str], texts: Sequence[str]) -> str:
     columns = "".join(
         f'<td data-label="{escape(header)}"><span>{_arrow(text)}</span></td>'
-        for header, text in zip(HEADERS[1:], texts, strict=True)
+        for header, text in zip(headers[1:], texts[1:], strict=True)
     )
-    return f'<tr><th scope="row">{escape(name)}</th>{columns}</tr>'
+    return f'<tr><th scope="row">{escape(texts[0])}</th>{columns}</tr>'
 
 
 def _arrow(text: str) -> str:

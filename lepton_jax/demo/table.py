@@ -1,10 +1,11 @@
-"""The demo's text table: one row for each program, with its quality and its rules on the lines below."""
+"""The demo's text tables: programs with their quality and rules on the lines below; quantised models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from lepton_jax.demo.programs import Row
+from lepton_jax.demo.quantised import QuantisedRow
 
 HEADERS = (
     "program",
@@ -20,6 +21,11 @@ NOTES = (
     "time over jax.jit's, median of pairs run in turn; below 1, lepton is faster. largest diff: absolute,",
     "over all outputs. quality: on the test data; for a train step, after a whole training from the same",
     "start.",
+)
+QUANTISED_HEADERS = ("quantised model", "kB", "quality", "run ms", "ratio (quartiles)", "made in s")
+QUANTISED_NOTES = (
+    "a -> b: float32 with jax.jit, then the quantised model. W8A8: weights and activations of 8 bits;",
+    "W4, W2: weights alone. trained: quantisation-aware training for a fifth of the steps.",
 )
 
 
@@ -39,9 +45,27 @@ def cells(row: Row) -> tuple[str, ...]:
 
 def outcome(row: Row) -> str:
     """The metric before and after."""
-    if row.metric.startswith("accuracy"):
-        return f"accuracy {row.before.value:.2f} -> {row.after.value:.2f} %"
-    return f"{row.metric.split()[0]} {row.before.value:.3f} -> {row.after.value:.3f}"
+    return quality(row.metric, row.before.value, row.after.value)
+
+
+def quality(metric: str, before: float, after: float) -> str:
+    """Two values of a metric, with its unit."""
+    if metric.startswith("accuracy"):
+        return f"accuracy {before:.2f} -> {after:.2f} %"
+    return f"{metric.split()[0]} {before:.3f} -> {after:.3f}"
+
+
+def quantised_cells(row: QuantisedRow) -> tuple[str, ...]:
+    """The text of one quantised model, in the order of `QUANTISED_HEADERS`."""
+    low, middle, high = row.timing.quartiles
+    return (
+        row.program,
+        f"{row.bytes_before / 1e3:.0f} -> {row.bytes_after / 1e3:.0f}",
+        quality(row.metric, row.value_before, row.value_after),
+        f"{1e3 * row.timing.plain_seconds:.3g} -> {1e3 * row.timing.optimised_seconds:.3g}",
+        f"{middle:.3f} ({low:.3f}-{high:.3f})",
+        f"{row.seconds:.1f}",
+    )
 
 
 def rules(row: Row, most: int | None = None) -> str:
@@ -56,8 +80,7 @@ def rules(row: Row, most: int | None = None) -> str:
 def render(rows: Sequence[Row], most_rules: int = 4) -> str:
     """The whole table, with notes that explain its columns."""
     body = [cells(row)[:-1] for row in rows]
-    widths = [max(map(len, column)) for column in zip(HEADERS[:-1], *body, strict=True)]
-    lines = [_line(HEADERS[:-1], widths), "  ".join("-" * width for width in widths)]
+    widths, lines = _head(HEADERS[:-1], body)
     for row, texts in zip(rows, body, strict=True):
         lines.append(_line(texts, widths))
         lines.append(f"    {HEADERS[-1]}: {outcome(row)}")
@@ -65,6 +88,19 @@ def render(rows: Sequence[Row], most_rules: int = 4) -> str:
         if row.skipped:
             lines.append(f"    skipped: {', '.join(row.skipped)}")
     return "\n".join((*lines, "", *NOTES))
+
+
+def render_quantised(rows: Sequence[QuantisedRow]) -> str:
+    """The table of quantised models, with notes."""
+    body = [quantised_cells(row) for row in rows]
+    widths, lines = _head(QUANTISED_HEADERS, body)
+    return "\n".join((*lines, *(_line(texts, widths) for texts in body), "", *QUANTISED_NOTES))
+
+
+def _head(headers: Sequence[str], body: Sequence[Sequence[str]]) -> tuple[list[int], list[str]]:
+    """The widths of the columns, and the first two lines."""
+    widths = [max(map(len, column)) for column in zip(headers, *body, strict=True)]
+    return widths, [_line(headers, widths), "  ".join("-" * width for width in widths)]
 
 
 def _line(texts: Sequence[str], widths: Sequence[int]) -> str:

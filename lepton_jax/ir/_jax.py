@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -272,6 +273,56 @@ def backend_platform() -> str:
     """The platform of the default backend: cpu, gpu or tpu."""
     name = jax.default_backend()
     return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
+
+
+def compiled_on(platform: str, fun: Callable[..., Any], default: Callable[..., Any], *args: Any) -> Any:
+    """`fun(*args)` in programs for one device of this platform alone, `default(*args)` in all others.
+
+    As `jax.lax.platform_dependent`, but also for what cannot be exported: Pallas kernels are lowered for all
+    platforms of an exported program, and those for Triton are not allowed in one. So exported
+    programs get `default`. There are no derivatives and no batches: give these rules to the caller.
+
+    Args:
+        platform: `cuda`, `rocm`, `tpu` or `cpu`.
+        fun: gives one array of the shape and dtype that `default` gives; asked for only where it is taken.
+            It may return NotImplemented, while it is traced, to leave it to `default`.
+        default: hashable, as `fun` is.
+    """
+    (result,) = _compiled_on().bind(*args, platform=platform, fun=fun, default=default)
+    return result
+
+
+@functools.cache
+def _compiled_on() -> Any:
+    """The primitive of `compiled_on`."""
+    from jax.interpreters import mlir
+
+    primitive = jex.Primitive("compiled_on")
+    primitive.multiple_results = True
+
+    def shapes(*avals: Any, default: Any, **_: Any) -> list[Any]:
+        found = jax.eval_shape(default, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
+        return [ShapedArray(found.shape, found.dtype)]
+
+    run = jax.jit(primitive.bind, static_argnames=("platform", "fun", "default"))
+
+    def lower(ctx: Any, *args: Any, platform: str, fun: Any, default: Any) -> Any:
+        module = ctx.module_context
+        one_device = getattr(module.axis_context, "num_devices", 1) == 1  # compilers do not cut kernels
+        here = tuple(module.platforms) == (platform,) and not module.lowering_parameters.for_export
+
+        def chosen(*each: Any) -> list[Any]:
+            found = fun(*each) if here and one_device else NotImplemented
+            return [default(*each) if found is NotImplemented else found]
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
+            return mlir.lower_fun(chosen, multiple_results=True)(ctx, *args)
+
+    primitive.def_abstract_eval(shapes)
+    primitive.def_impl(run)
+    mlir.register_lowering(primitive, lower)
+    return primitive
 
 
 @contextlib.contextmanager

@@ -40,20 +40,6 @@ def inline_call(node: Node) -> None:
     for old, new in zip(node.results, outputs, strict=True):
         old.replace_uses(new)
     graph.erase(node)
-    release(region)
-
-
-def release(region: Graph) -> None:
-    """Let the nodes of a graph not count among those that run others, if nobody runs it any more.
-
-    For a graph that was copied to where it ran: calls in it, which stay shared, have one caller fewer then.
-    """
-    if region.parents:
-        return
-    for node in region.holders:
-        for inner in node.regions:
-            inner.parents.remove(node)
-            release(inner)
 
 
 def copy_into(region: Graph, args: list[Value], graph: Graph, before: Node) -> list[Value]:

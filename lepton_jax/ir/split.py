@@ -39,13 +39,11 @@ class Split:
         prepare: from the parameters, all of them in the order of the inputs, to what is kept.
         apply: from what is kept and the other inputs, in order, to the outputs.
         sources: for each array that is kept, the positions of the inputs that it is made of.
-        unread: positions of parameters that nothing depends on.
     """
 
     prepare: Graph
     apply: Graph
     sources: tuple[tuple[int, ...], ...]
-    unread: tuple[int, ...]
 
 
 def split(graph: Graph, params: Collection[int]) -> Split:
@@ -70,12 +68,10 @@ def split(graph: Graph, params: Collection[int]) -> Split:
     given = [graph.inputs[i] for i in wanted]
     late = [value for i, value in enumerate(graph.inputs) if i not in set(wanted)]
     effects = frozenset(node for node in graph if node.effects)
-    used = {i for value in kept for i in made_of[value]}
     return Split(
         prepare=_part(f"prepare_{graph.name}", graph, given, kept),
         apply=_part(graph.name, graph, [*kept, *late], graph.outputs, effects),
         sources=tuple(tuple(sorted(made_of[value])) for value in kept),
-        unread=tuple(i for i in wanted if i not in used),
     )
 
 

@@ -2,7 +2,7 @@
 
 from lepton_jax.numerics.errors import cosine, relative_error, sqnr
 from lepton_jax.numerics.formats import FORMATS, Format, get_format
-from lepton_jax.numerics.packing import pack, packed_size, unpack
+from lepton_jax.numerics.packing import pack, packed_axis, packed_size, unpack
 from lepton_jax.numerics.quantize import (
     Quantized,
     Scheme,
@@ -51,6 +51,7 @@ __all__ = [
     "learned_threshold",
     "nbytes",
     "pack",
+    "packed_axis",
     "packed_size",
     "padding",
     "quantize",

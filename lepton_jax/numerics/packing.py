@@ -27,6 +27,28 @@ def packed_size(size: int, bits: int) -> int:
     return sum(-(-size * width // 8) for width in _planes(bits))
 
 
+def packed_axis(shape: tuple[int, ...], bits: int) -> int:
+    """The axis to pack codes along: the last, unless that leaves gaps that another does not.
+
+    The last axis of a kernel stored [outputs, inputs, 3, 3] has three codes, and whole bytes for them;
+    along the channels nothing is lost. A 32nd more bytes than the least counts as nothing.
+
+    Args:
+        shape: of the codes, one dimension or more.
+        bits: 1 to 8.
+
+    Example:
+        >>> packed_axis((64, 32, 3, 3), 3), packed_axis((64, 48), 3)
+        (1, 1)
+    """
+    last = len(shape) - 1
+    if 0 in shape:
+        return last
+    shares = [packed_size(size, bits) / size for size in shape]
+    enough = min(shares) * (1 + 1 / 32)
+    return max(axis for axis, share in enumerate(shares) if share <= enough)
+
+
 def pack(codes: jax.Array, bits: int, axis: int = -1) -> jax.Array:
     """Codes packed along an axis.
 

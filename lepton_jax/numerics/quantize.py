@@ -34,7 +34,7 @@ from lepton_jax.numerics._blocks import (
 from lepton_jax.numerics._minifloat import exponent_of, from_bits, power_of_two, to_bits
 from lepton_jax.numerics._scheme import Scheme
 from lepton_jax.numerics.formats import Format
-from lepton_jax.numerics.packing import packed_size
+from lepton_jax.numerics.packing import packed_axis, packed_size
 
 __all__ = [
     "Quantized",
@@ -95,9 +95,12 @@ def padding(shape: tuple[int, ...], scheme: Scheme) -> tuple[int, ...]:
 
 
 def nbytes(shape: tuple[int, ...], scheme: Scheme) -> int:
-    """Bytes of an array of `shape` with its codes packed along the last axis: codes, scales and zeros."""
+    """Bytes of an array of `shape` with its codes packed along `packed_axis`: codes, scales and zeros."""
     shape = tuple(shape)
-    codes = prod(shape[:-1]) * packed_size(shape[-1], scheme.fmt.bits) if shape else 1
+    codes = prod(shape) if shape else 1
+    if codes and shape:
+        size = shape[packed_axis(shape, scheme.fmt.bits)]
+        codes = codes // size * packed_size(size, scheme.fmt.bits)
     zeros = 0 if scheme.symmetric else 1
     return codes + prod(scale_shape(shape, scheme)) * (_scale_dtype(scheme).itemsize + zeros)
 

@@ -186,20 +186,21 @@ def threshold_scale(log2_threshold: jax.Array, scheme: Scheme, power_of_two: boo
     _check_free(scheme)
     if not scheme.symmetric:
         raise ValueError("a threshold is one end of a symmetric range: use learned_range for affine schemes")
-    return _threshold_scale(scheme, power_of_two, jnp.asarray(log2_threshold, jnp.float32))
+    log2 = jnp.asarray(log2_threshold, jnp.float32)
+    if power_of_two:
+        return _power_scale(scheme, log2)
+    return jnp.exp2(jnp.clip(log2, -100, 100)) * np.float32(1 / scheme.span)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _threshold_scale(scheme: Scheme, power_of_two_only: bool, log2: jax.Array) -> jax.Array:
-    if not power_of_two_only:
-        return jnp.exp2(jnp.clip(log2, -100, 100)) * np.float32(1 / scheme.span)
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _power_scale(scheme: Scheme, log2: jax.Array) -> jax.Array:
     exponent = jnp.ceil(log2).astype(jnp.int32) - (scheme.fmt.exponent + 1)
     return power_of_two(jnp.clip(exponent, -126, 126))
 
 
-@_threshold_scale.defjvp
-def _threshold_scale_jvp(scheme: Scheme, power_of_two_only: bool, primals: Any, tangents: Any) -> Any:
-    scale = _threshold_scale(scheme, power_of_two_only, *primals)
+@_power_scale.defjvp
+def _power_scale_jvp(scheme: Scheme, primals: Any, tangents: Any) -> Any:
+    scale = _power_scale(scheme, *primals)
     return scale, tangents[0] * scale * np.float32(np.log(2))
 
 
@@ -211,8 +212,7 @@ def learned_range(x: ArrayLike, lower: jax.Array, upper: jax.Array, scheme: Sche
     Args:
         x: floats.
         lower, upper: the range, parameters, of `scale_shape`, with zero between them; `scale_of_range` gives
-        scale
-            and zero.
+            scale and zero.
         scheme: how; if symmetric, the larger magnitude counts for both ends.
 
     Raises:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final, Literal, Union
 from lepton_jax.ir.graph import Graph
 from lepton_jax.rewrite.context import PassContext
 from lepton_jax.rewrite.errors import PipelineError
+from lepton_jax.rewrite.trial import Trials
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,17 @@ class Pass(ABC):
             if getattr(self, f.name) != f.default
         ]
         return self.name + (f"{{{','.join(shown)}}}" if shown else "")
+
+    def on_trial(self, record: Trials) -> Pass | None:
+        """The same pass with each of its sites turned on by a flag, for `lepton.sensitivity`.
+
+        Args:
+            record: where it says what its sites are.
+
+        Returns:
+            None where it has no sites that could be tried.
+        """
+        return None
 
     @classmethod
     def with_options(cls, options: Iterable[tuple[str, str]]) -> Pass:

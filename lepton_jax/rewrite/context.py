@@ -95,6 +95,7 @@ class Watch:
         tree: the structure of the state.
         count: how many outputs it takes.
         loops: how many leading axes run over the loops that the site stands in.
+        saw: whether anything was seen, of a site in a branch that need not be taken; None: it must be.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Watch:
     tree: Any
     count: int
     loops: int
+    saw: Callable[[Any], bool] | None = None
 
 
 @dataclass
@@ -125,6 +127,8 @@ class PassContext:
         calibration: what was seen, by the name of the site and the kind; arrays, or only their shapes where
             the parameters have been prepared already.
         seen: what passes have taken from `calibration`, in the order of the graph's last inputs.
+        is_bound: whether the program is to be cut into `prepare` and `apply`, rather than run in line.
+        turned: for each floating-point weight that `products` might turn, whether it did: `y` or `n`.
         notes: what the user should know whether or not anybody asks, for the report.
         is_static: whether no shape in the program is symbolic.
         params: which inputs of the graph are parameters, by position.
@@ -147,6 +151,8 @@ class PassContext:
     watches: list[Watch] | None = None
     calibration: Mapping[tuple[str, str], tuple[Any, ...]] = field(default_factory=dict)
     seen: list[Any] = field(default_factory=list)
+    is_bound: bool = False
+    turned: str = ""
     is_static: bool = False
     params: frozenset[int] = frozenset()
     paths: tuple[str, ...] = ()

@@ -69,6 +69,7 @@ class PassManager:
         watches: list[Watch] | None = None,
         calibration: Mapping[tuple[str, str], tuple[Any, ...]] = _NOTHING,
         seen: list[Any] | None = None,
+        is_bound: bool = False,
     ) -> tuple[Graph, Report]:
         """Import a closed jaxpr and rewrite it.
 
@@ -78,6 +79,7 @@ class PassManager:
             watches: given for calibration; receives what the last outputs of the graph are.
             calibration: what was seen there, see `PassContext.calibration`.
             seen: receives the arrays of `calibration` that the last inputs of the graph stand for.
+            is_bound: see `PassContext.is_bound`.
 
         Returns:
             The rewritten graph and the report.
@@ -90,7 +92,7 @@ class PassManager:
         skipped: list[str] = []
         while True:
             ctx = PassContext(self.rates, self.level, self.gate, self.explain, params=params, paths=paths)
-            ctx.watches, ctx.calibration = watches, calibration
+            ctx.watches, ctx.calibration, ctx.is_bound = watches, calibration, is_bound
             try:
                 with collection.paused():
                     graph, report = self._run(closed, name, pipeline, ctx)
@@ -120,7 +122,7 @@ class PassManager:
             instrument.before_pipeline(graph)
         self._steps(pipeline.steps, graph, ctx, report)
         report.applications, report.misses, report.notes = ctx.applications, ctx.misses, ctx.notes
-        report.sites = ctx.sites
+        report.sites, report.turned = ctx.sites, ctx.turned
         report.equations_after = graph.num_nodes()
         report.pass_seconds = time.perf_counter() - start
         return graph, report

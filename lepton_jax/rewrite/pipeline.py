@@ -30,7 +30,7 @@ _SPEED: Final = (
 
 _MAX: Final = _SPEED.replace("attention", "attention{kernels=true}")
 
-_DEFAULT: Final = f"inline,dce,fixpoint{{rounds=8}}({_SIMPLIFY},{_SPEED})"
+_DEFAULT: Final = f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY},{_SPEED})"
 
 PRESETS: Final[dict[str, str]] = {
     "none": "",

@@ -43,6 +43,7 @@ class Report:
         skipped: passes that failed or could not apply, with the reason.
         notes: what else the user should know.
         sites: what compression passes did to weights, and what they left alone.
+        turned: see `PassContext.turned`.
         trace_seconds: the time JAX took to trace the function.
         pass_seconds: the time the passes took, import included.
         predicted: estimated seconds of the program as XLA runs it by itself, and as rewritten; only
@@ -59,6 +60,7 @@ class Report:
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     sites: list[Site] = field(default_factory=list)
+    turned: str = ""
     trace_seconds: float = 0.0
     pass_seconds: float = 0.0
     predicted: tuple[float, float] | None = None

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
+from lepton_jax.targets import processor
+
 WeightAt = Literal["plain", "rows", "turned"]
 """`plain`: x·w, the weight stored K×N, or however it is; `rows`: x·wᵀ, the weight stored N×K; `turned`:
 w·xᵀ, the weight stored N×K, and the result transposed."""
@@ -51,6 +53,8 @@ class Limits:
         least_rows: with a weight stored N×K, fewer rows are padded up to so many.
         lone_row: to how many rows a single one is padded where the weight is stored K×N.
         by_columns: whether activations stored K×M want the weight on the left too.
+        merged: elements up to which the weights of products that read one input are put together before the
+            first call; 0: never.
     """
 
     turned_rows: int = 0
@@ -58,21 +62,55 @@ class Limits:
     least_rows: int = 1
     lone_row: int = 1
     by_columns: bool = False
+    merged: int = 0
 
 
 # On CPU, XLA hands products to a library when they have a form that it knows. One row of int8
 # never has, and four rows are 10× faster. A product with few rows is fast with the weight on the left, of
 # which the library then copies nothing. On GPU, int8 and fp8 products want both matrices stored along what
-# is summed over.
+# is summed over. Products of int8 that read one input are faster as one while their weights are small; of
+# float32 only at some numbers of rows, and slower at one.
 PRODUCTS: Final[Mapping[tuple[str, str], Limits]] = MappingProxyType(
     {
-        ("cpu", "int8"): Limits(turned_rows=64, least_rows=4, lone_row=4, by_columns=True),
+        ("cpu", "int8"): Limits(turned_rows=64, least_rows=4, lone_row=4, by_columns=True, merged=2**22),
         ("cpu", "float32"): Limits(turned_rows=32, by_rows=False),
         ("gpu", "int8"): Limits(),
         ("gpu", "float8_e4m3fn"): Limits(),
         ("gpu", "float8_e5m2"): Limits(),
     }
 )
+
+# Processors that multiply bfloat16 matrices (AMX) are twice as fast with the weight on the left; without such
+# instructions products of bfloat16 are best left to XLA. int8 has the same forms with instructions for it
+# (VNNI, AMX) and without.
+INSTRUCTIONS: Final[Mapping[tuple[str, str], tuple[str, Limits]]] = MappingProxyType(
+    {("cpu", "bfloat16"): ("amx_bf16", Limits(turned_rows=64, by_rows=False, least_rows=4))}
+)
+"""Products that are fast only where the processor of this machine has certain instructions."""
+
+
+def limits_of(platform: str, dtype: str) -> Limits | None:
+    """How products of a dtype are fast on a platform: on CPU, on the processor of this machine.
+
+    Example:
+        >>> limits_of("cpu", "int8").turned_rows
+        64
+    """
+    wanted = INSTRUCTIONS.get((platform, dtype))
+    if wanted is not None and processor.has(wanted[0]):
+        return wanted[1]
+    return PRODUCTS.get((platform, dtype))
+
+
+def most_merged(platform: str, dtype: str) -> int:
+    """Elements up to which weights of products that read one input are put together; 0: never.
+
+    Example:
+        >>> most_merged("cpu", "int8") > 3 * 768 * 768, most_merged("cpu", "float32")
+        (True, 0)
+    """
+    limits = limits_of(platform, dtype)
+    return 0 if limits is None else limits.merged
 
 
 def product_form(
@@ -98,7 +136,7 @@ def product_form(
         >>> product_form("tpu", "int8", 1, 4096, 4096, by_rows=True) is None
         True
     """
-    limits = PRODUCTS.get((platform, dtype))
+    limits = limits_of(platform, dtype)
     if limits is None or rows == 0 or inner * columns < LEAST_WEIGHT:
         return None
     if not by_rows:
@@ -116,7 +154,7 @@ def form_by_columns(platform: str, dtype: str, rows: int, inner: int, columns: i
         >>> form_by_columns("cpu", "int8", 16, 4096, 4096)
         Form(weight_at='turned', rows=16)
     """
-    limits = PRODUCTS.get((platform, dtype))
+    limits = limits_of(platform, dtype)
     if limits is None or not limits.by_columns or rows == 0 or inner * columns < LEAST_WEIGHT:
         return None
     return Form("turned", max(rows, limits.least_rows))

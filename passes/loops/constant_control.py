@@ -12,7 +12,7 @@ from jax import lax
 from lepton_jax.ir import _jax
 from lepton_jax.ir.facts import Facts, facts_of
 from lepton_jax.ir.graph import Graph, Node, Value
-from lepton_jax.ir.inline import copy_into, copy_node, release
+from lepton_jax.ir.inline import copy_into, copy_node
 from lepton_jax.ir.regions import CALLS, LOOPS, erase_dead_nodes, slots
 from lepton_jax.ir.structure import graph_key
 from lepton_jax.rewrite import Pass, PassContext, rewrite
@@ -103,8 +103,6 @@ def _replace(node: Node, values: list[Value]) -> None:
     graph = node.graph
     assert graph is not None
     graph.erase(node)
-    for region in dict.fromkeys(node.regions):
-        release(region)
     if node.effects:
         _settle_effects(graph)
 

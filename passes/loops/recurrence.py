@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.graph import Graph, Node
 from lepton_jax.passes.loops._parts.credit import credited
 from lepton_jax.passes.loops._parts.plan import EVERY, Step, plan
 from lepton_jax.passes.loops._parts.scan import Scan, is_plain_scan, plain_scans
 from lepton_jax.passes.loops._parts.worth import LARGEST, stuck, total_bytes
 from lepton_jax.passes.loops._recurrence.short import write_out
+from lepton_jax.passes.loops._recurrence.solve import STEPWISE
 from lepton_jax.passes.loops._recurrence.unroll import unroll
 from lepton_jax.passes.loops.parallel import finish
 from lepton_jax.rewrite import Level, Pass, PassContext, profit
@@ -136,12 +137,4 @@ def _bytes_of(step: Step) -> float:
 
 def _is_fallback(node: Node) -> bool:
     """Whether a loop is what runs where the parallel form is not finite."""
-    parents = [] if node.graph is None else node.graph.parents
-    if len(parents) != 1 or parents[0].op != "cond":
-        return False
-    found: list[str] = []
-    value: Value = parents[0].operands[0]
-    while value.node is not None and len(found) < 4:
-        found.append(value.node.op)
-        value = value.node.operands[0]
-    return "is_finite" in found and "reduce_and" in found
+    return STEPWISE in node.scope

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final, Literal
 
-from lepton_jax.passes.lower._integer_convolution import channels, layouts
-from lepton_jax.rewrite import Rule, RulePass
+from lepton_jax.ir.graph import Graph
+from lepton_jax.passes.lower._integer_convolution import channels, codes, floats, layouts
+from lepton_jax.rewrite import Pass, PassContext, Rule, run_rules
+from lepton_jax.rewrite.context import Level
+from lepton_jax.targets.convolution_forms import has_dot_products
+
+_ALWAYS: Final[tuple[Rule, ...]] = (*layouts.RULES, *floats.RULES, *codes.RULES)
+_RULES: Final[dict[bool, tuple[Rule, ...]]] = {
+    True: (*_ALWAYS, *channels.WITH_DOT_PRODUCTS),
+    False: (*_ALWAYS, *channels.WITHOUT, *floats.WITHOUT_DOT_PRODUCTS),
+}
 
 
 @dataclass(frozen=True)
-class IntegerConvolution(RulePass):
+class IntegerConvolution(Pass):
     """Writes int8 convolutions that XLA's library for CPUs is slow at in another form.
 
     Before:
@@ -21,10 +30,29 @@ class IntegerConvolution(RulePass):
         %9 = optimization_barrier %8;  %10 = transpose %9
 
     Channels last; images with few channels as blocks of pixels or as products of patches; depthwise
-    ones as sums of shifted products; those of one tap as matrix products; few groups one by one. On CPU
-    only, and exact: the sums are of integers. It runs once, late: simplifications would take the
+    ones as sums of shifted products; those of one tap as matrix products; few groups one by one; rows as
+    images; volumes, and images with holes, in float32, whose sums of so many codes are exact. Maxima over
+    windows of integers are made of shifted parts, and codes that several operations read are made once. On
+    CPU only, and exact: the sums are of integers. It runs once, late: simplifications would take the
     transposes back into the convolution.
+
+    Attributes:
+        level: a tighter limit than the run's on the rules' semantics level.
+        dot_products: whether the processor has instructions for dot products of int8 (VNNI, AMX): `yes`,
+            `no`, or `auto`: what this machine has. Without them few channels are convolved in float32, and
+            many as products of patches.
     """
 
     name: ClassVar[str] = "integer-convolution"
-    rules: ClassVar[Sequence[Rule]] = (*layouts.RULES, *channels.RULES)
+
+    level: Level | None = None
+    dot_products: Literal["auto", "yes", "no"] = "auto"
+
+    @property
+    def rules(self) -> Sequence[Rule]:
+        """The rules for the processor."""
+        return _RULES[has_dot_products() if self.dot_products == "auto" else self.dot_products == "yes"]
+
+    def run(self, graph: Graph, ctx: PassContext) -> None:
+        """Apply the rules; where they ran before, to what has changed since."""
+        run_rules(graph, self.rules, ctx, level=self.level, since=ctx.settled.get(self, 0))

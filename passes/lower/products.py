@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Literal, TypeAlias
+from typing import Any, ClassVar, Final, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,11 @@ from lepton_jax.ir.binding import Sources, parameters_of
 from lepton_jax.ir.cost import bytes_of, dtype_name, size_of
 from lepton_jax.ir.graph import Graph, Node, Value, constant
 from lepton_jax.passes.lower._products.sides import Product, product_of
+from lepton_jax.passes.lower._products.stored import is_early, readers, stem
 from lepton_jax.passes.lower._products.write import arguments, transposed, write_product
 from lepton_jax.rewrite import Pass, PassContext, erase_dead, rewrite
 from lepton_jax.rewrite.context import Level
+from lepton_jax.rewrite.errors import PipelineError
 from lepton_jax.rewrite.replacement import write, write_before
 from lepton_jax.targets.forms import Form, form_by_columns, product_form
 
@@ -25,6 +27,7 @@ _RULES: Final = {"turned": "turned-product", "rows": "product-by-rows", "plain":
 _SUMS: Final[dict[str, tuple[str, ...]]] = {
     "int8": ("int32",),
     "float32": ("float32",),
+    "bfloat16": ("float32", "bfloat16"),
     "float8_e4m3fn": ("float32", "bfloat16", "float16"),
     "float8_e5m2": ("float32", "bfloat16", "float16"),
 }
@@ -49,9 +52,10 @@ class Products(Pass):
         %6 = optimization_barrier %5;  %7 = slice %6;  %8: i32[1,4096] = transpose %7
 
     Which form that is, `lepton_jax.targets.forms` says, as measured: the weight stored along what is summed
-    over, on the left where there are few rows, and one row padded to four. A weight is turned only where that
-    costs nothing: where it depends on parameters alone, so that `prepare` turns it, or is a constant.
-    Otherwise only what needs no turning is done. Several dimensions count as one, batches stay batches.
+    over, on the left where there are few rows, and one row padded to four. A weight is turned only where
+    that costs nothing: where it depends on parameters alone, so that `prepare` turns it, or is a constant;
+    what is marked by `lepton_jax.ir.binding.store` is kept turned. Otherwise only what needs no turning is
+    done. Several dimensions count as one, batches stay batches.
 
     It runs last: simplifications would take the transpose back into the product. On integers it is exact, on
     floating-point numbers the sums are made in another order: level `reassociate`.
@@ -59,13 +63,19 @@ class Products(Pass):
     Attributes:
         level: a tighter limit on the level than the run's.
         turn: which floating-point weights are turned that cost nothing to turn: `auto`: as the number of rows
-            wants it; `always` or `never`: whatever it is, so that prepared weights serve any number of rows.
+            wants it; `always` or `never`: whatever it is, so that prepared weights serve any number of rows;
+            a word such as `yn`: those of the first product, not those of the second, the rest as in `auto`.
     """
 
     name: ClassVar[str] = "products"
 
     level: Level | None = None
-    turn: Literal["auto", "always", "never"] = "auto"
+    turn: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.turn not in ("auto", "always", "never") and set(self.turn) - {"y", "n"}:
+            choices = "auto, always, never or a word of y and n"
+            raise PipelineError(f"option 'turn' of pass {self.name!r} is {choices}; got {self.turn!r}")
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Each product of the program as it stands, regions included."""
@@ -88,9 +98,20 @@ class Products(Pass):
             return None
         if not ctx.allows("exact" if dtype == "int8" else "reassociate", self.level):
             return None
-        may_turn = (self.turn != "never" or dtype == "int8") and _may_turn(node, weight, early)
-        form = _form_of(product_of(node, weight), dtype, may_turn, ctx, always=self.turn == "always")
+        may_turn = _may_turn(node, weight, early)
+        if dtype == "bfloat16" and not (ctx.is_bound or node.operands[weight].is_const):
+            may_turn = False  # under vmap XLA would take the transpose in, which no CPU library runs
+        told = self._told(len(ctx.turned)) if may_turn and dtype != "int8" else ""
+        product = product_of(node, weight)
+        form = _form_of(product, dtype, may_turn and told != "n", ctx, always=told == "y")
+        if may_turn and dtype != "int8":
+            ctx.turned += "n" if form is None or form.weight_at == "plain" else "y"
         return None if form is None else (weight, form)
+
+    def _told(self, place: int) -> str:
+        """Whether a floating-point weight is to be turned; empty: as its rows want it."""
+        fixed = {"auto": "", "always": "y", "never": "n"}.get(self.turn)
+        return self.turn[place : place + 1] if fixed is None else fixed
 
 
 def _dtype_of(node: Node) -> str | None:
@@ -100,13 +121,15 @@ def _dtype_of(node: Node) -> str | None:
         a.is_static and b.is_static and a.dtype == b.dtype
     ):
         return None
+    if 0 in (*a.shape, *b.shape):
+        return None
     dtype = dtype_name(a.dtype)
     return dtype if dtype_name(node.result.dtype) in _SUMS.get(dtype, ()) else None
 
 
 def _weight_at(node: Node, early: Sources) -> int | None:
     """Which operand is the weight: the one known early, else the larger; None if both are known early."""
-    known = [value.is_const or value in early for value in node.operands]
+    known = [is_early(value, early) for value in node.operands]
     if all(known):
         return None
     if any(known):
@@ -124,7 +147,8 @@ def _may_turn(node: Node, position: int, early: Sources) -> bool:
     if weight.is_const:
         small = bytes_of(weight) <= _LARGEST_CONSTANT
         return small and _jax.plain_constant(weight.const) is not None
-    return weight in early and all(_reads_alike(node, position, *use, early) for use in weight.uses)
+    source = stem(weight)
+    return source in early and all(_reads_alike(node, position, *use, early) for use in readers(source))
 
 
 def _reads_alike(node: Node, position: int, other: Node, place: int, early: Sources) -> bool:
@@ -146,6 +170,10 @@ def _form_of(product: Product, dtype: str, may_turn: bool, ctx: PassContext, *, 
         form = product_form(platform, dtype, *sizes, by_rows=by_rows, always=always)
     elif x.is_by_columns and by_rows:
         form = form_by_columns(platform, dtype, *sizes)
+        if form is None and always:
+            form = product_form(platform, dtype, *sizes, by_rows=True, always=True)
+    elif (dtype == "int8" or always) and by_rows:  # put in order first: one example, or one row, may be in it
+        form = product_form(platform, dtype, *sizes, by_rows=True, always=always)
     else:
         return None
     if form is None or (form.weight_at == "plain" and not weight.is_by_columns):
@@ -180,5 +208,7 @@ def _turned(value: Value, order: tuple[int, ...], node: Node, rule: str, turned:
         array = jnp.asarray(np.ascontiguousarray(np.transpose(contents, order)))
         turned[key] = constant(array, jax.typeof(array))
     if key not in turned:
-        (turned[key],) = write_before(rewrite(transposed, value, order=order), node, rule)
+        source = stem(value)
+        made = rewrite(transposed, source, order=order, stored=source is not value)
+        (turned[key],) = write_before(made, node, rule)
     return turned[key]

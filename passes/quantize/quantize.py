@@ -11,12 +11,20 @@ from lepton_jax.ir.binding import store
 from lepton_jax.ir.graph import Graph
 from lepton_jax.ir.paths import choose, matches
 from lepton_jax.numerics.formats import get_format
+from lepton_jax.numerics.learned import LEARNED, Train
 from lepton_jax.numerics.observers import get_observer
 from lepton_jax.passes.quantize._quantize.choice import Plan, plan
+from lepton_jax.passes.quantize._quantize.correcting import correct, mean_of
+from lepton_jax.passes.quantize._quantize.means import MeanSeen
 from lepton_jax.passes.quantize._quantize.observing import Known, observe, seen
+from lepton_jax.passes.quantize._quantize.prepared import prepared
+from lepton_jax.passes.quantize._quantize.residuals import read_codes
+from lepton_jax.passes.quantize._quantize.sharing import share_weights
 from lepton_jax.passes.quantize._quantize.sites import OPS, WeightUse, weight_uses
+from lepton_jax.passes.quantize._quantize.training import check_undifferentiated, write_trained
 from lepton_jax.rewrite import Pass, PassContext, Site, UsageError, rewrite
 from lepton_jax.rewrite.replacement import write, write_before
+from lepton_jax.rewrite.trial import Trials
 
 _RULE: Final = "quantized-weight"
 
@@ -52,12 +60,23 @@ class Quantize(Pass):
             calibration saw (see `lepton_jax.numerics.gptq`).
         balance: `smoothquant` or `awq`: calibration finds a number for each input channel to multiply the
             weight with and to divide the input by. For products with one contracted axis.
+        correct: `bias`: what rounding a weight takes from the mean of its result, over the inputs that
+            calibration saw, is added again; into the bias, if there is one.
         observer: of static activations, see `lepton_jax.numerics.observers.OBSERVERS`.
+        residuals: what else reads activations that become codes under a static scale, such as sums around
+            layers: `floats`, the activations as they were, or `codes`, so that nothing but codes goes from
+            layer to layer.
+        train: `none`: codes in place of floats. Otherwise, in functions that are called in line, floats that
+            are rounded as their codes would be, with gradients that pass through the rounding; `prepare`
+            makes codes of them. `ste`: nothing but the weights is learned; `lsq`: step sizes of weights and
+            static activations are, `tqt`: logarithms of their largest magnitudes, `pact`: these
+            magnitudes; see `lepton_jax.trainable`.
         store: `small`: codes are kept without gaps and unpacked at each call; `fast`: as the target
             computes with them. `auto`: `small` where they are decoded before use, `fast` where they are
             multiplied as they are.
-        only: a pattern of paths (see `lepton_jax.ir.paths`): only weights made of parameters there.
-        skip: a pattern of paths: no weights made of parameters there.
+        only: patterns of paths, separated by spaces (see `lepton_jax.ir.paths`): only weights made of
+            parameters there.
+        skip: patterns of paths: no weights made of parameters there.
         scope: a regular expression: only where it is found in the scope (`jax.named_scope`s, Flax modules).
         ops: operations, separated by spaces.
         least: only weights with so many elements at least.
@@ -82,7 +101,10 @@ class Quantize(Pass):
     search: Literal["absmax", "mse"] = "absmax"
     method: Literal["round", "hqq", "gptq"] = "round"
     balance: Literal["none", "smoothquant", "awq"] = "none"
+    correct: Literal["none", "bias"] = "none"
     observer: str = "minmax"
+    residuals: Literal["floats", "codes"] = "floats"
+    train: Train = "none"
     store: Literal["auto", "small", "fast"] = "auto"
     only: str | None = None
     skip: str | None = None
@@ -102,6 +124,21 @@ class Quantize(Pass):
         if self.group < 0 or self.least < 0 or self.skip_first < 0 or self.skip_last < 0:
             raise ValueError("group, least, skip_first and skip_last cannot be negative")
         re.compile(self.scope or "")
+        others = (self.method, self.balance, self.correct, self.residuals)
+        if self.train != "none" and others != ("round", "none", "none", "floats"):
+            raise ValueError(f"train={self.train} goes without method, balance, correct and residuals")
+        if self.balance != "none" and self.observer != "minmax":
+            raise ValueError(
+                f"balance={self.balance} goes by the largest inputs: leave observer={self.observer} out"
+            )
+        if self.residuals == "codes" and self.activations != "static":
+            raise ValueError("residuals=codes reads the codes of static activations: say activations=static")
+
+    def on_trial(self, record: Trials) -> Pass:
+        """See `Pass.on_trial`."""
+        from lepton_jax.passes.quantize._quantize.trial import Trial
+
+        return Trial.of(self, record)
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Quantise what is selected, in program order."""
@@ -110,13 +147,18 @@ class Quantize(Pass):
         for pattern in (self.only, self.skip):
             if pattern is not None:
                 _check(pattern, ctx)
+        share_weights(graph, ctx)
         uses = weight_uses(graph, ctx)
         reasons = [self._unselected(use, number, len(uses)) for number, use in enumerate(uses)]
         selected = [use for use, reason in zip(uses, reasons, strict=True) if reason is None]
         if uses and not selected and not any(site.done for site in ctx.sites):
             raise UsageError(f"{self} selects nothing: {uses[0].name} is left because {reasons[0]}")
-        plans = [plan(use, selected, self, ctx) for use in selected]
+        if self.train != "none":
+            check_undifferentiated(graph, ctx)
+        plans = [plan(use, self, ctx) for use in selected]
         known: Known = {}
+        if ctx.watches is None and ctx.calibration:
+            plans = prepared(selected, plans, self.correct == "bias", known, graph, ctx)
         for use, found in zip(selected, plans, strict=True):
             left = found if isinstance(found, str) else self._quantize(use, found, known, ctx)
             if left:
@@ -126,6 +168,8 @@ class Quantize(Pass):
             if reason is not None and use.name not in noted:
                 _leave(use, reason, ctx)
         _list_others(uses, ctx)
+        if self.residuals == "codes" and ctx.watches is None:
+            read_codes(graph, ctx)
 
     def _unselected(self, use: WeightUse, number: int, count: int) -> str | None:
         """Why a use of a weight is not selected, or None."""
@@ -146,31 +190,48 @@ class Quantize(Pass):
     def _quantize(self, use: WeightUse, found: Plan, known: Known, ctx: PassContext) -> str | None:
         """Put codes in place of a weight, or let calibration see what there is; or why neither."""
         if ctx.watches is not None:
-            reason = observe(use, found.watchers, known, ctx)
+            reason = observe(use, [*found.watchers, *self._means(use)], known, ctx)
             if reason is None:
                 _claim(use)
                 _note(use, found.done, found.remark, ctx)
             return reason
-        if found.watchers and not ctx.calibration:
-            raise UsageError(
-                f"{self} needs calibration: lepton.compile(..., calibration=batches), each batch a tuple of "
-                "the inputs after the parameters"
-            )
+        if (found.watchers or self._means(use)) and not ctx.calibration:
+            raise UsageError(self._needs(found))
         values = seen(use, found.watchers, known, ctx)
         if isinstance(values, str):
             return values
         if not ctx.fire(_RULE, use.node):
             return None
-        write(rewrite(found.fun, *use.node.operands, *found.others, *values, how=found.how), use.node, _RULE)
+        if found.trained is not None and self.train != "none" and not ctx.is_bound:
+            write_trained(use, found.trained, values)
+            _note(use, found.done, "", ctx)
+            return None
+        values = [*found.given, *values]
+        if found.mean is not None:
+            correct(use, found.fun, found.how, values, found.mean, ctx)
+        write(rewrite(found.fun, *use.node.operands, *values, how=found.how), use.node, _RULE)
         if use.node.graph is not None:
             use.node.graph.erase(use.node)
         _note(use, found.done, found.remark, ctx)
         return None
 
+    def _means(self, use: WeightUse) -> list[MeanSeen]:
+        """What calibration has to see of a use's input for its bias to be corrected."""
+        seen_mean = mean_of(use) if self.correct == "bias" else None
+        return [] if seen_mean is None else [seen_mean]
+
+    def _needs(self, found: Plan) -> str:
+        if any(watcher.kind in LEARNED for watcher in found.watchers):
+            return f"{self} learns more than weights: use lepton.trainable(function, params, *sample)"
+        return (
+            f"{self} needs calibration: lepton.compile(..., calibration=batches), each batch a tuple of "
+            "the inputs after the parameters"
+        )
+
 
 def _check(pattern: str, ctx: PassContext) -> None:
     try:
-        choose([pattern], [ctx.paths[i] for i in sorted(ctx.params)], "quantize")
+        choose(pattern.split(), [ctx.paths[i] for i in sorted(ctx.params)], "quantize")
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -204,5 +265,5 @@ def _list_others(uses: Sequence[WeightUse], ctx: PassContext) -> None:
         ]
 
 
-def _any_matches(pattern: str, paths: Sequence[str]) -> bool:
-    return any(matches(pattern, path) for path in paths)
+def _any_matches(patterns: str, paths: Sequence[str]) -> bool:
+    return any(matches(pattern, path) for pattern in patterns.split() for path in paths)

@@ -238,6 +238,23 @@ def test_walking_meets_shared_regions_once() -> None:
     check(graph)
 
 
+def test_an_erased_call_runs_nothing_any_more() -> None:
+    inner = jax.jit(lambda x: jnp.sin(x))
+    outer = jax.jit(lambda x: inner(x) + 1)
+    graph = trace(lambda x: (outer(x), inner(x)), X)
+    first, second = graph
+    (shared,) = second.regions
+    (nested,) = (node for node in first.regions[0] if node.op == "jit")
+    assert shared.parents == [nested, second]
+    graph.set_outputs([second.result])
+    graph.erase(first)
+    assert shared.parents == [second] and second.own_regions()
+    again = graph.append(like(first))
+    assert shared.parents == [second, nested] and not second.own_regions()
+    graph.set_outputs([again.result, second.result])
+    check(graph)
+
+
 def test_walking_goes_into_regions_after_the_node_in_their_order() -> None:
     graph = trace(lambda x: lax.cond(x[0] > 0, jnp.sin, lambda y: jnp.cos(jnp.exp(y)), x) * 2, X)
     found = [node.op for node in graph.walk()]

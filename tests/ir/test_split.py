@@ -75,9 +75,9 @@ def test_what_is_marked_is_kept_and_the_rest_computed_at_each_call() -> None:
     assert "div" in parts.apply.to_text()
 
 
-def test_unread_parameters_are_named_and_left_out() -> None:
+def test_unread_parameters_are_left_out() -> None:
     parts = cut(lambda w, u, x: x @ w, 2, W, W, X)
-    assert parts.unread == (1,) and kept_shapes(parts) == [(3, 4)]
+    assert parts.sources == ((0,),) and kept_shapes(parts) == [(3, 4)]
 
 
 def test_effects_and_random_bits_of_the_host_are_not_taken_early() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 import lepton_jax as lepton
+from lepton_jax.ir.binding import store
 from tests.passes._lowering import Case, check_cases, int8, lowered
 
 FIRST = ("NCHW", "OIHW", "NCHW")
@@ -23,9 +24,10 @@ def case(
     rules: Mapping[str, int],
     *,
     layout: tuple[str, str, str] = LAST,
-    strides: tuple[int, int] = (1, 1),
+    strides: tuple[int, ...] = (1, 1),
     padding: Any = "SAME",
     target: str = "cpu",
+    dot_products: str = "yes",
     **params: Any,
 ) -> Case:
     """One convolution of int8 arrays."""
@@ -41,11 +43,13 @@ def case(
             **params,
         )
 
-    passes = "integer-convolution,products"
+    passes = f"integer-convolution{{dot_products={dot_products}}},products"
     return Case(run, (int8(*x), int8(*kernel)), rules, passes=passes, target=target)
 
 
 STEM, PATCHES = {"stem-by-space-to-depth": 1}, {"few-channels-as-product": 1}
+MANY = {"many-channels-as-product": 1, "product-by-rows": 1}
+FLOATS, UNUSUAL = {"few-channels-in-floats": 1}, {"unusual-in-floats": 1}
 SHIFTS, MOVED = {"integer-depthwise-as-shifts": 1}, {"channels-last": 1}
 DOT = {"integer-pointwise-as-dot": 1}
 SMALL = (1, 12, 12, 32)
@@ -80,9 +84,49 @@ CASES = {
     "two groups": case((1, 8, 8, 64), (3, 3, 32, 64), {"few-groups-apart": 1}, feature_group_count=2),
     "many groups": case((1, 10, 10, 64), (3, 3, 8, 64), {}, feature_group_count=8),
     "holes in the image": case(
-        (1, 9, 9, 16), (3, 3, 16, 16), {}, padding=((0, 0), (0, 0)), lhs_dilation=(2, 2)
+        (1, 9, 9, 16), (3, 3, 16, 16), UNUSUAL, padding=((0, 0), (0, 0)), lhs_dilation=(2, 2)
+    ),
+    "holes and groups": case(
+        (1, 9, 8, 16),
+        (4, 3, 8, 32),
+        UNUSUAL,
+        strides=(1, 2),
+        padding=((2, 1), (-1, 3)),
+        lhs_dilation=(2, 3),
+        feature_group_count=2,
+    ),
+    "volumes, in parts": case(
+        (1, 6, 6, 5, 80),
+        (3, 3, 3, 80, 8),
+        UNUSUAL,
+        layout=("NDHWC", "DHWIO", "NDHWC"),
+        strides=(1, 2, 1),
+    ),
+    "rows": case((2, 80, 32), (5, 32, 32), {"rows-as-images": 1}, layout=("NWC", "WIO", "NWC"), strides=(2,)),
+    "rows, channels first": case(
+        (2, 32, 80),
+        (32, 32, 5),
+        {"rows-as-images": 1} | MOVED,
+        layout=("NCW", "OIW", "NCW"),
+        strides=(1,),
+        padding=((3, 1),),
+        rhs_dilation=(2,),
     ),
 }
+
+NO: Any = {"dot_products": "no"}
+
+WITHOUT = {
+    "stem": case((1, 24, 26, 3), (7, 7, 3, 16), FLOATS, strides=(2, 2), **NO),
+    "few channels": case((1, 16, 16, 16), (3, 3, 16, 32), FLOATS, rhs_dilation=(2, 1), **NO),
+    "few channels, large kernel": case((1, 16, 16, 16), (9, 9, 16, 16), {}, **NO),
+    "32 channels": case(SMALL, (3, 3, 32, 32), {}, **NO),
+    "many channels": case((1, 5, 6, 256), (3, 3, 256, 16), MANY, strides=(2, 1), **NO),
+}
+
+
+def test_every_form_without_dot_products_gives_the_same_bits() -> None:
+    check_cases(WITHOUT)
 
 
 def test_every_form_gives_the_same_bits() -> None:
@@ -94,12 +138,58 @@ def test_every_form_gives_the_same_bits() -> None:
 
 
 def test_extreme_sums_are_exact() -> None:
-    worst = case((1, 20, 20, 64), (8, 8, 1, 64), SHIFTS, feature_group_count=64)
-    x, kernel = jnp.full_like(worst.args[0], -128), jnp.full_like(worst.args[1], -128)
-    flat = jax.jit(lambda *a: (worst.fun(*a), lepton.optimize(worst.fun, worst.passes)(*a)))
-    before, after = flat(x, kernel)
-    np.testing.assert_array_equal(before, after)
-    assert int(before.max()) == 64 * 128 * 128
+    shifts = case((1, 20, 20, 64), (8, 8, 1, 64), SHIFTS, feature_group_count=64)
+    floats = case((1, 12, 12, 16), (8, 8, 16, 16), FLOATS, **NO)
+    parts = case((1, 9, 9, 130), (3, 3, 130, 2), UNUSUAL, padding=((3, 3), (3, 3)), lhs_dilation=(1, 2))
+    for worst, most in ((shifts, 64), (floats, 1024), (parts, 6 * 130)):
+        x, kernel = jnp.full_like(worst.args[0], -128), jnp.full_like(worst.args[1], -128)
+        assert lowered(worst)[1] == worst.rules
+        flat = jax.jit(lambda *a, f=worst: (f.fun(*a), lepton.optimize(f.fun, f.passes)(*a)))
+        before, after = flat(x, kernel)
+        np.testing.assert_array_equal(before, after)
+        assert int(before.max()) == most * 128 * 128
+
+
+def test_kernels_of_products_are_kept_by_rows() -> None:
+
+    def run(kernel: Any, x: Any) -> Any:
+        return lax.conv_general_dilated(
+            x, store(kernel), (1, 1), "SAME", dimension_numbers=LAST, preferred_element_type=jnp.int32
+        )
+
+    f: Any = lepton.optimize(run, "integer-convolution{dot_products=no}", params=0)
+    kernel, x = int8(3, 3, 256, 16), int8(1, 4, 4, 256)
+    prepared = f.prepare(kernel, x)
+    assert [array.shape for array in prepared.arrays] == [(16, 9 * 256)]
+    np.testing.assert_array_equal(f.apply(prepared, x), run(kernel, x))
+
+
+def test_maxima_of_integers_are_maxima_of_parts() -> None:
+    def maxima(x: Any, window: tuple[int, ...], strides: tuple[int, ...], padding: Any, apart: Any) -> Any:
+        least = np.iinfo(x.dtype).min
+        return lax.reduce_window(
+            x, np.asarray(least, x.dtype), lax.max, window, strides, padding, window_dilation=apart
+        )
+
+    none = ((0, 0),) * 4
+    programs: dict[str, tuple[Any, int]] = {
+        "3×3": (lambda x: maxima(x, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 0), (0, 0)), None), 1),
+        "along channels": (lambda x: maxima(x, (1, 1, 2, 3), (1, 1, 2, 1), none, None), 1),
+        "apart": (lambda x: maxima(x, (1, 3, 1, 1), (1, 1, 1, 1), none, (1, 2, 1, 1)), 1),
+        "large": (lambda x: maxima(x, (1, 10, 10, 1), (1, 1, 1, 1), none, None), 0),
+        "all padding": (
+            lambda x: maxima(x, (1, 2, 1, 1), (1, 1, 1, 1), ((0, 0), (2, 0), *none[2:]), None),
+            0,
+        ),
+    }
+    x, fast = int8(2, 12, 11, 4), {}
+    for name, (fun, count) in programs.items():
+        graph, rules = lowered(Case(fun, (x,), {}, params=(), passes="integer-convolution"))
+        assert rules == ({"maximum-of-shifts": count} if count else {}), name
+        fast[name] = lepton.ir.to_callable(graph)
+    found = jax.jit(lambda x: {name: (programs[name][0](x), *f(x)) for name, f in fast.items()})(x)
+    for name, (before, after) in found.items():
+        np.testing.assert_array_equal(before, after, err_msg=name)
 
 
 def test_other_targets_and_dtypes_are_left_alone() -> None:

@@ -82,7 +82,7 @@ def test_every_format_with_and_without_quantised_activations() -> None:
     exact = CASE.fun(CASE.params, CASE.x)
     for options, model, result in compiled(settings, CASE.fun, CASE.params, CASE.x):
         name, _, activations = options.removeprefix("weights=").partition(",")
-        assert sqnr(exact, result) > FLOORS[name], options
+        assert sqnr(exact, result) > FLOORS[name] - 2 * ("static" in activations), options
         (site,) = model.fun.report.sites
         if activations and name not in MULTIPLIED:
             assert site.reason.startswith("activations stay in floats: "), options
@@ -180,6 +180,8 @@ def test_wrong_use_is_named() -> None:
         ("observer=best", "best"),
         ("ops=sort", "sort is none of dot_general, conv_general_dilated, gather"),
         ("group=-1", "cannot be negative"),
+        ("balance=awq,observer=mse", "balance=awq goes by the largest inputs"),
+        ("residuals=codes", "say activations=static"),
         ("activations=always", "dynamic, static; got 'always'"),
     ]
     for options, message in options_wrong:
@@ -214,8 +216,8 @@ def test_one_quantisation_of_a_value_serves_all_its_uses() -> None:
     assert found.count("round") == 1  # of x; those of the weights are in `prepare`
     products = [node for node in graph if node.op == "dot_general"]
     whole = [node for node in products if node.operands[0].dtype == jnp.int8]
-    assert len(whole) == 3 and all(node.operands[0] is whole[0].operands[0] for node in whole)
-    assert len(products) == 5
+    assert [node.result.shape for node in whole] == [(8, 96)]  # of queries, keys and values together
+    assert len(products) == 3
     np.testing.assert_array_equal(prepared["params/b"], params["b"])  # what follows is as it was
     assert sqnr(attention(params, x), f.apply(prepared, x)) > 30
 

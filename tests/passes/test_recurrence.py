@@ -143,6 +143,16 @@ def test_matrix_times_state() -> None:
     assert solved(f, normal(T, 3, 3) * 0.3, X, fallback=True)["matrix-recurrence"] == 1
 
 
+def test_the_loop_for_where_it_fails_stays_although_all_is_known_to_be_finite() -> None:
+    def f() -> Any:
+        m = np.sin(np.arange(4, dtype=np.float32)).reshape(2, 2) / 2
+        return lax.scan(lambda c, x: (c @ m + x, c), jnp.zeros(2), jnp.ones((T, 2)), reverse=True)[0]
+
+    graph, report = run(f, passes="default", target="gpu")
+    assert report.rules["matrix-recurrence"] == 1
+    assert [op for op in ops(graph) if op in ("scan", "cond")] == ["cond", "scan"]
+
+
 def test_several_recurrences_one_on_another() -> None:
     def f(g: Any) -> Any:
         def step(state: Any, gt: Any) -> Any:

@@ -6,8 +6,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+
+STEPWISE: Final = "step_by_step"
+"""The scope of the loops that run where a parallel form cannot be trusted: they stay loops."""
 
 Parts = tuple[Any, ...]
 Then = Callable[[Parts, Parts], Parts]
@@ -125,7 +129,8 @@ def stepwise(
         return list(new), list(new)
 
     scanned = [x for m, x in zip(mapped, rest, strict=True) if m]
-    return list(lax.scan(step, list(init), scanned, length=length, reverse=reverse)[1])
+    with jax.named_scope(STEPWISE):
+        return list(lax.scan(step, list(init), scanned, length=length, reverse=reverse)[1])
 
 
 def composed(then: Then, steps: Parts, forgets: Parts, reverse: bool) -> Parts:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lepton_jax.ir.cost import size_of
 from lepton_jax.ir.graph import Node
 from lepton_jax.passes.lower._convolution.window import Ints, Window, is_real, taps_of, window_of, work_of
 from lepton_jax.passes.simplify._movement.common import movement_rule
@@ -17,6 +18,9 @@ from lepton_jax.rewrite.rule import Outcome
 
 _LEAST_WORK: Final = 2**18
 """Floating-point operations below which starting the product takes as long as the convolution."""
+
+_LEAST_KERNEL: Final = 2**9
+"""Elements of a kernel from which one is made in any case."""
 
 _MANY_PLACES: Final = 196
 """Places from which products with the channels in front are made example by example."""
@@ -31,7 +35,7 @@ def pointwise_as_dot(node: Node, ctx: PassContext) -> Outcome:
     window = window_of(node)
     if window.groups != 1 or window.batch_groups != 1 or any(t != 1 for t in taps_of(node, window)):
         return None
-    if not is_real(node) or work_of(node, window) < _LEAST_WORK:
+    if not is_real(node) or not _has_work(node, window):
         return None
     kept = window.is_unpadded and all(h == 1 for h in window.holes)
     if not kept and any(s != 1 for s in window.strides):
@@ -52,7 +56,14 @@ def pointwise(x: jax.Array, kernel: jax.Array, *, window: Window, precision: Any
     places = math.prod(x.shape[d] for d in spatial)
     y: jax.Array
     numbers: Any
-    if batch == 0 and feature == 1 and (x.shape[0] == 1 or places >= _MANY_PLACES):
+    if batch == 0 and feature == 1 and x.shape[0] == 1:
+        numbers = (((read,), (0,)), ((), ()))
+        y = lax.dot_general(
+            weights, lax.squeeze(x, (0,)), numbers, precision=_turned(precision), preferred_element_type=dtype
+        )
+        y = lax.expand_dims(y, (0,))
+        order = (0, 1, *spatial)
+    elif batch == 0 and feature == 1 and places >= _MANY_PLACES:
         weights = lax.broadcast_in_dim(weights, (x.shape[0], *weights.shape), (1, 2))
         numbers = (((read + 1,), (1,)), ((0,), (0,)))
         y = lax.dot_general(weights, x, numbers, precision=_turned(precision), preferred_element_type=dtype)
@@ -89,7 +100,7 @@ def whole_window_as_dot(node: Node, ctx: PassContext) -> Outcome:
     if any(node.result.shape[d] != 1 for d in window.out[2:]) or any(h != 1 for h in window.holes):
         return None
     taps = taps_of(node, window)
-    if all(t == 1 for t in taps) or not is_real(node) or work_of(node, window) < _LEAST_WORK:
+    if all(t == 1 for t in taps) or not is_real(node) or not _has_work(node, window):
         return None
     return rewrite(whole, *node.operands, window=window, taps=taps, **_how(node))
 
@@ -108,6 +119,12 @@ def whole(
     if window.out[0] > window.out[1]:
         y = lax.transpose(y, (1, 0))
     return lax.expand_dims(y, window.out[2:])
+
+
+def _has_work(node: Node, window: Window) -> bool:
+    """Whether there is work enough, said alike for any number of images: the kernel may be prepared."""
+    images = node.operands[0].shape[window.lhs[0]]
+    return size_of(node.operands[1].shape) >= _LEAST_KERNEL or work_of(node, window) >= _LEAST_WORK * images
 
 
 def _how(node: Node) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Integer convolutions of images with few channels, which XLA's library for CPUs has no fast path for."""
+"""Integer convolutions as others: of blocks of pixels, and as products of patches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lepton_jax.ir.binding import is_stored, store
 from lepton_jax.ir.graph import Node
 from lepton_jax.passes.lower._convolution.window import Ints, Window, padded, shifted, taps_of, window_of
 from lepton_jax.passes.lower._integer_convolution.common import (
@@ -16,13 +17,13 @@ from lepton_jax.passes.lower._integer_convolution.common import (
     convolve,
     integer_rule,
     is_by_rows,
+    may_keep,
     number_of_taps,
 )
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
-from lepton_jax.targets.forms import FEW_CHANNELS, MOST_PATCH, PACKED_CHANNELS
-
-_LARGE_KERNEL: Final = 5
+from lepton_jax.targets.convolution_forms import Form, convolution_form
+from lepton_jax.targets.forms import PACKED_CHANNELS
 
 
 @integer_rule()
@@ -30,13 +31,13 @@ def stem_by_space_to_depth(node: Node, ctx: PassContext) -> Outcome:
     """conv(x, w) with stride 2, a large kernel and few channels → conv of 2×2 blocks as 16 channels
 
     The first convolution of a network, 7×7 on three channels: its kernel becomes 4×4 on twelve channels, and
-    zeros make sixteen of them. 1.2× (`python benchmarks/forms.py --only convolutions`); 13× where
-    the processor has dot product instructions for int8.
+    zeros make sixteen of them. 13× on processors that have dot product instructions for int8, where alone it
+    is made.
     """
     window = window_of(node)
-    if not _is_simple(node, window) or channels_of(node, window) * 4 > PACKED_CHANNELS:
+    if not _is_simple(node, window) or window.spread != (1, 1):
         return None
-    if window.strides != (2, 2) or window.spread != (1, 1) or min(taps_of(node, window)) < _LARGE_KERNEL:
+    if form_of(node, window, dot_products=True) != "blocks":
         return None
     return rewrite(of_blocks, *node.operands, window=window, sizes=tuple(node.result.shape[1:3]))
 
@@ -68,20 +69,37 @@ def of_blocks(x: jax.Array, kernel: jax.Array, *, window: Window, sizes: Ints) -
 def few_channels_as_product(node: Node, ctx: PassContext) -> Outcome:
     """conv(x, w) with few channels → the taps side by side as channels, times w
 
-    For up to 16 channels, or 4 with strides. 1.1× to 3×
-    (`python benchmarks/forms.py --only convolutions`).
+    For up to 16 channels, or 4 with strides, on processors that have dot product instructions for int8.
+    1.1× to 3× (`python benchmarks/forms.py --only convolutions`).
     """
+    return _patches(node, dot_products=True)
+
+
+@integer_rule()
+def many_channels_as_product(node: Node, ctx: PassContext) -> Outcome:
+    """conv(x, w) with 256 channels or more → the taps side by side as channels, times w
+
+    On processors without dot product instructions for int8, where the product is nearer to what they can do
+    than the convolution (`python benchmarks/forms.py --only convolutions`).
+    """
+    return _patches(node, dot_products=False)
+
+
+def _patches(node: Node, *, dot_products: bool) -> Outcome:
     window = window_of(node)
-    channels, taps = channels_of(node, window), number_of_taps(node, window)
-    if not _is_simple(node, window) or channels > FEW_CHANNELS or channels * taps > MOST_PATCH:
+    if not _is_simple(node, window) or form_of(node, window, dot_products=dot_products) != "patches":
         return None
-    if channels <= 4 and window.strides != (1, 1):
-        return None
-    return rewrite(of_patches, *node.operands, window=window, sizes=tuple(node.result.shape[1:3]))
+    x, kernel = node.operands
+    mark = kernel.node
+    alone = mark is not None and is_stored(mark) and len(kernel.uses) == 1 and may_keep(node, window)
+    source = mark.operands[0] if mark is not None and alone else kernel
+    return rewrite(of_patches, x, source, window=window, sizes=tuple(node.result.shape[1:3]), by_rows=alone)
 
 
-def of_patches(x: jax.Array, kernel: jax.Array, *, window: Window, sizes: Ints) -> jax.Array:
-    """The convolution as a product of patches."""
+def of_patches(
+    x: jax.Array, kernel: jax.Array, *, window: Window, sizes: Ints, by_rows: bool = False
+) -> jax.Array:
+    """The convolution as a product of patches; its matrix is kept N×K, if asked."""
     x = padded(x, window)
     parts = []
     for at in itertools.product(*map(range, kernel.shape[:2])):
@@ -89,11 +107,21 @@ def of_patches(x: jax.Array, kernel: jax.Array, *, window: Window, sizes: Ints) 
         parts.append(shifted(x, (1, 2), starts, sizes, window.strides))
     patches = lax.concatenate(parts, 3)
     matrix = kernel.reshape(patches.shape[3], kernel.shape[3])
-    return lax.dot_general(patches, matrix, (((3,), (0,)), ((), ())), preferred_element_type=jnp.int32)
+    if by_rows:
+        matrix = store(matrix.T)
+    numbers = (((3,), (int(by_rows),)), ((), ()))
+    return lax.dot_general(patches, matrix, numbers, preferred_element_type=jnp.int32)
+
+
+def form_of(node: Node, window: Window, *, dot_products: bool) -> Form:
+    """The form of a convolution with channels last that the table names."""
+    channels, taps = channels_of(node, window), taps_of(node, window)
+    return convolution_form(channels, taps, window.strides, dot_products=dot_products)
 
 
 def _is_simple(node: Node, window: Window) -> bool:
     return is_by_rows(window) and window.groups == 1 and number_of_taps(node, window) > 1
 
 
-RULES: Final[tuple[Rule, ...]] = (stem_by_space_to_depth, few_channels_as_product)
+WITH_DOT_PRODUCTS: Final[tuple[Rule, ...]] = (stem_by_space_to_depth, few_channels_as_product)
+WITHOUT: Final[tuple[Rule, ...]] = (many_channels_as_product,)

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lepton_jax.ir.cost import size_of
 from lepton_jax.ir.graph import Node
 from lepton_jax.passes.lower._convolution.window import Ints, Window, taps_of, window_of, work_of
 from lepton_jax.passes.lower._layout import row_major
 from lepton_jax.rewrite import node_rule
+from lepton_jax.targets.forms import LEAST_WEIGHT
 
 _LEAST_WORK: Final = 2**18
 """Operations below which starting a convolution takes as long as the convolution."""
@@ -23,15 +25,27 @@ ROWS: Final = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 """NHWC, HWIO, NHWC."""
 
 
-def is_integer(node: Node) -> bool:
-    """Whether it convolves int8 images with int8 kernels in int32, and there is work enough to gain from."""
+def has_work(node: Node) -> bool:
+    """Whether it convolves int8 with int8 in int32, and there is work enough to gain from."""
     x, kernel = node.operands
-    if x.dtype != np.int8 or kernel.dtype != np.int8 or node.result.dtype != np.int32 or x.ndim != 4:
+    if x.dtype != np.int8 or kernel.dtype != np.int8 or node.result.dtype != np.int32:
         return False
-    window = window_of(node)
-    if 0 in (*x.shape, *kernel.shape, *node.result.shape) or window.batch_groups != 1:
+    if 0 in (*x.shape, *kernel.shape, *node.result.shape) or node.params["batch_group_count"] != 1:
         return False
-    return all(hole == 1 for hole in window.holes) and work_of(node, window) >= _LEAST_WORK
+    return size_of(kernel.shape) >= LEAST_WEIGHT or work_of(node, window_of(node)) >= _LEAST_WORK
+
+
+def may_keep(node: Node, window: Window) -> bool:
+    """Whether its kernel may be kept in another form: the same for any number of images."""
+    kernel, images = node.operands[1], node.operands[0].shape[window.lhs[0]]
+    return size_of(kernel.shape) >= LEAST_WEIGHT or work_of(node, window) >= _LEAST_WORK * images
+
+
+def is_integer(node: Node) -> bool:
+    """Whether it is a convolution of images of int8 without holes, and there is work enough to gain from."""
+    if node.operands[0].ndim != 4 or any(hole != 1 for hole in node.params["lhs_dilation"]):
+        return False
+    return has_work(node)
 
 
 integer_rule: Final = functools.partial(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lepton_jax.ir.binding import store
 from lepton_jax.ir.graph import Node
 from lepton_jax.passes.lower._layout import row_major
 from lepton_jax.passes.lower._products.sides import Ints, Product
@@ -24,7 +25,8 @@ def arguments(product: Product, form: Form, node: Node, *, pin: bool) -> dict[st
         "columns": product.weight.sizes(product.weight.free),
         "form": form,
         "x_first": product.x_first,
-        "x_by_rows": x.is_by_rows,
+        "x_order": None if x.is_by_rows or x.is_by_columns else (*x.batch, *x.free, *x.summed),
+        "x_by_rows": x.is_by_rows or not x.is_by_columns,
         "pin": pin,
         "precision": precision if product.x_first else _swapped(precision),
         "wide": node.params["preferred_element_type"],
@@ -32,9 +34,11 @@ def arguments(product: Product, form: Form, node: Node, *, pin: bool) -> dict[st
     }
 
 
-def transposed(x: jax.Array, *, order: Ints) -> jax.Array:
-    """The array with its dimensions in another order."""
-    return lax.transpose(x, order)
+def transposed(x: jax.Array, *, order: Ints, stored: bool) -> jax.Array:
+    """The array with its dimensions in another order; marked as what is kept of parameters, if asked."""
+    turned = lax.transpose(x, order)
+    kept: jax.Array = store(turned) if stored else turned
+    return kept
 
 
 def write_product(
@@ -46,6 +50,7 @@ def write_product(
     columns: Ints,
     form: Form,
     x_first: bool,
+    x_order: Ints | None,
     x_by_rows: bool,
     pin: bool,
     precision: Any,
@@ -62,6 +67,7 @@ def write_product(
         columns: the sizes of those that it has of the weight.
         form: the form.
         x_first: whether the result has the activations' dimensions first.
+        x_order: the order to put the activations' dimensions in first; None: as they are.
         x_by_rows: whether the activations have what is summed over last.
         pin: whether the activations must be row-major in memory.
         precision: of the product, the activations' first where there are two.
@@ -71,6 +77,8 @@ def write_product(
     n = len(batch)
     count, width = math.prod(rows), math.prod(columns)
     inner = x.size // math.prod((*batch, count))
+    if x_order is not None:
+        x = lax.transpose(x, x_order)
     x = lax.reshape(x, (*batch, count, inner) if x_by_rows else (*batch, inner, count))
     if form.rows > count:
         more = [(0, 0, 0)] * x.ndim

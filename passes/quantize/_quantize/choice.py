@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from lepton_jax.ir.graph import Value
+from lepton_jax.ir.graph import Node, Value
 from lepton_jax.numerics.formats import Format, get_format
 from lepton_jax.numerics.hessian import MatrixLayout, conv_layout
-from lepton_jax.numerics.observers import get_observer
+from lepton_jax.numerics.learned import kind_of
 from lepton_jax.numerics.quantize import Scheme
 from lepton_jax.passes.quantize._quantize import convolutions, dots, tables
-from lepton_jax.passes.quantize._quantize.observing import ChannelsSeen, HessianSeen, RangeSeen, Watcher
+from lepton_jax.passes.quantize._quantize.blocks import channels_of_block
+from lepton_jax.passes.quantize._quantize.observing import ChannelsSeen, HessianSeen, Watcher
 from lepton_jax.passes.quantize._quantize.sites import WeightUse
+from lepton_jax.passes.quantize._quantize.training import Trained, rounding_of, watchers_of
 from lepton_jax.passes.quantize._quantize.weights import Storage
 from lepton_jax.rewrite import PassContext
+from lepton_jax.targets.convolution_forms import convolution_form, has_dot_products
 
 if TYPE_CHECKING:
     from lepton_jax.passes.quantize.quantize import Quantize
@@ -31,29 +33,29 @@ class Plan:
     """What to put in place of an operation.
 
     Attributes:
-        fun: the function of the operands, of `others`, and of what calibration saw.
+        fun: the function of the operands and of what calibration saw.
         how: its static argument.
         done: in words.
-        others: more values that it reads.
         watchers: what calibration has to see.
         remark: what else the user should know.
+        trained: what training puts there instead.
+        given: what calibration saw, where that is known already.
+        mean: of the input, where the bias is corrected.
     """
 
     fun: Any
     how: Any
     done: str
-    others: tuple[Value, ...] = ()
     watchers: tuple[Watcher, ...] = ()
     remark: str = ""
+    trained: Trained | None = None
+    given: tuple[Value, ...] = ()
+    mean: Value | None = None
 
 
-def plan(use: WeightUse, uses: Sequence[WeightUse], settings: Quantize, ctx: PassContext) -> Plan | str:
-    """How a use of a weight is quantised, or why it cannot be.
-
-    Args:
-        uses: all that are quantised the same way.
-    """
-    return _PLANS[use.node.op](use, uses, settings, ctx)
+def plan(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
+    """How a use of a weight is quantised, or why it cannot be."""
+    return _PLANS[use.node.op](use, settings, ctx)
 
 
 def _scheme(settings: Quantize, rank: int, shared: tuple[int, ...], axis: int | None) -> Scheme:
@@ -82,6 +84,7 @@ def _words(storage: Storage, settings: Quantize, activations: Scheme | None) -> 
     share = f"groups of {scheme.group_sizes[0]}" if scheme.group_sizes else f"per {settings.per}"
     words = f"{scheme.fmt.name}, {share}" + ("" if scheme.symmetric else ", affine")
     words += "" if storage.method == "round" else f", {storage.method}"
+    words += "" if settings.train == "none" else f", {settings.train}"
     return words if activations is None else f"{words}; activations {activations.fmt}, {settings.activations}"
 
 
@@ -116,7 +119,7 @@ def _storage(
 ) -> Storage:
     """How a weight is kept: packed if that was asked for, or if its codes are decoded in any case."""
     packed = settings.store == "small" or (settings.store == "auto" and reason is not None)
-    return Storage(scheme, packed, settings.method, layout)
+    return Storage(scheme, packed, settings.method, layout, kind_of(settings.train, scheme))
 
 
 def _remark(storage: Storage, settings: Quantize, reason: str | None, ctx: PassContext) -> str:
@@ -131,7 +134,33 @@ def _remark(storage: Storage, settings: Quantize, reason: str | None, ctx: PassC
     return ""
 
 
-def _dot(use: WeightUse, uses: Sequence[WeightUse], settings: Quantize, ctx: PassContext) -> Plan | str:
+def _not_balanced(settings: Quantize, balance: str | None) -> str:
+    """That a weight is not balanced, though that was asked for."""
+    if settings.balance == "none" or balance is not None:
+        return ""
+    return f"without {settings.balance}, which is for products with one contracted axis and no batch"
+
+
+def _joined(*remarks: str) -> str:
+    return "; ".join(filter(None, remarks))
+
+
+def _in_floats(node: Node, reason: str | None, ctx: PassContext) -> str:
+    """That a convolution of codes is no faster here, where the processor makes it in floats."""
+    groups, numbers = node.params["feature_group_count"], node.params["dimension_numbers"]
+    if reason is not None or ctx.rates.platform != "cpu" or groups != 1 or has_dot_products():
+        return ""
+    shape = node.operands[1].shape
+    taps = tuple(shape[d] for d in numbers.rhs_spec[2:])
+    strides = tuple(node.params["window_strides"])
+    if len(taps) != 2 or math.prod(taps) == 1:
+        return ""
+    form = convolution_form(shape[numbers.rhs_spec[1]], taps, strides, dot_products=False)
+    slow = "slower than floats on this processor, which has no dot products of int8: skip leaves it out"
+    return slow if form == "floats" else ""
+
+
+def _dot(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
     node, side = use.node, use.side
     dims = node.params["dimension_numbers"]
     contracted, batch = dims[0][side], dims[1][side]
@@ -145,17 +174,14 @@ def _dot(use: WeightUse, uses: Sequence[WeightUse], settings: Quantize, ctx: Pas
     rows = dims[0][1 - side]
     activations = None if reason else _activations(settings, rows)
     balance = settings.balance if settings.balance != "none" and len(contracted) == 1 and not batch else None
-    watchers: list[Watcher] = []
-    if activations is not None and settings.activations == "static":
-        watchers.append(RangeSeen(get_observer(settings.observer), activations))
+    watchers = watchers_of(storage, activations, settings)
     if balance is not None:
         watchers.append(ChannelsSeen(rows[0]))
     if settings.method == "gptq":
         sizes = tuple(use.weight.shape[i] for i in batch)
         size = math.prod(use.weight.shape[i] for i in contracted)
         watchers.append(HessianSeen(rows, dims[1][1 - side], size, sizes))
-    group = _same_input(use, uses) if balance == "smoothquant" else [use]
-    partners = [other for other in group if other is not use]
+    on_cpu = ctx.rates.platform == "cpu" and activations is None
     how = dots.Product(
         side=side,
         dims=dims,
@@ -165,31 +191,29 @@ def _dot(use: WeightUse, uses: Sequence[WeightUse], settings: Quantize, ctx: Pas
         result=node.results[0].dtype,
         balance=balance,
         kinds=tuple(watcher.kind for watcher in watchers),
-        place=group.index(use),
-        partners=tuple(other.node.params["dimension_numbers"][0][other.side][0] for other in partners),
+        block=channels_of_block(use.weight.shape, contracted, batch) if on_cpu else 0,
     )
     done = _words(storage, settings, activations) + (f", {balance}" if balance else "")
-    remark = _remark(storage, settings, reason, ctx)
-    others = tuple(other.weight for other in partners)
-    return Plan(dots.product, how, done, others, tuple(watchers), remark)
+    remark = _joined(_remark(storage, settings, reason, ctx), _not_balanced(settings, balance))
+    trained = rounding_of(storage, activations, watchers)
+    return Plan(dots.product, how, done, tuple(watchers), remark, trained)
 
 
-def _same_input(use: WeightUse, uses: Sequence[WeightUse]) -> list[WeightUse]:
-    """The products of one input with weights, which need the same balance; in program order."""
-    return [
-        other
-        for other in uses
-        if other.other is use.other
-        and other.node.op == "dot_general"
-        and other.node.params["dimension_numbers"][0][1 - other.side]
-        == use.node.params["dimension_numbers"][0][1 - use.side]
-        and not other.node.params["dimension_numbers"][1][other.side]
-    ]
+def hessian_seen(use: WeightUse) -> HessianSeen | None:
+    """What calibration has to see for the second moments of an input; None for tables."""
+    node, side = use.node, use.side
+    if node.op == "conv_general_dilated":
+        return _conv_hessian(use, tuple((name, node.params[name]) for name in _CONVOLUTION))
+    if node.op != "dot_general":
+        return None
+    (contracted, batch), shape = node.params["dimension_numbers"], use.weight.shape
+    sizes = tuple(shape[i] for i in batch[side])
+    return HessianSeen(
+        contracted[1 - side], batch[1 - side], math.prod(shape[i] for i in contracted[side]), sizes
+    )
 
 
-def _convolution(
-    use: WeightUse, uses: Sequence[WeightUse], settings: Quantize, ctx: PassContext
-) -> Plan | str:
+def _convolution(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
     node = use.node
     if use.side != 1:
         return "the weight is the image of the convolution"
@@ -205,9 +229,7 @@ def _convolution(
     storage = _storage(scheme, settings, reason, conv_layout(kernel, groups))
     activations = None if reason else _activations(settings, tuple(numbers.lhs_spec[1:]))
     params = tuple((name, node.params[name]) for name in _CONVOLUTION)
-    watchers: list[Watcher] = []
-    if activations is not None and settings.activations == "static":
-        watchers.append(RangeSeen(get_observer(settings.observer), activations))
+    watchers = watchers_of(storage, activations, settings)
     if settings.method == "gptq":
         watchers.append(_conv_hessian(use, params))
     how = convolutions.Filter(
@@ -219,8 +241,10 @@ def _convolution(
         kinds=tuple(watcher.kind for watcher in watchers),
     )
     done = _words(storage, settings, activations)
-    remark = _remark(storage, settings, reason, ctx)
-    return Plan(convolutions.convolution, how, done, (), tuple(watchers), remark)
+    slow = _in_floats(node, reason, ctx)
+    remark = _joined(_remark(storage, settings, reason, ctx) or slow, _not_balanced(settings, None))
+    trained = rounding_of(storage, activations, watchers)
+    return Plan(convolutions.convolution, how, done, tuple(watchers), remark, trained)
 
 
 _CONVOLUTION: Final = (
@@ -244,7 +268,7 @@ def _conv_hessian(use: WeightUse, params: tuple[tuple[str, Any], ...]) -> Hessia
     return HessianSeen((), (), size, batches, (shape, tuple({**known, "groups": groups}.items())))
 
 
-def _table(use: WeightUse, uses: Sequence[WeightUse], settings: Quantize, ctx: PassContext) -> Plan | str:
+def _table(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
     node = use.node
     axis = tables.indexed_axis(node)
     if axis is None:
@@ -263,8 +287,12 @@ def _table(use: WeightUse, uses: Sequence[WeightUse], settings: Quantize, ctx: P
         settings = replace(settings, method="round")
     storage = _storage(scheme, settings, _why_not_codes(scheme, settings))
     names = ("dimension_numbers", "unique_indices", "indices_are_sorted", "mode", "fill_value")
-    how = tables.Rows(axis, storage, tuple((name, node.params[name]) for name in names))
-    return Plan(tables.rows, how, _words(storage, settings, None).replace("per channel", "per row"))
+    watchers = watchers_of(storage, None, settings)
+    kinds = tuple(watcher.kind for watcher in watchers)
+    how = tables.Rows(axis, storage, tuple((name, node.params[name]) for name in names), kinds)
+    done = _words(storage, settings, None).replace("per channel", "per row")
+    trained = rounding_of(storage, None, watchers)
+    return Plan(tables.rows, how, done, watchers=tuple(watchers), trained=trained)
 
 
 _PLANS: Final = {"dot_general": _dot, "conv_general_dilated": _convolution, "gather": _table}

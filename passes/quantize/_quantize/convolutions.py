@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from lepton_jax.ir.binding import store
-from lepton_jax.numerics.quantize import Scheme, decode, encode, scale_of, scale_of_range
+from lepton_jax.numerics.quantize import Scheme, decode, encode, scale_of
+from lepton_jax.passes.quantize._quantize.learned import input_scale, of_weight
 from lepton_jax.passes.quantize._quantize.observing import by_kind
 from lepton_jax.passes.quantize._quantize.weights import Storage, as_float, kept
 
@@ -48,7 +49,7 @@ def convolution(x: jax.Array, kernel: jax.Array, *others: jax.Array, how: Filter
         others: what calibration has seen.
     """
     seen = by_kind(others, how.kinds)
-    w = kept(kernel, how.storage, seen["hessian"][0] if "hessian" in seen else None)
+    w = kept(kernel, how.storage, of_weight(seen))
     params = dict(how.params)
     if how.activations is None:
         kernel = decode(*w, how.storage.scheme, kernel.dtype)
@@ -67,10 +68,8 @@ def convolution(x: jax.Array, kernel: jax.Array, *others: jax.Array, how: Filter
 
 def _scale(x: jax.Array, seen: dict[str, tuple[jax.Array, ...]], scheme: Scheme) -> jax.Array:
     """The scale of the image: from calibration, or by what it is."""
-    if "range" not in seen:
-        return scale_of(x, scheme)[0]
-    low, high = seen["range"]
-    scale: jax.Array = store(scale_of_range(low, high, scheme)[0])
+    found = input_scale(seen, scheme)
+    scale: jax.Array = scale_of(x, scheme)[0] if found is None else store(found[0])
     return scale
 
 

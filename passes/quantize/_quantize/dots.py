@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from lepton_jax.ir.binding import store
-from lepton_jax.numerics.quantize import Scheme, decode, encode, scale_of, scale_of_range
-from lepton_jax.numerics.smoothquant import scaled
+from lepton_jax.numerics.quantize import Scheme, decode, encode, scale_of
+from lepton_jax.passes.quantize._quantize.blocks import in_blocks
+from lepton_jax.passes.quantize._quantize.learned import input_scale, of_weight
 from lepton_jax.passes.quantize._quantize.observing import by_kind
-from lepton_jax.passes.quantize._quantize.weights import Storage, as_float, balance, kept, summed
+from lepton_jax.passes.quantize._quantize.weights import Storage, as_float, kept, summed
 
 Axes = tuple[tuple[int, ...], tuple[int, ...]]
 Dims = tuple[Axes, Axes]
@@ -31,11 +32,10 @@ class Product:
         activations: how the other operand is quantised; None: not at all.
         precision: of a product in floats.
         result: the dtype of the result.
-        balance: `smoothquant` or `awq`: inputs are divided by a number for each channel, and the weight is
-            multiplied by it.
+        balance: `smoothquant` or `awq`: before anything else inputs are divided by a number for each
+            channel, and the weight is multiplied by it; see `balancing`.
         kinds: what calibration has seen.
-        place: the weight's among all that read the same input.
-        partners: of the others the axes of the channels.
+        block: how many output channels of a weight are decoded at a time, see `blocks`; 0: all of them.
     """
 
     side: int
@@ -46,8 +46,7 @@ class Product:
     result: Any
     balance: str | None = None
     kinds: tuple[str, ...] = ()
-    place: int = 0
-    partners: tuple[int, ...] = ()
+    block: int = 0
 
     @property
     def channel(self) -> int:
@@ -64,40 +63,30 @@ def product(lhs: jax.Array, rhs: jax.Array, *others: jax.Array, how: Product) ->
     """A product with a weight that is kept in codes.
 
     Args:
-        others: other weights that read the same input, then what calibration has seen.
+        others: what calibration has seen.
     """
     weight, x = (lhs, rhs) if how.side == 0 else (rhs, lhs)
-    weights, seen = others[: len(how.partners)], by_kind(others[len(how.partners) :], how.kinds)
-    hessian = seen["hessian"][0] if "hessian" in seen else None
-    scale: jax.Array | None = None
-    if how.balance is not None:
-        at, scheme, layout = how.place, how.storage.scheme, how.storage.layout
-        axes = (*how.partners[:at], how.channel, *how.partners[at:])
-        scale = balance(
-            [*weights[:at], weight, *weights[at:]], axes, seen["channels"], how.balance, scheme, layout
-        )
-        weight = scaled(weight, scale, how.channel)
-        x = scaled(x, store(1 / scale), how.partner)
-        hessian = None if hessian is None else hessian / (scale[:, None] * scale)
+    seen = by_kind(others, how.kinds)
+    known = of_weight(seen)
+    if how.activations is None and how.block:
+        y = in_blocks(weight, x, known, how.storage, how.side, how.dims, how.block)
+        return y.astype(how.result)
     if how.activations is None:
-        weight = decode(*kept(weight, how.storage, hessian), how.storage.scheme, weight.dtype)
+        weight = decode(*kept(weight, how.storage, known), how.storage.scheme, weight.dtype)
         lhs, rhs = (weight, x) if how.side == 0 else (x, weight)
         return lax.dot_general(lhs, rhs, how.dims, precision=how.precision, preferred_element_type=how.result)
-    limits = _limits(seen, scale, how.activations)
-    return _of_codes(weight, x, limits, hessian, how, how.activations)
+    limits = _limits(seen, how.activations)
+    return _of_codes(weight, x, limits, known, how, how.activations)
 
 
 def _limits(
-    seen: dict[str, tuple[jax.Array, ...]], balanced: jax.Array | None, scheme: Scheme
+    seen: dict[str, tuple[jax.Array, ...]], scheme: Scheme
 ) -> tuple[jax.Array, jax.Array | None] | None:
     """Scale and zero of activations, where calibration has seen them."""
-    if "range" not in seen:
+    found = input_scale(seen, scheme)
+    if found is None:
         return None
-    low, high = seen["range"]
-    if balanced is not None:
-        high = jnp.max(seen["channels"][0] / balanced)
-        low = -high
-    scale, zero = scale_of_range(low, high, scheme)
+    scale, zero = found
     return store(scale), None if zero is None else store(zero)
 
 
@@ -105,13 +94,13 @@ def _of_codes(
     weight: jax.Array,
     x: jax.Array,
     limits: tuple[jax.Array, jax.Array | None] | None,
-    hessian: jax.Array | None,
+    known: Any,
     how: Product,
     activations: Scheme,
 ) -> jax.Array:
     """A product of codes, scaled afterwards."""
     side, dims = how.side, how.dims
-    w = kept(weight, how.storage, hessian)
+    w = kept(weight, how.storage, known)
     scale, zero = scale_of(x, activations) if limits is None else limits
     codes = encode(x, scale, zero, activations)
     if how.storage.scheme.group_sizes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import jax
@@ -10,8 +11,21 @@ from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.regions import add_constant, editable
 from lepton_jax.passes.loops._parts.scan import add_scanned, add_stacked, is_plain_scan
 from lepton_jax.rewrite import PassContext
+from lepton_jax.rewrite.replacement import Rewrite, write_before
 
-_ONCE: Final = frozenset({"jit", "closed_call", "core_call", "remat2", "checkpoint"})
+_ONCE: Final = frozenset({"jit", "closed_call", "core_call", "remat2", "checkpoint", "cond"})
+
+_RULE: Final = "observed-value"
+
+
+def in_branch(graph: Graph) -> bool:
+    """Whether a region stands in a branch, which need not be taken."""
+    while graph.parents:
+        if graph.parents[0].op == "cond":
+            return True
+        assert graph.parents[0].graph is not None
+        graph = graph.parents[0].graph
+    return False
 
 
 def depth(graph: Graph) -> int | str:
@@ -30,19 +44,24 @@ def depth(graph: Graph) -> int | str:
     return loops
 
 
-def lift(value: Value, graph: Graph) -> Value:
-    """A value of a region at the top of the program, stacked over the loops it stands in, outermost first."""
+def lift(value: Value, graph: Graph, nothing: Callable[[Value], Rewrite]) -> Value:
+    """A value of a region at the top of the program, stacked over the loops it stands in, outermost first.
+
+    Args:
+        nothing: what a branch that is not taken returns in place of a value.
+    """
     while graph.parents:
         (node,) = graph.parents
-        value = add_stacked(node, value) if node.op == "scan" else _add_result(node, value)
+        value = add_stacked(node, value) if node.op == "scan" else _add_result(node, value, graph, nothing)
         assert node.graph is not None
         graph = node.graph
     return value
 
 
-def _add_result(node: Node, value: Value) -> Value:
-    (region,) = node.regions
-    region.set_outputs([*region.outputs, value])
+def _add_result(node: Node, value: Value, graph: Graph, nothing: Callable[[Value], Rewrite]) -> Value:
+    for region in node.regions:
+        found = [value] if region is graph else write_before(nothing(value), region.ret, _RULE)
+        region.set_outputs([*region.outputs, *found])
     result = Value(value.aval, node, len(node.results))
     node.set_results([*node.results, result])
     node.raw = None
@@ -61,6 +80,6 @@ def lower(array: Any, path: str, graph: Graph, ctx: PassContext) -> Value:
     assert node.graph is not None
     outer = lower(array, path, node.graph, ctx)
     if node.op != "scan":
-        return add_constant(node, 0, outer)
+        return add_constant(node, node.regions.index(graph), outer)
     inner = jax.typeof(jax.ShapeDtypeStruct(outer.shape[1:], outer.dtype))
     return add_scanned(node, outer, Value(inner))

@@ -65,6 +65,9 @@ def weight_uses(graph: Graph, ctx: PassContext) -> list[WeightUse]:
         if len(sides) != 1 or not _is_weight(node, sides[0]):
             continue
         (side,) = sides
+        other = node.operands[1 - side]
+        if node.op != "gather" and (other.is_const or other in known):
+            continue  # made of parameters alone: computed once
         params = known[node.operands[side]]
         paths = tuple(ctx.paths[i] for i in sorted(params))
         name = _unused("+".join(paths), taken)

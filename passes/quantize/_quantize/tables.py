@@ -9,7 +9,10 @@ import jax
 from jax import lax
 
 from lepton_jax.ir.graph import Node
+from lepton_jax.numerics.packing import packed_axis
 from lepton_jax.numerics.quantize import Scheme, decode
+from lepton_jax.passes.quantize._quantize.learned import of_weight
+from lepton_jax.passes.quantize._quantize.observing import by_kind
 from lepton_jax.passes.quantize._quantize.weights import Storage, as_float, stored, unpacked
 
 
@@ -32,22 +35,29 @@ class Rows:
         axis: of the rows.
         storage: how the table is kept.
         params: the gather's.
+        kinds: what training has learned.
     """
 
     axis: int
     storage: Storage
     params: tuple[tuple[str, Any], ...]
+    kinds: tuple[str, ...] = ()
 
 
-def rows(table: jax.Array, indices: jax.Array, *, how: Rows) -> jax.Array:
+def rows(table: jax.Array, indices: jax.Array, *others: jax.Array, how: Rows) -> jax.Array:
     """Rows of a table that is kept in codes, with a scale for each row (or group in it).
 
     Only the rows that are taken are unpacked, unless codes are packed across rows.
+
+    Args:
+        others: what training has learned.
     """
-    q, size = stored(table, how.storage), table.shape[-1]
+    q = stored(table, how.storage, of_weight(by_kind(others, how.kinds)))
+    axis = packed_axis(table.shape, how.storage.scheme.fmt.bits)
+    size, late = table.shape[axis], how.axis != axis
     options = dict(how.params)
     numbers = options.pop("dimension_numbers")
-    late = how.axis != table.ndim - 1
+    stay = [i for i in range(table.ndim) if i not in numbers.collapsed_slice_dims]
 
     def take(x: jax.Array, options: dict[str, Any]) -> jax.Array:
         sizes = tuple(1 if i == how.axis else n for i, n in enumerate(x.shape))
@@ -56,9 +66,10 @@ def rows(table: jax.Array, indices: jax.Array, *, how: Rows) -> jax.Array:
     scale = take(as_float(q.scale), options)  # NaN or 0 where an index is out of bounds and JAX fills
     if options["mode"] == lax.GatherScatterMode.FILL_OR_DROP:
         options["mode"] = lax.GatherScatterMode.CLIP
-    codes = q.codes if late else unpacked(q.codes, how.storage, size)
+    codes = q.codes if late else unpacked(q.codes, how.storage, size, axis)
     codes = take(codes, options)
-    codes = unpacked(codes, how.storage, size, numbers.offset_dims[-1]) if late else codes
+    if late:
+        codes = unpacked(codes, how.storage, size, numbers.offset_dims[stay.index(axis)])
     scheme = _of_rows(how.storage.scheme, numbers, table.ndim)
     return decode(codes, scale, None, scheme, table.dtype)
 

@@ -32,6 +32,8 @@ class _Readers:
         found: the products and the ways to them.
         seen: the operations that were passed: each may be reached once.
         is_near: whether a product with a weight was reached.
+        bare: products without a bias behind them that could take a shift in: one gets the addition that the
+            others save.
     """
 
     known: Known
@@ -39,6 +41,7 @@ class _Readers:
     found: list[tuple[Product, Path]] = field(default_factory=list)
     seen: set[Node] = field(default_factory=set)
     is_near: bool = False
+    bare: int = 0
 
     def why_not(self, value: Value, shape: Shape, path: Path) -> str | None:
         """Why a coefficient cannot go into all that reads a value, or None."""
@@ -80,7 +83,10 @@ class _Readers:
         links = chain_after(product, self.known).links
         if links and (links[0][0] in ("add", "sub", "from") or stays is None):
             return None
-        return f"no bias follows {user.op} that could take it in"
+        self.bare += 1
+        if self.bare > 1:
+            return f"no bias follows {user.op} that could take it in"
+        return None
 
 
 def absorb_before(node: Node, known: Known) -> bool:
@@ -102,6 +108,8 @@ def absorb_before(node: Node, known: Known) -> bool:
     shape = compact_shape(coefficient, node.result.ndim)
     readers = _Readers(known, is_scale)
     reason = readers.why_not(node.result, shape, ())
+    if reason is None and readers.bare == len(readers.found) > 0:
+        reason = "no bias follows that could take it in"
     if reason is not None or not readers.found:
         if readers.is_near:
             known.ctx.miss(_RULE, node, reason or "nothing reads it")

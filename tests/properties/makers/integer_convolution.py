@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from tests.properties._draw import TAME, Draw, Maker, Makers, P, Program
+from tests.properties.makers.requantize import both, codes, program, scale
 
-PASS: Final = "integer-convolution"
+PASS: Final = "integer-convolution{dot_products=yes}"
 
 _ROWS: Final = ("NHWC", "HWIO", "NHWC")
 _PLANES: Final = ("NCHW", "OIHW", "NCHW")
@@ -105,7 +108,74 @@ def _stem(d: Draw) -> Program:
     )
 
 
+_PLAIN: Final = "integer-convolution{dot_products=no}"
+
+
+def _few_in_floats(d: Draw) -> Program:
+    channels, strides = d.pick(3, 8, 16), (d.pick(1, 2), 1)
+    made = _program((2, 19, 20, channels), (3, d.size(2, 3), channels, 48), window_strides=strides)
+    return replace(made, passes=_PLAIN)
+
+
+def _many(d: Draw) -> Program:
+    made = _program((1, 6, d.whole(5, 7), 256), (3, d.size(2, 3), 256, 8), padding=_padding(d))
+    return replace(made, passes=_PLAIN)
+
+
+def _holes(d: Draw) -> Program:
+    channels = d.pick(16, 140)
+    return _program(
+        (1, 9, 8, channels),
+        (3, 4, channels, 16),
+        padding=d.pick(((1, 2), (0, 3)), ((2, -1), (1, 1)), ((0, 0), (2, 2))),
+        window_strides=(d.pick(1, 2), 1),
+        lhs_dilation=(2, d.pick(1, 3)),
+        layout=d.pick(_ROWS, _PLANES),
+    )
+
+
+def _rows(d: Draw) -> Program:
+    layout, stride = d.pick(("NWC", "WIO", "NWC"), ("NCW", "OIW", "NCW"), ("NWC", "OIW", "NCW")), d.pick(1, 2)
+    sizes = dict(zip("NWCIO", (2, 60, 32, 32, 48), strict=True))
+    into = [[sizes[c] for c in layout[0]], [5 if c == "W" else sizes[c] for c in layout[1]]]
+
+    def fun(x: Any, kernel: Any) -> Any:
+        return lax.conv_general_dilated(
+            x, kernel, (stride,), "SAME", dimension_numbers=layout, preferred_element_type=jnp.int32
+        )
+
+    shapes = (jax.ShapeDtypeStruct(tuple(shape), jnp.int8) for shape in into)
+    return P(fun, *shapes, flavours=(*TAME, "extreme"))
+
+
+def _maxima(x: Any, taps: int, stride: int, low: int, apart: int = 1) -> Any:
+    pads = ((0, 0), (low, 0), (0, low), (0, 0))
+    window, strides, spread = (1, taps, taps, 1), (1, stride, stride, 1), (1, apart, apart, 1)
+    least = np.asarray(np.iinfo(x.dtype).min, x.dtype)
+    return lax.reduce_window(x, least, lax.max, window, strides, pads, window_dilation=spread)
+
+
+def _pool(d: Draw) -> Program:
+    taps, stride = d.whole(2, 3), d.whole(1, 2)
+    low, apart = d.pick((0, 1), (0, 2), (taps - 1, 1))
+    return P(lambda x: _maxima(x, taps, stride, low, apart), d.ints((2, 9, 8, 3)))
+
+
+def _codes_twice(d: Draw) -> Program:
+    def fun(x: Any, m: Any) -> Any:
+        found = codes(x, m)
+        return found, found.astype(jnp.float32) * scale(m)
+
+    return program(fun)
+
+
 MAKERS: Final[Makers] = {
+    "few-channels-in-floats": (_few_in_floats, _few_in_floats),
+    "many-channels-as-product": (_many,),
+    "unusual-in-floats": (_holes, _holes),
+    "rows-as-images": (_rows, _rows),
+    "maximum-of-shifts": (_pool, _pool),
+    "codes-once": (_codes_twice,),
     "channels-last": (_other_layout, _other_layout),
     "few-channels-as-product": (_few_channels, _few_channels),
     "few-groups-apart": (_few_groups,),
@@ -122,6 +192,26 @@ def _stays(x: Shape, kernel: Shape, **params: Any) -> Maker:
 _SMALL: Final[tuple[Shape, Shape]] = (1, 12, 12, 32), (3, 3, 32, 32)
 
 ALIKE: Final[Makers] = {
+    "few-channels-in-floats": (
+        lambda d: replace(_program((1, 16, 16, 17), (3, 3, 17, 32)), passes=_PLAIN),
+        lambda d: replace(_program((1, 16, 16, 16), (9, 9, 16, 16)), passes=_PLAIN),
+        _few_channels,
+    ),
+    "many-channels-as-product": (
+        lambda d: replace(_program((1, 6, 6, 128), (3, 3, 128, 16)), passes=_PLAIN),
+        _stays((1, 6, 6, 256), (3, 3, 256, 16)),
+    ),
+    "unusual-in-floats": (
+        _stays(*_SMALL),
+        _stays((1, 9, 9, 16), (3, 3, 16, 16), padding=((1, 1), (1, 1)), lhs_dilation=(2, 2), dtype="int16"),
+    ),
+    "rows-as-images": (_stays(*_SMALL),),
+    "maximum-of-shifts": (
+        lambda d: P(lambda x: _maxima(x, 10, 1, 0), d.ints((1, 12, 12, 2))),
+        lambda d: P(lambda x: _maxima(x, 2, 1, 2), d.ints((1, 12, 12, 2))),
+        lambda d: P(lambda x: lax.reduce_max(x, (1,)), d.ints((1, 12, 12, 2))),
+    ),
+    "codes-once": (lambda d: program(codes), lambda d: program(lambda x, m: both(x, m)[1].astype(jnp.int8))),
     "channels-last": (
         _stays(*_SMALL),
         _stays(*_SMALL, layout=_PLANES, dtype="int16"),

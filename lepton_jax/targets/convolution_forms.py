@@ -1,0 +1,66 @@
+"""Which form of an integer convolution is fast on which processor, as measured.
+
+The figures behind the table are printed by `python benchmarks/forms.py --only convolutions`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final, Literal
+
+from lepton_jax.targets import processor
+from lepton_jax.targets.forms import FEW_CHANNELS, MOST_PATCH, PACKED_CHANNELS
+
+Form = Literal["direct", "patches", "blocks", "floats"]
+"""`direct`: a convolution of int8 with channels last; `patches`: the taps side by side as channels, then a
+product; `blocks`: of blocks of 2×2 pixels; `floats`: of the codes in float32, where their sums are exact."""
+
+EXACT_PRODUCTS: Final = 2**24 // 2**14
+"""So many products of int8 numbers at most have a sum that is exact in float32."""
+
+MANY_CHANNELS: Final = 256
+"""Channels from which a product of patches is faster than a convolution, without dot products of int8."""
+
+_LARGE_KERNEL: Final = 5
+_MOST_TAPS: Final = 64
+_DOT_PRODUCTS: Final = ("avx512_vnni", "avx_vnni", "amx_int8")
+
+
+def has_dot_products() -> bool:
+    """Whether the processor has instructions for dot products of int8; True where nothing is known of it.
+
+    Those with AVX2 alone multiply int8 hardly faster than float32.
+    """
+    return not processor.has("avx2") or any(processor.has(each) for each in _DOT_PRODUCTS)
+
+
+def convolution_form(
+    channels: int, taps: tuple[int, ...], strides: tuple[int, ...], *, dot_products: bool
+) -> Form:
+    """The fastest form of an int8 convolution of images on a CPU, channels last and without groups.
+
+    Args:
+        channels: that each result is summed over.
+        taps: the spatial sizes of the kernel.
+        strides: for each spatial dimension.
+        dot_products: whether the processor has instructions for them.
+
+    Example:
+        >>> convolution_form(3, (7, 7), (2, 2), dot_products=True)
+        'blocks'
+        >>> convolution_form(3, (7, 7), (2, 2), dot_products=False)
+        'floats'
+        >>> convolution_form(512, (3, 3), (1, 1), dot_products=False)
+        'patches'
+    """
+    products = channels * math.prod(taps)
+    if not dot_products:
+        if channels <= FEW_CHANNELS and products <= EXACT_PRODUCTS:
+            return "floats"
+        return "patches" if channels >= MANY_CHANNELS and math.prod(taps) <= _MOST_TAPS else "direct"
+    strided = any(step != 1 for step in strides)
+    if tuple(strides) == (2, 2) and min(taps) >= _LARGE_KERNEL and channels * 4 <= PACKED_CHANNELS:
+        return "blocks"
+    if channels > FEW_CHANNELS or products > MOST_PATCH or (channels <= 4 and strided):
+        return "direct"
+    return "patches"

@@ -1,0 +1,1 @@
+"""Kernels for what the compilers have no fast form of."""

@@ -1,0 +1,1 @@
+"""What the pass `weight-only` is made of."""

@@ -1,0 +1,1 @@
+"""Caches that are written a token at a time and read by products: found, and kept in codes."""

@@ -1,0 +1,1 @@
+"""Products of few bits whose derivatives are products of few bits."""

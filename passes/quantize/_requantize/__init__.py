@@ -1,0 +1,1 @@
+"""What the pass `requantize` looks for, and its rules."""

@@ -1,0 +1,177 @@
+"""The `.lepton` file: arrays by name, whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+
+from lepton_jax.storage import LeptonFileError, Reader, Writer, decode, encode, inspect, writing
+from lepton_jax.storage.coders import MOST_BYTES, decode_block
+from lepton_jax.storage.fuzz import run
+from lepton_jax.storage.layout import HEADER
+
+RNG = np.random.default_rng(1)
+ARRAYS: dict[str, Any] = {
+    "float32": RNG.normal(size=(3, 4, 5)).astype(np.float32),
+    "bfloat16": RNG.normal(size=1000).astype(ml_dtypes.bfloat16),
+    "int4": RNG.integers(-8, 8, (6, 7)).astype(ml_dtypes.int4),
+    "fp8": RNG.normal(size=99).astype(ml_dtypes.float8_e4m3fn),
+    "complex": (RNG.normal(size=9) + 1j * RNG.normal(size=9)),
+    "bool": RNG.random((20, 20)) < 0.5,
+    "big-endian": np.arange(9, dtype=">i4"),
+    "not contiguous": np.arange(24).reshape(4, 6).T[::2],
+    "empty": np.zeros((0, 3), np.float16),
+    "scalar": np.int64(-7),
+    "negative zeros": np.array([0.0, -0.0, np.nan, np.inf] * 50, np.float32),
+    "jax": jnp.arange(5, dtype=jnp.bfloat16),
+    "two blocks": np.arange(MOST_BYTES // 4 + 10, dtype=np.int32),
+}
+
+
+def check(found: Any, wanted: Any) -> None:
+    """Equal shape, dtype and bytes."""
+    wanted = np.asarray(wanted)
+    assert found.shape == wanted.shape and found.dtype == wanted.dtype.newbyteorder("=")
+    assert found.tobytes() == wanted.astype(wanted.dtype.newbyteorder("=")).tobytes()
+
+
+@pytest.mark.parametrize("coding", ["small", "raw"])
+def test_arrays_come_back(tmp_path: Path, coding: Any) -> None:
+    """Every dtype and shape, one by one and all; parts of the file are mapped where they are raw."""
+    path, seen = tmp_path / "a.lepton", list[int]()
+    with writing(path, {"what": ["arrays", 1]}, coding=coding, workers=2) as file:
+        for name, array in ARRAYS.items():
+            file.add(name, array, seen.append)
+    assert sum(seen) == sum(np.asarray(array).nbytes for array in ARRAYS.values())
+    assert [each.name for each in tmp_path.iterdir()] == ["a.lepton"]
+    with Reader(path) as file:
+        assert list(file) == list(ARRAYS) and file.metadata == {"what": ["arrays", 1]}
+        for name, array in ARRAYS.items():
+            check(file[name], array)
+        if coding == "raw":
+            check(file.mapped("two blocks"), ARRAYS["two blocks"])
+            check(file.mapped("empty"), ARRAYS["empty"])
+            assert all(block.offset % 64 == 0 for entry in file.entries.values() for block in entry.blocks)
+        else:
+            with pytest.raises(LeptonFileError, match="coding='raw'"):
+                file.mapped("float32")
+        with pytest.raises(KeyError, match=r"'w' is not among the arrays of a\.lepton: float32,"):
+            file["w"]
+
+
+def test_contents(tmp_path: Path) -> None:
+    """The table says what each array takes, by which coder, and what its entropy is."""
+    path = tmp_path / "a.lepton"
+    with writing(path, {"kind": "test"}) as file:
+        file.add("w", np.repeat(np.arange(4, dtype=np.uint8), 250))
+    contents = inspect(path)
+    (array,) = contents.arrays
+    assert (array.dtype, array.shape, array.nbytes, array.entropy) == ("uint8", (1000,), 1000, 0.25)
+    assert array.stored < 250 and contents.length == path.stat().st_size
+    assert "metadata: kind" in str(contents) and "4.000×" in str(contents)
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    """Whatever goes wrong while a file is written, what was there stays, and nothing is left beside it."""
+    path = tmp_path / "a.lepton"
+    with writing(path) as file:
+        file.add("w", np.ones(3))
+    before = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt), writing(path) as file:
+        file.add("w", np.zeros(3))
+        raise KeyboardInterrupt
+    with pytest.raises(LeptonFileError, match="already"), writing(path) as file:
+        file.add("w", np.zeros(3))
+        file.add("w", np.zeros(3))
+    with pytest.raises(LeptonFileError, match="cannot be kept"), writing(path) as file:
+        file.add("w", np.array(["words"]))
+    with pytest.raises(LeptonFileError, match="JSON"), writing(path, {"f": print}) as file:
+        file.add("w", np.zeros(3))
+    with pytest.raises(ValueError, match="'small' or 'raw'"), writing(path, coding="tiny"):  # type: ignore[arg-type]
+        pass
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_damaged_files_say_so(tmp_path: Path) -> None:
+    """Each part of a file that is damaged has its error."""
+    path = tmp_path / "a.lepton"
+    with writing(path) as file:
+        file.add("w", RNG.normal(size=500))
+    data = path.read_bytes()
+    newer = bytearray(data)
+    newer[8] = 2
+    for changed, words in (
+        (b"", "empty"),
+        (b"PK\3\4" + data[4:], "begins with other bytes"),
+        (data[:20], "cut off within its header"),
+        (data[:-1], "cut off or was added to"),
+        (data + b"\0", "cut off or was added to"),
+        (bytes(newer), "header of the file is damaged"),
+        (data[:-5] + b"xxxxx", "index of the file is damaged"),
+        (data[:70] + b"\0\0\0\0" + data[74:], "'w' is damaged"),
+    ):
+        path.write_bytes(changed)
+        with pytest.raises(LeptonFileError, match=words), Reader(path) as file:
+            file.check()
+    path.write_bytes(data)
+    with pytest.raises(LeptonFileError, match="more than the 100 allowed"):
+        Reader(path, most_bytes=100)
+
+
+def test_newer_versions_say_so(tmp_path: Path) -> None:
+    """A file of a later version is no damaged file."""
+    from lepton_jax.storage import layout
+
+    path, beside = tmp_path / "a.lepton", io.BytesIO()
+    Writer(beside, "small", None).finish({})
+    header = bytearray(beside.getvalue()[: HEADER.size])
+    struct.pack_into("<I", header, 8, 2)
+    header[-8:] = layout._short(bytes(header[:-8]) + bytes(8))
+    path.write_bytes(bytes(header) + beside.getvalue()[HEADER.size :])
+    with pytest.raises(LeptonFileError, match=r"version 2\.0, this Lepton reads version 1\.0"):
+        Reader(path)
+
+
+def test_mutated_files_give_errors_or_the_right_arrays() -> None:
+    """A short run of `python -m lepton_jax.storage.fuzz`."""
+    right, errors = run(500, seed=3)
+    assert right + errors == 500 and errors > 200
+
+
+def test_transfer() -> None:
+    """Arrays as bytes and back; damaged ones say so."""
+    for array in ARRAYS.values():
+        check(decode(encode(array, workers=2)), array)
+    code = encode(ARRAYS["float32"])
+    for changed, words in ((b"what" + code[4:], "other bytes"), (code[:-1], "damaged"), (b"", "other bytes")):
+        with pytest.raises(LeptonFileError, match=words):
+            decode(changed)
+    with pytest.raises(LeptonFileError, match="more than the 10 allowed"):
+        decode(code, most_bytes=10)
+    with pytest.raises(LeptonFileError, match="object"):
+        encode(np.array([{}]))
+
+
+def test_shapes_that_no_array_can_have_say_so(tmp_path: Path) -> None:
+    """A size of 0 beside one that is beyond bounds; names that are no text are refused."""
+    body = struct.pack("<BB7s2Q", 7, 2, b"float32", 0, 1 << 62)
+    with pytest.raises(LeptonFileError, match="cannot be made"):
+        decode(b"LPA1" + hashlib.blake2b(body, digest_size=16).digest() + body)
+    with pytest.raises(LeptonFileError, match="is text"), writing(tmp_path / "a.lepton") as file:
+        file.add(3, np.ones(2))  # type: ignore[arg-type]
+
+
+def test_a_zstd_code_does_not_grow_beyond_its_size() -> None:
+    """Blocks of 128 KiB of one byte, more of them than the frame says: 4 MiB of these would take 128 GiB."""
+    block = (((128 << 10) << 3) | 2).to_bytes(3, "little") + b"a"
+    frame = b"\x28\xb5\x2f\xfd" + bytes([2 << 6, 7 << 3]) + (1 << 20).to_bytes(4, "little") + block * 100
+    with pytest.raises(LeptonFileError, match="zstd"):
+        decode_block(memoryview(bytes([4]) + frame), 1 << 20)
