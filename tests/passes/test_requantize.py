@@ -149,7 +149,7 @@ def test_nothing_but_codes_goes_from_layer_to_layer() -> None:
         model = lepton.compile(network, PARAMS, x, passes=passes, calibration=[x], strict=True)
         rules = model.report().passes.rules
         in_codes = residuals == "codes"
-        assert rules["relu-in-clamp"] == (4 if in_codes else 3)
+        assert rules["relu-in-clamp"] == (4 if in_codes else 2)
         for rule in ("maximum-of-codes", "maximum-of-shifts", "residual-in-codes"):
             assert (rules.get(rule, 0) > 0) == in_codes, rule
         scales = [array for array in model.params.arrays if array.shape == ()]
