@@ -26,16 +26,16 @@ Params = dict[str, Any]
 ENCODER: Final = {
     "W8A8, dynamic": "deploy,quantize{activations=dynamic}",
     "W8A8, static": "deploy,quantize{activations=static}",
-    "W8A8, dynamic, attention": "deploy,quantize{activations=dynamic},quantize_attention",
+    "W8A8, dynamic, attention": "deploy,quantize{activations=dynamic},quantize-attention",
     "weights alone": "deploy,quantize",
 }
 
 DECODER: Final = {
     "W8A8, dynamic": "deploy,quantize{activations=dynamic}",
     "W8A8, static": "deploy,quantize{activations=static}",
-    "W8A8, dynamic, int8 cache": "deploy,quantize{activations=dynamic},kv_cache",
+    "W8A8, dynamic, int8 cache": "deploy,quantize{activations=dynamic},kv-cache",
     "weights alone": "deploy,quantize",
-    "weights alone, int8 cache": "deploy,quantize,kv_cache",
+    "weights alone, int8 cache": "deploy,quantize,kv-cache",
 }
 
 
@@ -191,7 +191,7 @@ def _decoder(quick: bool, batch: int) -> list[Row]:
     sizes = {"jit f32": 1.0}
     whole = nbytes(params) + nbytes(cache)
     for name, passes in DECODER.items():
-        coded = "kv_cache" in passes
+        coded = "kv-cache" in passes
         step = with_coded_cache(fun) if coded else fun
         given = encode_cache(cache) if coded else jax.tree.map(jnp.copy, cache)
         sample = (token, position, given)

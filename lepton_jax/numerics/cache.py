@@ -1,6 +1,6 @@
 """A key/value cache kept in codes: a scale for each token and head.
 
-The pass `kv_cache` keeps caches that loops carry in codes by itself. Where a cache is an argument and a
+The pass `kv-cache` keeps caches that loops carry in codes by itself. Where a cache is an argument and a
 result of a decoding step, its codes are part of the step's signature, and `with_coded_cache` makes such a
 step of an ordinary one. As it stands it decodes the cache, runs the step, and encodes what it returns; the
 pass takes both out, so that only new tokens are rounded, each once, when they are written.

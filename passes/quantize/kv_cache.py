@@ -50,7 +50,7 @@ class KVCache(Pass):
         ValueError: another format.
     """
 
-    name: ClassVar[str] = "kv_cache"
+    name: ClassVar[str] = "kv-cache"
     approximates: ClassVar[bool] = True
 
     format: str = "int8"

@@ -41,7 +41,7 @@ class QuantizeAttention(Pass):
     caps stand between the products stay as they are, in floats. The largest weight of a query has the largest
     code, however many keys there are: weights that were divided by their sum are rounded as those before the
     division. A row of weights with NaN stays NaN. What the pass `attention` has put in blocks is left alone:
-    `default` contains it, and it takes long sequences, so name `default,-attention,quantize_attention` to
+    `default` contains it, and it takes long sequences, so name `default,-attention,quantize-attention` to
     quantise those too. Approximate; it runs when it is named.
 
     Attributes:
@@ -53,7 +53,7 @@ class QuantizeAttention(Pass):
         ValueError: another format.
     """
 
-    name: ClassVar[str] = "quantize_attention"
+    name: ClassVar[str] = "quantize-attention"
     approximates: ClassVar[bool] = True
 
     format: str = "int8"

@@ -55,7 +55,7 @@ class QuantizedTraining(Pass):
     backwards. For integers, Banner et al. 2018, Scalable Methods for 8-bit Training (arXiv 1805.11046).
     """
 
-    name: ClassVar[str] = "quantized_training"
+    name: ClassVar[str] = "quantized-training"
     approximates: ClassVar[bool] = True
 
     forward: str = "fp8_e4m3"

@@ -19,7 +19,7 @@ from lepton_jax.passes.quantize._kv_cache.moves import reshaped
 BATCH, HEADS, TOKENS, WIDTH, LAYERS = 2, 3, 12, 8, 2
 RNG: Final = np.random.default_rng(0)
 
-PASSES: Final = "default,kv_cache"
+PASSES: Final = "default,kv-cache"
 
 
 def floats(*shape: int) -> jax.Array:
@@ -168,7 +168,7 @@ def error(expected: Any, found: Any) -> float:
 @pytest.mark.parametrize(("form", "most"), [("int8", 0.02), ("fp8_e4m3", 0.08)])
 def test_caches_of_loops_are_codes(form: str, most: float) -> None:
     q = floats(TOKENS, BATCH, HEADS, WIDTH)
-    f = lepton.optimize(every, f"default,kv_cache{{format={form}}}")
+    f = lepton.optimize(every, f"default,kv-cache{{format={form}}}")
     expected, found = jax.jit(every)(q), f(q)
     for name in PROGRAMS:
         assert 0 < error(expected[name], found[name]) < most, name
@@ -192,7 +192,7 @@ def test_each_token_is_written_once() -> None:
     writes = [node for node in body.walk() if node.op in ("scatter", "dynamic_update_slice")]
     assert sorted(str(node.result.dtype) for node in writes) == ["float32", "float32", "int8", "int8"]
     assert {node.result.shape[-1] for node in writes if node.result.dtype == jnp.float32} == {1}
-    again = lepton.optimize(by_scan, f"{PASSES},kv_cache").trace(q)
+    again = lepton.optimize(by_scan, f"{PASSES},kv-cache").trace(q)
     assert again.graph.to_text() == traced.graph.to_text()
 
 
@@ -239,7 +239,7 @@ def test_other_carries_stay() -> None:
         f = lepton.optimize(fun, PASSES)
         assert "cache-in-codes" not in f.trace(q).report.rules, fun.__name__
         assert reason in str(f.explain(q)), fun.__name__
-    few = lepton.optimize(by_scan, "default,kv_cache{least=100000}").trace(q)
+    few = lepton.optimize(by_scan, "default,kv-cache{least=100000}").trace(q)
     assert "cache-in-codes" not in few.report.rules
 
 
@@ -269,7 +269,7 @@ def test_a_step_takes_and_returns_codes() -> None:
     xs = floats(6, BATCH, 16)
     coded = with_coded_cache(step)
     model = lepton.compile(
-        coded, params, xs[0], 0, cache, passes="default,quantize{activations=dynamic},kv_cache"
+        coded, params, xs[0], 0, cache, passes="default,quantize{activations=dynamic},kv-cache"
     )
     floating = jax.jit(step)
     written = None
@@ -316,7 +316,7 @@ def test_wrong_use() -> None:
     with pytest.raises(ValueError, match="int8, fp8_e4m3 or fp8_e5m2, not in int4"):
         encode_cache(empty, "int4")
     with pytest.raises(lepton.PipelineError, match="int8, fp8_e4m3 or fp8_e5m2"):
-        lepton.optimize(by_scan, "kv_cache{format=int4}")
+        lepton.optimize(by_scan, "kv-cache{format=int4}")
 
 
 def test_nan_and_zeros() -> None:

@@ -80,7 +80,7 @@ X: Final = (floats(2, 4, 12, 16), floats(2, 4, 12, 16), floats(2, 4, 12, 16))
 
 @pytest.mark.parametrize(("form", "most", "dtype"), [("int8", 0.02, "int8"), ("fp8", 0.08, "float8_e4m3fn")])
 def test_both_products_are_of_codes(form: str, most: float, dtype: str) -> None:
-    f = lepton.optimize(every, f"default,quantize_attention{{format={form}}}")
+    f = lepton.optimize(every, f"default,quantize-attention{{format={form}}}")
     expected, found = jax.jit(every)(*X), f(*X)
     for name in PROGRAMS:
         assert 0 < error(expected[name], found[name]) < most, name
@@ -95,7 +95,7 @@ def test_both_products_are_of_codes(form: str, most: float, dtype: str) -> None:
 def test_many_equal_weights_are_not_lost() -> None:
     """A thousand keys with the same score: weights of a thousandth have the largest code."""
     q, k, v = jnp.zeros((1, 1, 4, 16)), jnp.zeros((1, 1, 1000, 16)), floats(1, 1, 1000, 16) + 1
-    f = lepton.optimize(plain, "default,quantize_attention")
+    f = lepton.optimize(plain, "default,quantize-attention")
     assert error(plain(q, k, v), f(q, k, v)) < 0.01
     assert f.report.rules["quantized-mix"] == 1
 
@@ -106,7 +106,7 @@ def test_rows_that_see_nothing_are_what_they_were() -> None:
         seen = jnp.arange(12)[:, None] > jnp.arange(12)
         return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)), v)
 
-    found = lepton.optimize(masked, "default,quantize_attention")(*X)
+    found = lepton.optimize(masked, "default,quantize-attention")(*X)
     assert jnp.isnan(found[:, :, 0]).all() and jnp.isfinite(found[:, :, 1:]).all()
 
 
@@ -114,14 +114,14 @@ def test_what_is_left_alone() -> None:
     def project(q: Any, w: Any) -> Any:
         return jax.nn.softmax(q) @ w  # no scores: a product of a softmax of an input
 
-    kept = lepton.optimize(project, "default,quantize_attention").trace(floats(4, 8), floats(8, 8))
+    kept = lepton.optimize(project, "default,quantize-attention").trace(floats(4, 8), floats(8, 8))
     assert not kept.report.rules.get("quantized-mix")
-    half = lepton.optimize(plain, "default,quantize_attention{scores=false}").trace(*X)
+    half = lepton.optimize(plain, "default,quantize-attention{scores=false}").trace(*X)
     assert half.report.rules["quantized-mix"] == 1 and "quantized-scores" not in half.report.rules
     long = (jax.ShapeDtypeStruct((1, 2, 2048, 16), jnp.float32),) * 3
-    blocks = lepton.optimize(plain, "default,quantize_attention").trace(*long)
+    blocks = lepton.optimize(plain, "default,quantize-attention").trace(*long)
     assert blocks.report.rules["attention"] == 1 and "quantized-mix" not in blocks.report.rules
-    codes = lepton.optimize(plain, "default,-attention,quantize_attention").trace(*long)
+    codes = lepton.optimize(plain, "default,-attention,quantize-attention").trace(*long)
     assert codes.report.rules["quantized-mix"] == 1
     with pytest.raises(lepton.PipelineError, match="int8, fp8_e4m3 or fp8_e5m2"):
-        lepton.optimize(plain, "quantize_attention{format=int4}")
+        lepton.optimize(plain, "quantize-attention{format=int4}")

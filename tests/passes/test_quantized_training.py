@@ -54,7 +54,7 @@ OPTIONS = {
 @pytest.mark.parametrize(("options", "kinds"), OPTIONS.items())
 def test_a_network_trains_as_in_floats(options: str, kinds: dict[tuple[str, ...], int]) -> None:
     """Whether the loss is rewritten or the step that holds its gradients, losses are the same."""
-    passes = "default,quantized_training" + (f"{{{options}}}" if options else "")
+    passes = "default,quantized-training" + (f"{{{options}}}" if options else "")
     inner = lepton.optimize(loss, passes, strict=True)
     outer = lepton.optimize(step, passes, strict=True)
     exact, outside, inside = in_floats(), train(lambda carry: step(carry, inner)), train(outer)
@@ -68,7 +68,7 @@ def test_a_network_trains_as_in_floats(options: str, kinds: dict[tuple[str, ...]
             formats = tuple(sorted(str(v.dtype) for v in node.operands))
             found[formats] = found.get(formats, 0) + 1
     assert found == kinds
-    assert outer.report.notes[0].startswith("quantized_training: 5 of 5 products run on codes")
+    assert outer.report.notes[0].startswith("quantized-training: 5 of 5 products run on codes")
 
 
 def test_gradients_of_every_form_of_product() -> None:
@@ -96,7 +96,7 @@ def test_gradients_of_every_form_of_product() -> None:
 
         return jax.jit(lambda pairs: (fun(pairs), jax.grad(total)(pairs)))(operands)
 
-    passes = "inline,quantized_training{forward=int8,backward=int8}"
+    passes = "inline,quantized-training{forward=int8,backward=int8}"
     rounded = lepton.optimize(every, passes, strict=True)
     for a, b in zip(jax.tree.leaves(slopes(every)), jax.tree.leaves(slopes(rounded)), strict=True):
         assert a.dtype == b.dtype
@@ -105,7 +105,7 @@ def test_gradients_of_every_form_of_product() -> None:
 
 def test_selectors_and_wrong_use() -> None:
     def products(options: str) -> int:
-        f = lepton.optimize(loss, f"inline,quantized_training{{{options}}}", strict=True)
+        f = lepton.optimize(loss, f"inline,quantized-training{{{options}}}", strict=True)
         graph = f.trace(START, X, Y).graph
         return sum(
             n.op == "dot_general" and str(n.operands[0].dtype) == "float8_e4m3fn" for n in graph.walk()
@@ -117,5 +117,5 @@ def test_selectors_and_wrong_use() -> None:
     with pytest.raises(ValueError, match="cannot be multiplied"):
         products("forward=nf4")
     with pytest.raises(TypeError, match="forward-mode"):
-        f = lepton.optimize(loss, "inline,quantized_training", strict=True)
+        f = lepton.optimize(loss, "inline,quantized-training", strict=True)
         jax.jvp(lambda p: f(p, X, Y), (START,), (START,))
