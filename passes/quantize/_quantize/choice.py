@@ -203,7 +203,7 @@ def hessian_seen(use: WeightUse) -> HessianSeen | None:
     """What calibration has to see for the second moments of an input; None for tables."""
     node, side = use.node, use.side
     if node.op == "conv_general_dilated":
-        return _conv_hessian(use, tuple((name, node.params[name]) for name in _CONVOLUTION))
+        return _conv_hessian(use, tuple((name, node.params[name]) for name in convolutions.GEOMETRY))
     if node.op != "dot_general":
         return None
     (contracted, batch), shape = node.params["dimension_numbers"], use.weight.shape
@@ -228,7 +228,7 @@ def _convolution(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan |
         reason = "convolutions take one scale for each output channel, without zero points"
     storage = _storage(scheme, settings, reason, conv_layout(kernel, groups))
     activations = None if reason else _activations(settings, tuple(numbers.lhs_spec[1:]))
-    params = tuple((name, node.params[name]) for name in _CONVOLUTION)
+    params = tuple((name, node.params[name]) for name in convolutions.GEOMETRY)
     watchers = watchers_of(storage, activations, settings)
     if settings.method == "gptq":
         watchers.append(_conv_hessian(use, params))
@@ -245,17 +245,6 @@ def _convolution(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan |
     remark = _joined(_remark(storage, settings, reason, ctx) or slow, _not_balanced(settings, None))
     trained = rounding_of(storage, activations, watchers)
     return Plan(convolutions.convolution, how, done, tuple(watchers), remark, trained)
-
-
-_CONVOLUTION: Final = (
-    "window_strides",
-    "padding",
-    "lhs_dilation",
-    "rhs_dilation",
-    "dimension_numbers",
-    "feature_group_count",
-    "batch_group_count",
-)
 
 
 def _conv_hessian(use: WeightUse, params: tuple[tuple[str, Any], ...]) -> HessianSeen:

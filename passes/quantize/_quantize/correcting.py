@@ -126,17 +126,7 @@ def _known(params: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name in _CONVOLUTION}
 
 
-_CONVOLUTION: Final = (
-    "window_strides",
-    "padding",
-    "lhs_dilation",
-    "rhs_dilation",
-    "dimension_numbers",
-    "feature_group_count",
-    "batch_group_count",
-    "precision",
-    "preferred_element_type",
-)
+_CONVOLUTION: Final = (*convolutions.GEOMETRY, "precision", "preferred_element_type")
 
 
 def _constant_image(
