@@ -36,7 +36,7 @@ KINDS: Final = {
     "quantize{ops=gather},quantize{weights=int4,search=mse,activations=dynamic,activation_format=int4}",
 }
 
-QUICK_KINDS: Final = ("W8A8, dynamic", "W3, bias correction", "W4A4, rotated")
+QUICK_KINDS: Final = ("W8A8, dynamic", "W3, bias correction")
 
 _WANT_DATA: Final = ("gptq", "awq", "static", "smoothquant", "correct")
 
