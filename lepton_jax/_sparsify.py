@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lepton_jax.ir.paths import choose, leaf_paths
+from lepton_jax.numerics._states import the_one
 from lepton_jax.numerics.masks import Pattern, Unstructured, erdos_renyi_at, global_masks, ranks
 from lepton_jax.numerics.sparsity_schedules import Schedule, one_shot
 
@@ -211,11 +212,7 @@ def sparse_state(state: Any) -> SparseState:
     Raises:
         TypeError: there is none, or there are several.
     """
-    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, SparseState))
-    found = [leaf for leaf in leaves if isinstance(leaf, SparseState)]
-    if len(found) != 1:
-        raise TypeError(f"the state of an optimiser made by sparsify is wanted; found {len(found)} in it")
-    return found[0]
+    return the_one(state, SparseState, "the state of an optimiser made by sparsify is wanted")
 
 
 def sparsity_of(state: Any) -> dict[str, float]:
@@ -319,12 +316,14 @@ def _remembered(
     gradients: Sequence[jax.Array],
     settings: _Settings,
 ) -> list[jax.Array]:
-    """What importance remembers after one more step."""
+    """What importance remembers after one more step; nothing, where it remembers nothing."""
+    if not memory:
+        return []
     if settings.importance == "movement":
         return [m - (w * g).astype(m.dtype) for m, w, g in zip(memory, weights, gradients, strict=True)]
     return [
         _KEPT * m + (1 - _KEPT) * jnp.square(g.astype(m.dtype))
-        for m, g in zip(memory, gradients, strict=False)
+        for m, g in zip(memory, gradients, strict=True)
     ]
 
 

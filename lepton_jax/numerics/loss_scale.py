@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lepton_jax.numerics._states import the_one
+
 if TYPE_CHECKING:
     import optax
 
@@ -123,13 +125,8 @@ def scale_loss(state: Any, loss: jax.Array) -> jax.Array:
     Raises:
         TypeError: the state holds no `LossScaleState`, or several.
     """
-    leaves = jax.tree.leaves(state, is_leaf=lambda leaf: isinstance(leaf, LossScaleState))
-    found = [leaf for leaf in leaves if isinstance(leaf, LossScaleState)]
-    if len(found) != 1:
-        raise TypeError(
-            f"scale_loss wants the state of an optimiser made by loss_scaled; found {len(found)} in it"
-        )
-    return loss * lax.stop_gradient(found[0].scale)
+    wanted = "scale_loss wants the state of an optimiser made by loss_scaled"
+    return loss * lax.stop_gradient(the_one(state, LossScaleState, wanted).scale)
 
 
 def _check(
