@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import jax
 import jax.numpy as jnp
 
-from benchmarks.quantise_cases._common import seconds, table, turns
+from benchmarks._common import seconds, table, turns
 from lepton_jax.targets.kernels.blocks import Blocks, blocks_for, key_of, write_table
 from lepton_jax.targets.kernels.weight_only import Layout, call_kernel, plain, relaid
 

@@ -24,89 +24,43 @@ interpreter `--peers-python` names; those that are not installed are left out.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import importlib
-import json
-import os
-import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import jax
-
 from benchmarks import quantise_cases
-from benchmarks.quantise_cases._common import Row, table
+from benchmarks._suite import Suite
 from benchmarks.quantise_cases.peers import compare
-from lepton_jax.targets import processor
 
-ORDER: Final = ("layers", "transformer", "resnet18", "accuracy", "shakespeare", "training", "gpu")
-
-
-def cases() -> list[str]:
-    """The names of the cases that are there, in the order in which they run."""
-    there = {module.name for module in pkgutil.iter_modules(quantise_cases.__path__)}
-    return [name for name in ORDER if name in there]
-
-
-def measure(quick: bool, name: str) -> list[Row]:
-    """The rows of a case."""
-    case: Any = importlib.import_module(f"{quantise_cases.__name__}.{name}")
-    rows: list[Row] = case.measure(quick)
-    return rows
-
-
-def setting() -> str:
-    """Versions and machine, in a line."""
-    return f"jax {jax.__version__}, {jax.default_backend()}, {processor.model()}, {os.cpu_count()} cores"
+SUITE: Final = Suite(
+    "Quantisation, measured",
+    "python benchmarks/quantise.py",
+    __doc__ or "",
+    quantise_cases,
+    ("layers", "transformer", "resnet18", "accuracy", "shakespeare", "training", "gpu"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is asked for and print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="small sizes, for tests")
-    parser.add_argument("--only", choices=cases(), help="the case to run; all, if it is left out")
+    parser = SUITE.parser()
     parser.add_argument("--peers", action="store_true", help="time Lepton against other tools")
     parser.add_argument("--peers-python", default=sys.executable, help="the interpreter that has them")
-    parser.add_argument("--json", type=Path, help="write the figures to this file too")
-    parser.add_argument("--markdown", type=Path, help="write the tables to this page too")
     options = parser.parse_args(arguments)
-    if options.peers and options.only and not compare.has(options.only):
+    if not options.peers:
+        SUITE.run(options)
+        return 0
+    chosen = [name for name in ([options.only] if options.only else SUITE.cases()) if compare.has(name)]
+    if not chosen:
         parser.error(f"the other tools have no models of {options.only}")
-    print(f"{setting()}\n")
-    found: dict[str, list[Row]] = {}
-    chosen = [options.only] if options.only else cases()
     with contextlib.ExitStack() as stack:
-        run: Callable[[bool, str], list[Row]] = measure
-        if options.peers:
-            run = stack.enter_context(compare.comparison(options.peers_python))
-            chosen = [name for name in chosen if compare.has(name)]
-        for name in chosen:
-            print(f"## {name}\n", flush=True)
-            found[name] = run(options.quick, name)
-            print(f"{table(found[name])}\n", flush=True)
-            jax.clear_caches()
-    if options.markdown is not None:
-        command = f"python benchmarks/quantise.py{' --peers' if options.peers else ''}"
-        options.markdown.write_text(page(found, command), encoding="utf-8")
-    if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        run = stack.enter_context(compare.comparison(options.peers_python))
+        SUITE.run(options, chosen, run, " --peers")
     return 0
-
-
-def page(found: dict[str, list[Row]], command: str) -> str:
-    """The tables as a page of the documentation."""
-    lines = ["# Quantisation, measured", "", f"Written by `{command}`, {setting()}.", ""]
-    for name, rows in found.items():
-        if rows:
-            lines += [f"## {name}", "", table(rows), ""]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

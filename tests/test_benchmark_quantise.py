@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from benchmarks import quantise
+from benchmarks._common import table
 from benchmarks.quantise_cases import layers
-from benchmarks.quantise_cases._common import table
 from benchmarks.quantise_cases.peers import compare, onnxruntime, worker
 from benchmarks.quantise_cases.peers._problem import Problem, Variant, read
 
@@ -46,9 +46,9 @@ def test_columns_that_change_begin_a_table() -> None:
 
 
 def test_cases_are_found_in_order() -> None:
-    there = quantise.cases()
+    there = quantise.SUITE.cases()
     assert there[0] == "layers" and "accuracy" in there
-    assert [name for name in quantise.ORDER if name in there] == there
+    assert [name for name in quantise.SUITE.order if name in there] == there
 
 
 def test_peers_run_in_turn_and_missing_ones_are_named(

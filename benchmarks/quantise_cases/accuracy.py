@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 import lepton_jax as lepton
-from benchmarks.quantise_cases._common import Row, data, nbytes
+from benchmarks._common import Row, data, nbytes
 
 KINDS: Final = {
     "int8, activations dynamic": "quantize{activations=dynamic}",

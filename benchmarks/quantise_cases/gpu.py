@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 import lepton_jax as lepton
-from benchmarks.quantise_cases._common import Row, batches, in_turn, nbytes, relative
+from benchmarks._common import Row, batches, in_turn, nbytes, relative
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lepton_jax as lepton
-from benchmarks.quantise_cases._common import Row, batches, in_turn, nbytes, relative
+from benchmarks._common import Row, batches, in_turn, nbytes, relative
 
 KINDS: Final = {
     "int8, dynamic": "deploy,quantize{activations=dynamic}",

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 import lepton_jax as lepton
-from benchmarks.quantise_cases._common import Row, batches, nbytes, relative, turns
+from benchmarks._common import Row, batches, nbytes, relative, turns
 
 KINDS: Final = {
     "float32, batch norms folded": "deploy",

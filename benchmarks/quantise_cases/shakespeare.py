@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import lepton_jax as lepton
+from benchmarks._common import Row, data, nbytes
 from benchmarks.quantise_cases._character_model import HELD_OUT, QUICK, Recipe, Tokens, trained, windows
-from benchmarks.quantise_cases._common import Row, data, nbytes
 
 KINDS: Final = {
     "W8A8, dynamic": "quantize{activations=dynamic}",

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 import lepton_jax as lepton
-from benchmarks.quantise_cases._common import Row, nbytes
+from benchmarks._common import Row, nbytes
 from benchmarks.quantise_cases.accuracy import percent, read, resnet20
 
 ACTIVATIONS: Final = "activations=static,observer=percentile"

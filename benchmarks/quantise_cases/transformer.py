@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 import lepton_jax as lepton
-from benchmarks.quantise_cases._common import Row, batches, nbytes, relative, turns
+from benchmarks._common import Row, batches, nbytes, relative, turns
 from lepton_jax.numerics.cache import encode_cache, with_coded_cache
 
 Params = dict[str, Any]

@@ -69,14 +69,16 @@ class Site:
         reason: why nothing was done, or what else there is to know.
         params: the positions of the parameters there.
         source: where the operation comes from, as JAX knows it.
+        by: the name of the pass.
     """
 
     name: str
-    op: str
+    op: str = ""
     done: str = ""
     reason: str = ""
     params: frozenset[int] = frozenset()
     source: Any = None
+    by: str = ""
 
     @property
     def where(self) -> str:

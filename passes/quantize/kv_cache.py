@@ -177,7 +177,6 @@ def _write(web: Web, pairs: dict[Value, Pair], form: str, node: Node, ctx: PassC
     name = f"cache {node.scope or node.op}"
     number = sum(site.name.startswith(name) for site in ctx.sites)
     done = f"{scheme.fmt.name}, a scale for each token and head; {largest.aval.size} elements"
-    ctx.sites.append(
-        Site(f"{name}#{number + 1}" if number else name, node.op, done, "", frozenset(), node.source)
-    )
+    name = f"{name}#{number + 1}" if number else name
+    ctx.sites.append(Site(name, node.op, done, source=node.source, by=ctx.current_pass))
     return True

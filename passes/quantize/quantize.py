@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
 from lepton_jax.ir.binding import store
 from lepton_jax.ir.graph import Graph
-from lepton_jax.ir.paths import choose, matches
 from lepton_jax.numerics.formats import get_format
 from lepton_jax.numerics.learned import LEARNED, Train
 from lepton_jax.numerics.observers import get_observer
+from lepton_jax.passes._weights.moments import MeanSeen
+from lepton_jax.passes._weights.selecting import WeightPass
+from lepton_jax.passes._weights.uses import WeightUse
+from lepton_jax.passes._weights.watching import Known, observe, seen
 from lepton_jax.passes.quantize._quantize.choice import Plan, plan
 from lepton_jax.passes.quantize._quantize.correcting import correct, mean_of
-from lepton_jax.passes.quantize._quantize.means import MeanSeen
-from lepton_jax.passes.quantize._quantize.observing import Known, observe, seen
 from lepton_jax.passes.quantize._quantize.prepared import prepared
 from lepton_jax.passes.quantize._quantize.residuals import read_codes
 from lepton_jax.passes.quantize._quantize.sharing import share_weights
-from lepton_jax.passes.quantize._quantize.sites import OPS, WeightUse, weight_uses
 from lepton_jax.passes.quantize._quantize.training import check_undifferentiated, write_trained
-from lepton_jax.rewrite import Pass, PassContext, Site, UsageError, rewrite
+from lepton_jax.rewrite import Pass, PassContext, UsageError, rewrite
 from lepton_jax.rewrite.replacement import write, write_before
 from lepton_jax.rewrite.trial import Trials
 
@@ -30,7 +28,7 @@ _RULE: Final = "quantized-weight"
 
 
 @dataclass(frozen=True)
-class Quantize(Pass):
+class Quantize(WeightPass):
     """Products with weights on codes of few bits instead of floats.
 
     Before:
@@ -74,14 +72,8 @@ class Quantize(Pass):
         store: `small`: codes are kept without gaps and unpacked at each call; `fast`: as the target
             computes with them. `auto`: `small` where they are decoded before use, `fast` where they are
             multiplied as they are.
-        only: patterns of paths, separated by spaces (see `lepton_jax.ir.paths`): only weights made of
-            parameters there.
-        skip: patterns of paths: no weights made of parameters there.
-        scope: a regular expression: only where it is found in the scope (`jax.named_scope`s, Flax modules).
-        ops: operations, separated by spaces.
-        least: only weights with so many elements at least.
-        skip_first: leave so many of the uses of weights alone, the first in program order.
-        skip_last: the same for the last.
+
+    Selectors are those of `WeightPass`.
 
     Raises:
         UsageError: no parameters are named, or a selector chooses nothing.
@@ -106,24 +98,15 @@ class Quantize(Pass):
     residuals: Literal["floats", "codes"] = "floats"
     train: Train = "none"
     store: Literal["auto", "small", "fast"] = "auto"
-    only: str | None = None
-    skip: str | None = None
-    scope: str | None = None
-    ops: str = " ".join(OPS)
-    least: int = 0
-    skip_first: int = 0
-    skip_last: int = 0
 
     def __post_init__(self) -> None:
         """Check the options."""
+        super().__post_init__()
         get_format(self.weights)
         get_format(self.activation_format or "int8")
         get_observer(self.observer)
-        if unknown := set(self.ops.split()) - set(OPS):
-            raise ValueError(f"ops: {', '.join(sorted(unknown))} is none of {', '.join(OPS)}")
-        if self.group < 0 or self.least < 0 or self.skip_first < 0 or self.skip_last < 0:
-            raise ValueError("group, least, skip_first and skip_last cannot be negative")
-        re.compile(self.scope or "")
+        if self.group < 0:
+            raise ValueError("group cannot be negative")
         others = (self.method, self.balance, self.correct, self.residuals)
         if self.train != "none" and others != ("round", "none", "none", "floats"):
             raise ValueError(f"train={self.train} goes without method, balance, correct and residuals")
@@ -142,50 +125,22 @@ class Quantize(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Quantise what is selected, in program order."""
-        if not ctx.params:
-            raise UsageError("say which arguments are parameters: lepton.optimize(..., params='params')")
-        for pattern in (self.only, self.skip):
-            if pattern is not None:
-                _check(pattern, ctx)
         share_weights(graph, ctx)
-        uses = weight_uses(graph, ctx)
-        reasons = [self._unselected(use, number, len(uses)) for number, use in enumerate(uses)]
-        selected = [use for use, reason in zip(uses, reasons, strict=True) if reason is None]
-        if uses and not selected and not any(site.done for site in ctx.sites):
-            raise UsageError(f"{self} selects nothing: {uses[0].name} is left because {reasons[0]}")
+        found = self.select(graph, ctx)
+        selected = found.selected
         if self.train != "none":
             check_undifferentiated(graph, ctx)
         plans = [plan(use, self, ctx) for use in selected]
         known: Known = {}
         if ctx.watches is None and ctx.calibration:
             plans = prepared(selected, plans, self.correct == "bias", known, graph, ctx)
-        for use, found in zip(selected, plans, strict=True):
-            left = found if isinstance(found, str) else self._quantize(use, found, known, ctx)
+        for use, chosen in zip(selected, plans, strict=True):
+            left = chosen if isinstance(chosen, str) else self._quantize(use, chosen, known, ctx)
             if left:
-                _leave(use, left, ctx)
-        noted = {site.name for site in ctx.sites}
-        for use, reason in zip(uses, reasons, strict=True):
-            if reason is not None and use.name not in noted:
-                _leave(use, reason, ctx)
-        _list_others(uses, ctx)
+                self.leave(use, left, _RULE, ctx)
+        self.report_rest(found, _RULE, ctx)
         if self.residuals == "codes" and ctx.watches is None:
             read_codes(graph, ctx)
-
-    def _unselected(self, use: WeightUse, number: int, count: int) -> str | None:
-        """Why a use of a weight is not selected, or None."""
-        if self.only is not None and not _any_matches(self.only, use.paths):
-            return f"only {self.only} is selected"
-        if self.skip is not None and _any_matches(self.skip, use.paths):
-            return f"{self.skip} is skipped"
-        if self.scope is not None and re.search(self.scope, use.node.scope) is None:
-            return f"its scope {use.node.scope!r} has no {self.scope!r}"
-        if use.node.op not in self.ops.split():
-            return f"{use.node.op} is not selected"
-        if use.weight.aval.size < self.least:
-            return f"it has {use.weight.aval.size} elements, fewer than {self.least}"
-        if number < self.skip_first or number >= count - self.skip_last:
-            return "the first and last are skipped"
-        return None
 
     def _quantize(self, use: WeightUse, found: Plan, known: Known, ctx: PassContext) -> str | None:
         """Put codes in place of a weight, or let calibration see what there is; or why neither."""
@@ -193,7 +148,7 @@ class Quantize(Pass):
             reason = observe(use, [*found.watchers, *self._means(use)], known, ctx)
             if reason is None:
                 _claim(use)
-                _note(use, found.done, found.remark, ctx)
+                self.note(use, found.done, found.remark, ctx)
             return reason
         if (found.watchers or self._means(use)) and not ctx.calibration:
             raise UsageError(self._needs(found))
@@ -204,7 +159,7 @@ class Quantize(Pass):
             return None
         if found.trained is not None and self.train != "none" and not ctx.is_bound:
             write_trained(use, found.trained, values)
-            _note(use, found.done, "", ctx)
+            self.note(use, found.done, "", ctx)
             return None
         values = [*found.given, *values]
         if found.mean is not None:
@@ -212,7 +167,7 @@ class Quantize(Pass):
         write(rewrite(found.fun, *use.node.operands, *values, how=found.how), use.node, _RULE)
         if use.node.graph is not None:
             use.node.graph.erase(use.node)
-        _note(use, found.done, found.remark, ctx)
+        self.note(use, found.done, found.remark, ctx)
         return None
 
     def _means(self, use: WeightUse) -> list[MeanSeen]:
@@ -229,41 +184,7 @@ class Quantize(Pass):
         )
 
 
-def _check(pattern: str, ctx: PassContext) -> None:
-    try:
-        choose(pattern.split(), [ctx.paths[i] for i in sorted(ctx.params)], "quantize")
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-
-
 def _claim(use: WeightUse) -> None:
     """Keep later passes from taking a weight that will be codes once calibration is done."""
     (claimed,) = write_before(rewrite(store, use.weight), use.node, _RULE)
     use.node.set_operand(use.side, claimed)
-
-
-def _leave(use: WeightUse, reason: str, ctx: PassContext) -> None:
-    _note(use, "", reason, ctx)
-    ctx.miss(_RULE, use.node, reason)
-
-
-def _note(use: WeightUse, done: str, reason: str, ctx: PassContext) -> None:
-    """Put a site into the report, in place of what an earlier pass has said of it."""
-    ctx.sites[:] = [site for site in ctx.sites if site.done or site.name != use.name]
-    ctx.sites.append(Site(use.name, use.node.op, done, reason, use.params, use.node.source))
-
-
-def _list_others(uses: Sequence[WeightUse], ctx: PassContext) -> None:
-    """Say which parameters no product, convolution or gather reads."""
-    known = {i for site in ctx.sites for i in site.params}.union(*(use.params for use in uses))
-    if ctx.watches is None:
-        rest = sorted(ctx.params - known)
-        ctx.sites += [
-            Site(ctx.paths[i], "", "", "no product, convolution or gather of rows reads it", frozenset((i,)))
-            for i in rest
-            if not ctx.paths[i].startswith("calibration/")
-        ]
-
-
-def _any_matches(patterns: str, paths: Sequence[str]) -> bool:
-    return any(matches(pattern, path) for pattern in patterns.split() for path in paths)

@@ -99,7 +99,7 @@ class QuantizeAttention(Pass):
             number = sum(site.name.startswith(name) for site in ctx.sites) + 1
             name = f"{name}#{number}" if number > 1 else name
             what = f"{get_format(self.format).name}: {', '.join(done)}"
-            ctx.sites.append(Site(name, found.dot.op, what, "", frozenset(), found.dot.source))
+            ctx.sites.append(Site(name, found.dot.op, what, source=found.dot.source, by=self.name))
 
 
 def _is_plain(dot: Node) -> bool:

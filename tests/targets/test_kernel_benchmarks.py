@@ -52,7 +52,7 @@ def test_kernels_fill_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     monkeypatch.setattr(kernels, "FORMATS", ((4, 64), (8, 0)))
     monkeypatch.setattr(kernels, "candidates", lambda case: few)
     monkeypatch.setattr(kernels, "write_table", written.update)
-    monkeypatch.setattr("benchmarks.quantise_cases._common.SAMPLE", 0.001)
+    monkeypatch.setattr("benchmarks._common.SAMPLE", 0.001)
     file = tmp_path / "rows.json"
     assert kernels.main(["--rows", "2", "--width", "256", "--tune", "--json", str(file)]) == 0
     kind = jax.devices()[0].device_kind
@@ -64,7 +64,7 @@ def test_kernels_fill_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 
 def test_products_run_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr("benchmarks.quantise_cases._common.SAMPLE", 0.001)
+    monkeypatch.setattr("benchmarks._common.SAMPLE", 0.001)
     monkeypatch.setattr(gpu, "QUICK", (gpu.Case(2, 256, 2, {**gpu.FEW, **gpu.FOUR}),))
     rows = gpu.measure(quick=True)
     assert [row["model"] for row in rows] == [*gpu.FEW, *gpu.FOUR]

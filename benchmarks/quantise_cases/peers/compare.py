@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.quantise_cases._common import Row
+from benchmarks._common import Row
 from benchmarks.quantise_cases.peers import problems
 
 PEERS: Final = ("qwix", "onnxruntime", "openvino", "torch")

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from lepton_jax.ir.binding import store
 from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.numerics.smoothquant import scaled
+from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.passes.fuse._attention.order import sort
 from lepton_jax.passes.quantize._quantize import dots
 from lepton_jax.passes.quantize._quantize.observing import by_kind
-from lepton_jax.passes.quantize._quantize.sites import WeightUse
 from lepton_jax.passes.quantize._quantize.weights import balance
 from lepton_jax.passes.simplify._absorb.known import Known
 from lepton_jax.passes.simplify._absorb.upward import scale_into_makers

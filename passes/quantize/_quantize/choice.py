@@ -13,10 +13,11 @@ from lepton_jax.numerics.formats import Format, get_format
 from lepton_jax.numerics.hessian import MatrixLayout, conv_layout
 from lepton_jax.numerics.learned import kind_of
 from lepton_jax.numerics.quantize import Scheme
+from lepton_jax.passes._weights.moments import ChannelsSeen, HessianSeen, conv_hessian
+from lepton_jax.passes._weights.uses import GEOMETRY, WeightUse
+from lepton_jax.passes._weights.watching import Watcher
 from lepton_jax.passes.quantize._quantize import convolutions, dots, tables
 from lepton_jax.passes.quantize._quantize.blocks import channels_of_block
-from lepton_jax.passes.quantize._quantize.observing import ChannelsSeen, HessianSeen, Watcher
-from lepton_jax.passes.quantize._quantize.sites import WeightUse
 from lepton_jax.passes.quantize._quantize.training import Trained, rounding_of, watchers_of
 from lepton_jax.passes.quantize._quantize.weights import Storage
 from lepton_jax.rewrite import PassContext
@@ -199,20 +200,6 @@ def _dot(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
     return Plan(dots.product, how, done, tuple(watchers), remark, trained)
 
 
-def hessian_seen(use: WeightUse) -> HessianSeen | None:
-    """What calibration has to see for the second moments of an input; None for tables."""
-    node, side = use.node, use.side
-    if node.op == "conv_general_dilated":
-        return _conv_hessian(use, tuple((name, node.params[name]) for name in convolutions.GEOMETRY))
-    if node.op != "dot_general":
-        return None
-    (contracted, batch), shape = node.params["dimension_numbers"], use.weight.shape
-    sizes = tuple(shape[i] for i in batch[side])
-    return HessianSeen(
-        contracted[1 - side], batch[1 - side], math.prod(shape[i] for i in contracted[side]), sizes
-    )
-
-
 def _convolution(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
     node = use.node
     if use.side != 1:
@@ -228,10 +215,10 @@ def _convolution(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan |
         reason = "convolutions take one scale for each output channel, without zero points"
     storage = _storage(scheme, settings, reason, conv_layout(kernel, groups))
     activations = None if reason else _activations(settings, tuple(numbers.lhs_spec[1:]))
-    params = tuple((name, node.params[name]) for name in convolutions.GEOMETRY)
+    params = tuple((name, node.params[name]) for name in GEOMETRY)
     watchers = watchers_of(storage, activations, settings)
     if settings.method == "gptq":
-        watchers.append(_conv_hessian(use, params))
+        watchers.append(conv_hessian(use, params))
     how = convolutions.Filter(
         params=params,
         storage=storage,
@@ -245,16 +232,6 @@ def _convolution(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan |
     remark = _joined(_remark(storage, settings, reason, ctx) or slow, _not_balanced(settings, None))
     trained = rounding_of(storage, activations, watchers)
     return Plan(convolutions.convolution, how, done, tuple(watchers), remark, trained)
-
-
-def _conv_hessian(use: WeightUse, params: tuple[tuple[str, Any], ...]) -> HessianSeen:
-    known = dict(params)
-    groups = known.pop("feature_group_count")
-    del known["batch_group_count"]
-    shape = use.weight.shape
-    size = math.prod(shape[i] for i in known["dimension_numbers"].rhs_spec[1:])
-    batches = (groups,) if groups > 1 else ()
-    return HessianSeen((), (), size, batches, (shape, tuple({**known, "groups": groups}.items())))
 
 
 def _table(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:

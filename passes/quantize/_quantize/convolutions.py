@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,18 +17,6 @@ from lepton_jax.passes.quantize._quantize.weights import Storage, as_float, kept
 
 Convolution = tuple[tuple[str, Any], ...]
 """The parameters of a convolution, as sorted items."""
-
-
-GEOMETRY: Final = (
-    "window_strides",
-    "padding",
-    "lhs_dilation",
-    "rhs_dilation",
-    "dimension_numbers",
-    "feature_group_count",
-    "batch_group_count",
-)
-"""The parameters that say which elements meet which."""
 
 
 @dataclass(frozen=True)

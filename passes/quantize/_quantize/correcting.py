@@ -16,9 +16,9 @@ from jax import lax
 
 from lepton_jax.ir.binding import is_stored, parameters_of
 from lepton_jax.ir.graph import Node, Value
+from lepton_jax.passes._weights.moments import MeanSeen
+from lepton_jax.passes._weights.uses import GEOMETRY, WeightUse
 from lepton_jax.passes.quantize._quantize import convolutions, dots
-from lepton_jax.passes.quantize._quantize.means import MeanSeen
-from lepton_jax.passes.quantize._quantize.sites import WeightUse
 from lepton_jax.passes.simplify._absorb.after import compacted
 from lepton_jax.passes.simplify._absorb.known import compact_shape
 from lepton_jax.rewrite import PassContext, rewrite
@@ -126,7 +126,7 @@ def _known(params: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name in _CONVOLUTION}
 
 
-_CONVOLUTION: Final = (*convolutions.GEOMETRY, "precision", "preferred_element_type")
+_CONVOLUTION: Final = (*GEOMETRY, "precision", "preferred_element_type")
 
 
 def _constant_image(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from lepton_jax.numerics.learned import LEARNED, Arrays, scale_and_zero, start_of
 from lepton_jax.numerics.observers import Observer, check
 from lepton_jax.numerics.quantize import Scheme, scale_of, scale_of_range
+from lepton_jax.passes._weights.watching import LooksAt, Watcher, saw_all
 
 
 @dataclass(frozen=True)
-class WeightStart:
+class WeightStart(Watcher):
     """Where learning starts at a weight: the scales with the least squared error.
 
     Attributes:
@@ -24,6 +25,7 @@ class WeightStart:
 
     learns: str
     scheme: Scheme
+    looks_at: ClassVar[LooksAt] = "weight"
 
     @property
     def kind(self) -> str:
@@ -50,7 +52,7 @@ class WeightStart:
 
 
 @dataclass(frozen=True)
-class InputStart:
+class InputStart(Watcher):
     """Where learning starts at activations: the range that an observer saw.
 
     Attributes:
@@ -62,6 +64,7 @@ class InputStart:
     learns: str
     observer: Observer
     scheme: Scheme
+    looks_at: ClassVar[LooksAt] = "whole input"
 
     @property
     def kind(self) -> str:
@@ -84,6 +87,14 @@ class InputStart:
         """The numbers."""
         low, high = self.observer.range(state, self.scheme)
         return start_of(self.learns, *scale_of_range(low, high, self.scheme), self.scheme)
+
+    def empty(self, shape: tuple[int, ...]) -> Any:
+        """The state before any array of this shape."""
+        return self.observer.init(shape)
+
+    def saw(self, state: Any) -> bool:
+        """Whether each place has seen a number."""
+        return saw_all(state)
 
 
 def input_scale(seen: dict[str, Arrays], scheme: Scheme) -> tuple[jax.Array, jax.Array | None] | None:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lepton_jax.ir.graph import Graph
+from lepton_jax.passes._weights.uses import WeightUse
+from lepton_jax.passes._weights.watching import Known, seen
 from lepton_jax.passes.quantize._quantize import dots
 from lepton_jax.passes.quantize._quantize.balancing import Balanced, balance_inputs
 from lepton_jax.passes.quantize._quantize.choice import Plan
 from lepton_jax.passes.quantize._quantize.correcting import mean_of
-from lepton_jax.passes.quantize._quantize.observing import Known, by_kind, seen
-from lepton_jax.passes.quantize._quantize.sites import WeightUse
+from lepton_jax.passes.quantize._quantize.observing import by_kind
 from lepton_jax.rewrite import PassContext
 
 

@@ -13,9 +13,10 @@ from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.numerics.learned import fake, kind_of
 from lepton_jax.numerics.observers import get_observer
 from lepton_jax.numerics.quantize import Scheme
+from lepton_jax.passes._weights.uses import WeightUse
+from lepton_jax.passes._weights.watching import Watcher
 from lepton_jax.passes.quantize._quantize.learned import InputStart, WeightStart
-from lepton_jax.passes.quantize._quantize.observing import RangeSeen, Watcher, by_kind
-from lepton_jax.passes.quantize._quantize.sites import WeightUse
+from lepton_jax.passes.quantize._quantize.observing import RangeSeen, by_kind
 from lepton_jax.passes.quantize._quantize.weights import Storage
 from lepton_jax.rewrite import PassContext, UsageError, rewrite
 from lepton_jax.rewrite.replacement import write_before

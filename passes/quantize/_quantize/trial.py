@@ -17,10 +17,12 @@ from lepton_jax.numerics.hessian import MatrixLayout
 from lepton_jax.numerics.packing import packed_size
 from lepton_jax.numerics.quantize import Scheme, decode, nbytes
 from lepton_jax.numerics.sensitivity import damage
-from lepton_jax.passes.quantize._quantize.choice import Plan, hessian_seen
-from lepton_jax.passes.quantize._quantize.lifting import in_branch, lift
-from lepton_jax.passes.quantize._quantize.observing import HessianSeen, Known, by_kind, observe, seen
-from lepton_jax.passes.quantize._quantize.sites import WeightUse
+from lepton_jax.passes._weights.lifting import in_branch, lift
+from lepton_jax.passes._weights.moments import HessianSeen, hessian_seen
+from lepton_jax.passes._weights.uses import WeightUse
+from lepton_jax.passes._weights.watching import Known, observe, seen
+from lepton_jax.passes.quantize._quantize.choice import Plan
+from lepton_jax.passes.quantize._quantize.observing import by_kind
 from lepton_jax.passes.quantize._quantize.weights import Storage, kept
 from lepton_jax.passes.quantize.quantize import Quantize
 from lepton_jax.rewrite import PassContext, rewrite

@@ -16,6 +16,17 @@ from lepton_jax.rewrite import PassContext
 
 OPS: Final = ("dot_general", "conv_general_dilated", "gather")
 
+GEOMETRY: Final = (
+    "window_strides",
+    "padding",
+    "lhs_dilation",
+    "rhs_dilation",
+    "dimension_numbers",
+    "feature_group_count",
+    "batch_group_count",
+)
+"""The parameters that say which elements meet which."""
+
 _CALL: Final = "call-with-weights"
 
 
@@ -57,7 +68,7 @@ def weight_uses(graph: Graph, ctx: PassContext) -> list[WeightUse]:
     """
     known = _opened(graph, ctx)
     found: list[WeightUse] = []
-    taken = {site.name for site in ctx.sites if site.done}
+    taken = {site.name for site in ctx.sites if site.done and site.by == ctx.current_pass}
     for node in _in_order(graph):
         if node.op not in OPS:
             continue
