@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import re
 import types
@@ -49,6 +50,21 @@ class Pass(ABC):
     approximates: ClassVar[bool] = False
     """Whether its results differ by more than rounding, as whoever names it accepts."""
 
+    reads_weights: ClassVar[bool] = False
+    """Whether it wants to see the weights before the program is written, as `lepton.compile` shows them."""
+
+    def __post_init__(self) -> None:
+        """Check the options; a subclass that checks more calls this first.
+
+        Raises:
+            ValueError: an option is none of the values that it may have.
+        """
+        changed = [f.name for f in dataclasses.fields(self) if getattr(self, f.name) != f.default]
+        for name in changed:
+            choices, value = _choices(_hints(type(self))[name]), getattr(self, name)
+            if choices is not None and value not in choices.values():
+                raise ValueError(f"{name} is one of {', '.join(choices)}, not {value!r}")
+
     @abstractmethod
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Rewrite `graph` in place."""
@@ -82,7 +98,7 @@ class Pass(ABC):
                 the wrong type or that the pass itself refuses.
         """
         options = list(options)
-        hints = typing.get_type_hints(cls) if options else {}  # slow, and most passes are given none
+        hints = _hints(cls) if options else {}  # slow, and most passes are given none
         known = {name: hints[name] for name in (f.name for f in dataclasses.fields(cls)) if options}
         values: dict[str, Any] = {}
         for key, text in options:
@@ -97,6 +113,11 @@ class Pass(ABC):
             return cls(**values)
         except ValueError as error:
             raise PipelineError(f"pass {cls.name!r}: {error}") from error
+
+
+@functools.cache
+def _hints(cls: type[Pass]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 _BARE: Final = re.compile(r"[A-Za-z_][\w\-]*")

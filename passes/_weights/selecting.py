@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from lepton_jax.ir.graph import Graph
+from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.ir.paths import choose, matches
 from lepton_jax.passes._weights.uses import OPS, WeightUse, weight_uses
 from lepton_jax.rewrite import Pass, PassContext, Site, UsageError
+
+_CLOSED: Final = frozenset({"shard_map", "pallas_call", "custom_partitioning"})
+"""Operations with programs of their own in which no weights are looked for."""
 
 
 class Selection(NamedTuple):
@@ -19,10 +22,12 @@ class Selection(NamedTuple):
     Attributes:
         uses: all of them, in program order.
         reasons: why each is not selected; None where it is.
+        graph: the program.
     """
 
     uses: Sequence[WeightUse]
     reasons: Sequence[str | None]
+    graph: Graph
 
     @property
     def selected(self) -> list[WeightUse]:
@@ -62,6 +67,7 @@ class WeightPass(Pass):
 
     def __post_init__(self) -> None:
         """Check the options."""
+        super().__post_init__()
         if unknown := set(self.ops.split()) - set(OPS):
             raise ValueError(f"ops: {', '.join(sorted(unknown))} is none of {', '.join(OPS)}")
         if self.least < 0 or self.skip_first < 0 or self.skip_last < 0:
@@ -80,7 +86,8 @@ class WeightPass(Pass):
             if pattern is not None:
                 self._check(pattern, ctx)
         uses = weight_uses(graph, ctx)
-        found = Selection(uses, [self._unselected(use, number, len(uses)) for number, use in enumerate(uses)])
+        reasons = [self._unselected(use, number, len(uses)) for number, use in enumerate(uses)]
+        found = Selection(uses, reasons, graph)
         if uses and not found.selected and not any(site.done and site.by == self.name for site in ctx.sites):
             raise UsageError(f"{self} selects nothing: {uses[0].name} is left because {found.reasons[0]}")
         return found
@@ -131,18 +138,22 @@ class WeightPass(Pass):
             if reason is not None and use.name not in noted:
                 self.leave(use, reason, rule, ctx)
         if ctx.watches is None:
-            ctx.sites += [
-                Site(ctx.paths[i], reason=_UNUSED, params=frozenset((i,)), by=self.name)
-                for i in sorted(ctx.params - self._known(found.uses, ctx))
-                if not ctx.paths[i].startswith("calibration/")
-            ]
+            for i in sorted(ctx.params - self._known(found.uses, ctx)):
+                if not ctx.paths[i].startswith("calibration/"):
+                    why = _why_unused(found.graph.inputs[i])
+                    ctx.sites.append(Site(ctx.paths[i], reason=why, params=frozenset((i,)), by=self.name))
 
     def _known(self, uses: Iterable[WeightUse], ctx: PassContext) -> frozenset[int]:
         said = (site.params for site in ctx.sites if site.by == self.name)
         return frozenset().union(*said, *(use.params for use in uses))
 
 
-_UNUSED = "no product, convolution or gather of rows reads it"
+def _why_unused(param: Value) -> str:
+    """Why no operation that reads a parameter is a use of a weight."""
+    for node, _ in param.uses:
+        if node.op in _CLOSED:
+            return f"it is read in a {node.op}, where weights stay as they are"
+    return "no product, convolution or gather of rows reads it"
 
 
 def _any_matches(patterns: str, paths: Sequence[str]) -> bool:

@@ -63,6 +63,7 @@ class Losses(Pass):
     stable: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.tile is not None and self.tile <= 0:
             raise ValueError(f"a tile of {self.tile} MiB holds nothing")
         if self.least is not None and self.tile is not None and self.least < 2 * self.tile:

@@ -73,6 +73,7 @@ class Products(Pass):
     turn: str = "auto"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.turn not in ("auto", "always", "never") and set(self.turn) - {"y", "n"}:
             choices = "auto, always, never or a word of y and n"
             raise PipelineError(f"option 'turn' of pass {self.name!r} is {choices}; got {self.turn!r}")

@@ -58,6 +58,7 @@ class KVCache(Pass):
 
     def __post_init__(self) -> None:
         """Check the options."""
+        super().__post_init__()
         cache_scheme(self.format)
 
     def run(self, graph: Graph, ctx: PassContext) -> None:

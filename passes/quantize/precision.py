@@ -62,6 +62,7 @@ class Precision(Pass):
     force: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for key in ("scope", "keep"):
             _pattern(key, getattr(self, key))
 

@@ -62,6 +62,7 @@ class QuantizeAttention(Pass):
 
     def __post_init__(self) -> None:
         """Check the options."""
+        super().__post_init__()
         form = get_format(self.format)
         if form.block or form.bits != 8:
             raise ValueError(f"attention is multiplied in int8, fp8_e4m3 or fp8_e5m2, not in {form}")

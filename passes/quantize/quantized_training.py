@@ -66,6 +66,7 @@ class QuantizedTraining(Pass):
 
     def __post_init__(self) -> None:
         """Check the options."""
+        super().__post_init__()
         for name in (self.forward, self.backward):
             form = get_format(name)
             if form.block or (form.kind != "integer" and form.dtype.kind in "iu"):

@@ -64,6 +64,7 @@ class Saturate(Pass):
         Raises:
             PipelineError: egglog is not installed, or a limit is not positive.
         """
+        super().__post_init__()
         if importlib.util.find_spec("egglog") is None:
             raise PipelineError(
                 "equality saturation needs the package egglog: pip install 'lepton-jax[saturate]'"

@@ -51,6 +51,7 @@ class Particular(Pass):
 
     def __post_init__(self) -> None:
         """Check what types cannot say."""
+        super().__post_init__()
         if self.where == 13:
             raise ValueError("where is any place but 13")
 
@@ -206,3 +207,8 @@ def test_random_pipelines_round_trip() -> None:
 def test_what_is_wrong_is_said(text: str, message: str) -> None:
     with pytest.raises(PipelineError, match=message):
         Pipeline.parse(text)
+
+
+def test_values_given_in_python_are_checked_too() -> None:
+    with pytest.raises(ValueError, match=r"bits is one of 4, 8, not 5"):
+        Particular(bits=5)  # type: ignore[arg-type]
