@@ -1,18 +1,19 @@
 """What the coders of `.lepton` files bring, beside the entropy of each array and beside other codecs.
 
-    python benchmarks/storage.py [--quick] [--json FILE]
+    python benchmarks/storage.py [--quick] [--all] [--json FILE]
 
 Arrays: weights drawn from a normal distribution as bfloat16, float32, int8 and int4; a palette of 16 levels
 of which 60 % are zero; float32 of which 90 % are zero; and, where LEPTON_DATA names the folder with
 `resnet20_cifar10.npz`, that net's weights. Each codec encodes and decodes each array in turn, several times;
 the medians count. `entropy` is the bytes over the order-0 entropy of the bytes (of floats: of each byte of an
 element on its own, after the turn that puts the exponent into one). zipnn is measured where it is
-installed. `--quick` runs small sizes, for tests.
+installed; deflate without matches only with --all, since it is slow. `--quick` runs small sizes, for tests.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -63,16 +64,18 @@ def arrays(quick: bool) -> dict[str, Any]:
     }
 
 
-def codecs() -> dict[str, Codec]:
+def codecs(slow: bool) -> dict[str, Codec]:
     """By name: to bytes, and back."""
     found: dict[str, Codec] = {
         "lepton": (encode, decode),
+        "lepton, fast": (functools.partial(encode, coding="fast"), decode),
         "zstd -3": (
             lambda array: zstandard.ZstdCompressor(3, threads=os.cpu_count() or 1).compress(array.tobytes()),
             lambda code: zstandard.ZstdDecompressor().decompress(code),
         ),
-        "zlib, Huffman only": (_deflate, lambda code: zlib.decompress(code)),
     }
+    if slow:
+        found["zlib, Huffman only"] = _deflate, lambda code: zlib.decompress(code)
     try:
         import zipnn  # type: ignore[import-not-found]
     except ImportError:
@@ -80,7 +83,7 @@ def codecs() -> dict[str, Codec]:
         return found
 
     def zipped(array: Any) -> bytes:
-        name = {"bfloat16": "bfloat16", "float32": "float32"}.get(array.dtype.name, "fp8")
+        name = {"bfloat16": "bfloat16", "float32": "float32"}.get(array.dtype.name, "float8_e4m3fn")
         return bytes(zipnn.ZipNN(bytearray_dtype=name, threads=os.cpu_count()).compress(array.tobytes()))
 
     return found | {"zipnn": (zipped, lambda code: zipnn.ZipNN(threads=os.cpu_count()).decompress(code))}
@@ -101,9 +104,9 @@ def limit(array: Any) -> float:
     return float(width / sum(entropy(np.bincount(plane, minlength=256)) for plane in planes))
 
 
-def measure(quick: bool) -> list[dict[str, Any]]:
+def measure(quick: bool, slow: bool) -> list[dict[str, Any]]:
     """Ratios and rates of each codec on each array."""
-    rounds, found, known = (1 if quick else 5), [], codecs()
+    rounds, found, known = (1 if quick else 5), [], codecs(slow)
     for name, array in arrays(quick).items():
         times: dict[str, list[tuple[float, float]]] = {codec: [] for codec in known}
         sizes = {}
@@ -140,9 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--all", action="store_true", help="slow codecs too")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
-    rows = measure(options.quick)
+    rows = measure(options.quick, options.all)
     print("| " + " | ".join(rows[0]) + " |\n" + "|---" * len(rows[0]) + "|")
     for row in rows:
         print("| " + " | ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()) + " |")

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lepton_jax.ir._jax import without_places
 from lepton_jax.storage import LeptonFileError, Reader, writing
+from lepton_jax.storage.reader import MOST_BYTES
 
 if TYPE_CHECKING:
     from lepton_jax._compile import Model
@@ -97,7 +99,8 @@ def save_model(
 
     plain = {name: jax.random.key_data(a) if name in keys else a for name, a in arrays.items()}
     shapes = [jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)) for a in plain.values()]
-    exported = jax.export.export(jax.jit(run), platforms=platforms)(shapes, *sample, **named)
+    with without_places():
+        exported = jax.export.export(jax.jit(run), platforms=platforms)(shapes, *sample, **named)
     report = model.report()
     latest = model.fun.preparer.latest
     metadata = {
@@ -117,14 +120,16 @@ def save_model(
         file.add(_GRAPH, np.frombuffer(text.encode(), np.uint8))
 
 
-def load(path: str | os.PathLike[str]) -> SavedModel:
+def load(path: str | os.PathLike[str], *, most_bytes: int = MOST_BYTES) -> SavedModel:
     """A model from a file that `Model.save` wrote.
 
     Args:
         path: of the file.
+        most_bytes: what the arrays and the program may take in memory.
 
     Raises:
-        LeptonFileError: the file is damaged, has no model in it, or one that needs JAX's 64-bit mode.
+        LeptonFileError: the file is damaged, has no model in it, takes more than allowed, or has a model that
+            needs JAX's 64-bit mode.
         OSError: it cannot be read.
 
     Example:
@@ -136,15 +141,20 @@ def load(path: str | os.PathLike[str]) -> SavedModel:
         >>> load(path)(jnp.ones((1, 2))).tolist()
         [[2.0, 2.0, 2.0]]
     """
-    with Reader(path) as file:
+    with Reader(path, most_bytes=most_bytes) as file:
         if file.metadata.get("kind") != "model":
             raise LeptonFileError(
                 f"{Path(path).name} has arrays and no program: read it with lepton.storage.Reader"
             )
         _check(file)
-        params = {name: _as_saved(name, file[_PARAMS + name]) for name in file.metadata["params"]}
-        program, graph = (file[name].tobytes() for name in (_PROGRAM, _GRAPH))
         metadata = dict(file.metadata)
+        found = file.read_all()
+    params = {name: _as_saved(name, found.pop(_PARAMS + name)) for name in metadata["params"]}
+    program, text = (found[name].tobytes() for name in (_PROGRAM, _GRAPH))
+    try:
+        graph = text.decode()
+    except UnicodeDecodeError as error:
+        raise LeptonFileError("the file calls itself a model, but its graph is no text") from error
     try:
         exported = jax.export.deserialize(bytearray(program))
     except Exception as error:  # the reader of another library, on bytes that it may not know
@@ -152,17 +162,27 @@ def load(path: str | os.PathLike[str]) -> SavedModel:
             f"JAX {jax.__version__} cannot read the program, which was saved with JAX "
             f"{metadata['versions'].get('jax')}: {error}"
         ) from error
-    return SavedModel(params, exported, metadata, graph.decode())
+    return SavedModel(params, exported, metadata, graph)
 
 
 def _check(file: Reader) -> None:
     """Raise where a file that calls itself a model is none."""
-    wanted = {"name": str, "versions": dict, "params": list, "report": str}
-    if any(not isinstance(file.metadata.get(name), kind) for name, kind in wanted.items()):
+    about = file.metadata
+    texts = [about.get(name) for name in ("name", "report", "pipeline")]
+    lists = [about.get(name) for name in ("params", "platforms")]
+    versions = about.get("versions")
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in lists)
+        and isinstance(versions, dict)
+        and all(isinstance(number, str) for number in versions.values())
+    ):
         raise LeptonFileError("the file calls itself a model, but its metadata are not a model's")
-    names = {_PROGRAM, _GRAPH, *(f"{_PARAMS}{name}" for name in file.metadata["params"])}
-    if names != set(file):
+    names = [_PROGRAM, _GRAPH, *(f"{_PARAMS}{name}" for name in about["params"])]
+    if sorted(names) != sorted(file):
         raise LeptonFileError("the file calls itself a model, but its arrays are not a model's")
+    if any(file.entries[name].dtype != "uint8" for name in (_PROGRAM, _GRAPH)):
+        raise LeptonFileError("the file calls itself a model, but its program and graph are not bytes")
 
 
 def _as_saved(name: str, array: Any) -> jax.Array:

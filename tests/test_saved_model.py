@@ -101,13 +101,30 @@ def test_files_that_are_no_models_say_so(tmp_path: Path) -> None:
     for change, words in (
         ({"program/exported": np.arange(99, dtype=np.uint8)}, "cannot read the program"),
         ({"more": np.ones(3)}, "its arrays are not a model's"),
+        ({"program/exported": np.ones(3)}, "program and graph are not bytes"),
+        ({"program/graph": np.full(3, 255, np.uint8)}, "graph is no text"),
     ):
         with writing(path, metadata) as file:
             for name, array in (arrays | change).items():
                 file.add(name, array)
         with pytest.raises(lepton.LeptonFileError, match=words):
             lepton.load(path)
-    with writing(path, metadata | {"params": None}) as file:
-        file.add("w", np.ones(3))
-    with pytest.raises(lepton.LeptonFileError, match="metadata are not a model's"):
-        lepton.load(path)
+    for wrong in ({"params": None}, {"params": [["w"]]}, {"versions": {"jax": 3}}, {"platforms": "cpu"}):
+        with writing(path, metadata | wrong) as file:
+            file.add("w", np.ones(3))
+        with pytest.raises(lepton.LeptonFileError, match="metadata are not a model's"):
+            lepton.load(path)
+
+
+def test_small_models_take_few_bytes(tmp_path: Path) -> None:
+    """Program, text, report and index of two layers take less than 3 KB, and say no path of this machine."""
+    path = tmp_path / "m.lepton"
+    model = lepton.compile(layer, PARAMS, jnp.ones((2, 32)))
+    model.save(path, coding="fast")
+    with Reader(path) as file:
+        stored = sum(e.stored for name, e in file.entries.items() if name.startswith("params/"))
+        program = file["program/exported"].tobytes()
+    assert path.stat().st_size - stored < 3000
+    assert b".py" not in program
+    with pytest.raises(lepton.LeptonFileError, match="more than the 99 allowed"):
+        lepton.load(path, most_bytes=99)

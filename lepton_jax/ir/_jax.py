@@ -18,6 +18,7 @@ import jax
 import jax.extend.core as jex
 import jax.numpy as jnp
 import numpy as np
+from jax._src import config as _config
 from jax._src import source_info_util as _source_info
 from jax.extend.core import primitives as _primitives
 
@@ -330,3 +331,8 @@ def eager() -> Iterator[None]:
     """Evaluate now, although a trace may be running around (for constant folding)."""
     with jax.core.ensure_compile_time_eval():
         yield
+
+
+def without_places() -> contextlib.AbstractContextManager[None]:
+    """While it lasts, programs do not say from which lines of which files they were traced."""
+    return _config.traceback_in_locations_limit(0)  # type: ignore[no-any-return]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,27 +15,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file to write, which is put in place at the end; if anything goes wrong, what was there stays.
 
     Args:
-        path: of the file; what is there is replaced.
+        path: of the file; what is there is replaced. A link stays one: what it leads to is replaced.
 
     Raises:
         OSError: the file cannot be written.
     """
-    target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    beside = Path(name)
+    target = Path(os.path.realpath(path))
+    beside = target.with_name(f".{target.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with beside.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        beside.chmod(_mode())
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def _mode() -> int:
-    """What a new file may be used for, by this process's mask."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
+import math
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lepton_jax.storage.coders import MOST_BYTES, encode_block
-
-_AHEAD: Final = 2
+from lepton_jax.storage.coders import MOST_BYTES, Kind
 
 
 def as_bytes(array: Any) -> NDArray[np.uint8]:
@@ -23,27 +19,26 @@ def as_bytes(array: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(ordered).reshape(-1).view(np.uint8)
 
 
-def encoded(data: NDArray[np.uint8], dtype: Any, workers: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """The sizes and codes of the blocks of some bytes, a few of them coded ahead.
+def parts_of(
+    data: NDArray[np.uint8], dtype: Any, shape: tuple[int, ...]
+) -> Iterator[tuple[NDArray[np.uint8], Kind]]:
+    """The blocks of an array, and what they are made of: whole rows, if these are short enough.
 
     Args:
-        data: [n].
-        dtype: of the elements.
-        workers: how many blocks are coded at once; as many as there are processors if None.
+        data: its bytes, [n].
+        dtype: of the array.
+        shape: of the array.
     """
     width = dtype.itemsize // 2 if dtype.kind == "c" else dtype.itemsize
     floats = dtype.kind in "fc" or dtype.name.startswith(("bfloat", "float"))
-    parts = [data[start : start + MOST_BYTES] for start in range(0, len(data), MOST_BYTES)]
-    if len(parts) == 1:
-        yield len(data), encode_block(data, width, floats)
+    packed = dtype.name == "uint8"
+    if len(data) <= MOST_BYTES:
+        if len(data):
+            yield data, Kind(width, floats, shape if packed else ())
         return
-    count = workers or os.cpu_count() or 1
-    waiting: deque[tuple[int, Future[bytes]]] = deque()
-    with ThreadPoolExecutor(count) as pool:
-        for part in parts:
-            waiting.append((len(part), pool.submit(encode_block, part, width, floats)))
-            if len(waiting) >= _AHEAD * count:
-                size, code = waiting.popleft()
-                yield size, code.result()
-        for size, code in waiting:
-            yield size, code.result()
+    row = math.prod(shape[1:]) * dtype.itemsize
+    step = MOST_BYTES // row * row or MOST_BYTES
+    for start in range(0, len(data), step):
+        part = data[start : start + step]
+        rows = (len(part) // row, *shape[1:])
+        yield part, Kind(width, floats, rows if packed and row <= MOST_BYTES else ())

@@ -17,8 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import zstandard
 
+from lepton_jax.numerics.packing import pack
+from lepton_jax.storage._keys import key_data
 from lepton_jax.storage.errors import LeptonFileError
 from lepton_jax.storage.layout import HEADER, digest, read_header, write_header
 from lepton_jax.storage.reader import Reader
@@ -36,6 +41,9 @@ def samples() -> dict[str, Any]:
         "floats": normal.reshape(20, 30),
         "sparse": np.where(rng.random(900) < 0.1, rng.integers(-3, 4, 900), 0).astype(np.int16),
         "codes": rng.integers(0, 11, 700).astype(np.uint8),
+        "levels": rng.choice(normal[:9], 800),
+        "packed": np.asarray(pack(jnp.asarray(rng.binomial(31, 0.4, 1600).astype(np.uint8)), 5)),
+        "keys": jax.random.key_data(jax.random.key(1)),
         "skewed": np.minimum(rng.geometric(0.3, 3000), 99).astype(np.uint8),
         "repeated": np.tile(rng.integers(0, 256, 50, np.uint8), 20),
         "zeros": np.zeros((4, 5), np.int8),
@@ -68,8 +76,8 @@ def mutate(data: bytes, random_: random.Random) -> bytes:
 
 def mutate_inside(data: bytes, random_: random.Random) -> bytes:
     """A file with changes in its index or its blocks, and with hashes that fit them again."""
-    offset, size, _ = read_header(data[: HEADER.size], len(data))
-    tree = json.loads(data[offset : offset + size])
+    offset, size, _, _ = read_header(data[: HEADER.size], len(data))
+    tree = json.loads(zstandard.decompress(data[offset : offset + size]))
     blocks = bytearray(data[:offset])
     if random_.random() < 0.5:
         _change_tree(tree, random_)
@@ -79,7 +87,7 @@ def mutate_inside(data: bytes, random_: random.Random) -> bytes:
         changed = mutate(bytes(blocks[start : start + length]), random_)[:length].ljust(length, b"\0")
         blocks[start : start + length] = changed
         block[3] = digest(changed)
-    index = json.dumps(tree).encode()
+    index = zstandard.compress(json.dumps(tree).encode())
     return write_header(offset, index) + bytes(blocks[HEADER.size :]) + index
 
 
@@ -95,7 +103,26 @@ def _change_tree(tree: Any, random_: random.Random) -> None:
             break
         at = at[key]
     at[key] = random_.choice(
-        (0, -1, 1, 64, 65, 2**31, 2**63, 2.5, None, True, "", "float32", "object", [], {}, [1 << 40], at[key])
+        (
+            0,
+            -1,
+            1,
+            64,
+            65,
+            2**31,
+            2**63,
+            2.5,
+            None,
+            True,
+            "",
+            "float32",
+            "object",
+            "key/threefry2x32",
+            [],
+            {},
+            [1 << 40],
+            at[key],
+        )
     )
 
 
@@ -115,13 +142,18 @@ def survives(data: bytes, path: Path, arrays: Mapping[str, Any], trusted: bool) 
     path.write_bytes(data)
     try:
         with Reader(path, most_bytes=_MOST_BYTES, workers=1) as file:
-            found = dict(file)
+            found = file.read_all()
     except LeptonFileError:
         return False
     assert trusted or found.keys() == arrays.keys(), "arrays are missing"
     for name, array in found.items():
-        assert trusted or array.tobytes() == np.asarray(arrays[name]).tobytes(), f"{name} is another array"
+        assert trusted or _same(array, arrays[name]), f"{name} is another array"
     return True
+
+
+def _same(found: Any, array: Any) -> bool:
+    keys = key_data(found)
+    return np.asarray(found if keys is None else keys[0]).tobytes() == np.asarray(array).tobytes()
 
 
 def run(count: int, seed: int) -> tuple[int, int]:
@@ -132,7 +164,7 @@ def run(count: int, seed: int) -> tuple[int, int]:
         path = Path(folder) / "fuzz.lepton"
         with writing(path, {"fuzz": seed}) as file:
             for name, array in arrays.items():
-                file.add(name, array)
+                file.add(name, jax.random.wrap_key_data(array) if name == "keys" else array)
         data = path.read_bytes()
         codes = [encode(array) for array in arrays.values()]
         for number in range(count):
@@ -151,7 +183,7 @@ def _code_survives(code: bytes, random_: random.Random) -> bool:
         found = decode(changed, most_bytes=_MOST_BYTES, workers=1)
     except LeptonFileError:
         return False
-    assert found.tobytes() == decode(code).tobytes(), "the code gave another array"
+    assert _same(found, decode(code)), "the code gave another array"
     return True
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lepton_jax.storage._keys import key_data
 from lepton_jax.storage.blocks import as_bytes
 from lepton_jax.storage.coders import describe_block
-from lepton_jax.storage.coders._table import entropy
+from lepton_jax.storage.coders._table import entropy, histogram
 from lepton_jax.storage.reader import Reader
 
 
@@ -60,14 +63,24 @@ class Contents:
         total = sum(each.nbytes for each in self.arrays)
         share = f"{total / self.length:.3f}×"
         lines.append(f"{len(self.arrays)} arrays, {total:,} bytes in a file of {self.length:,} ({share})")
-        lines.append(f"metadata: {', '.join(self.metadata) or 'none'}")
+        lines.append(f"metadata: {', '.join(map(printable, self.metadata)) or 'none'}")
         lines.append("every block was read: all hashes are right")
         return "\n".join(line.rstrip() for line in lines)
 
 
+def printable(name: str) -> str:
+    """A name with its control characters written out, so that it cannot move the cursor."""
+    return name if name.isprintable() else repr(name)[1:-1]
+
+
+def _bytes_of(array: Any) -> NDArray[np.uint8]:
+    keys = key_data(array)
+    return as_bytes(np.asarray(array if keys is None else keys[0]))
+
+
 def _row(each: ArraySummary) -> tuple[str, ...]:
     return (
-        each.name,
+        printable(each.name),
         each.dtype,
         "×".join(map(str, each.shape)) or "-",
         f"{each.nbytes:,}",
@@ -88,7 +101,7 @@ def inspect(path: str | os.PathLike[str]) -> Contents:
     found = []
     with Reader(path) as file:
         for name, entry in file.entries.items():
-            counts = np.bincount(as_bytes(file.read(name)), minlength=256)
+            counts = histogram(_bytes_of(file.read(name)))
             coders = tuple(sorted({describe_block(code) for code in file.blocks(name)}))
             found.append(
                 ArraySummary(

@@ -12,19 +12,26 @@ from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
+import zstandard
 from numpy.typing import NDArray
 
+from lepton_jax.storage._keys import is_key
 from lepton_jax.storage.coders import MOST_BYTES
 from lepton_jax.storage.errors import LeptonFileError
 
 MAGIC: Final = b"\x89LEPTON\n"
-VERSION: Final = 1
+VERSION: Final = 2
+"""Version 1 has other digests, a plain index, and coded blocks at multiples of 64 too."""
 HEADER: Final = struct.Struct("<8sIIQQQ16s8s")
 ALIGNMENT: Final = 64
 LONGEST_INDEX: Final = 1 << 28
 MOST_DIMENSIONS: Final = 64
 
 _SHORT: Final = 8
+_LEVEL: Final = 19
+_FAST: Final = 9
+_MOST_TIMES: Final = 100
+_LONG: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Block:
     """A part of an entry.
 
     Attributes:
-        offset: in the file, a multiple of `ALIGNMENT`.
+        offset: in the file, a multiple of `ALIGNMENT` if the bytes are not coded.
         stored: its bytes in the file.
         size: the bytes it stands for.
         digest: of the stored bytes.
@@ -86,18 +93,22 @@ class Index:
     metadata: Mapping[str, Any]
 
 
-def digest(data: Any) -> str:
-    """BLAKE2b of 16 bytes, in hexadecimal."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def digest(data: Any, version: int = VERSION) -> str:
+    """16 bytes in hexadecimal: the first of SHA-256, which processors have in hardware; once BLAKE2b."""
+    if version == 1:
+        return hashlib.blake2b(data, digest_size=16).hexdigest()
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def dtype_of(name: str) -> Any:
     """The dtype of a name, such as `float32`, `bfloat16`, `int4`: of numbers and bool, little-endian.
 
+    That of random keys, `key/threefry2x32`, is that of their data.
+
     Raises:
         LeptonFileError: there is no such dtype.
     """
-    found = _DTYPES.get(name)
+    found = _DTYPES["uint32"] if is_key(name) else _DTYPES.get(name)
     if found is None:
         raise LeptonFileError(f"the file has an array of {name!r}, a dtype that this version does not know")
     return found
@@ -142,7 +153,7 @@ _DTYPES: Final[dict[str, Any]] = {
 
 
 def write_index(index: Index) -> bytes:
-    """The index as JSON in UTF-8."""
+    """The index: JSON in UTF-8, as a zstd frame."""
     entries = [
         {
             "name": entry.name,
@@ -154,9 +165,10 @@ def write_index(index: Index) -> bytes:
     ]
     tree = {"metadata": dict(index.metadata), "entries": entries}
     try:
-        return json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
+        text = json.dumps(tree, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as error:
         raise LeptonFileError(f"metadata must be what JSON can say: {error}") from error
+    return zstandard.ZstdCompressor(level=_LEVEL if len(text) < _LONG else _FAST).compress(text)
 
 
 def write_header(offset: int, index: bytes) -> bytes:
@@ -166,8 +178,8 @@ def write_header(offset: int, index: bytes) -> bytes:
     return HEADER.pack(*fields, _short(HEADER.pack(*fields, bytes(_SHORT))))
 
 
-def read_header(data: bytes, length: int) -> tuple[int, int, bytes]:
-    """Where the index is, how long it is, and its digest.
+def read_header(data: bytes, length: int) -> tuple[int, int, bytes, int]:
+    """Where the index is, how long it is, its digest, and the version of the file.
 
     Args:
         data: the first bytes of the file.
@@ -183,9 +195,10 @@ def read_header(data: bytes, length: int) -> tuple[int, int, bytes]:
     _, version, flags, whole, offset, size, checked, short = HEADER.unpack(data[: HEADER.size])
     if _short(data[: HEADER.size - _SHORT] + bytes(_SHORT)) != short:
         raise LeptonFileError("the header of the file is damaged")
-    if version != VERSION or flags:
+    if not 1 <= version <= VERSION or flags:
         raise LeptonFileError(
-            f"the file has version {version}.{flags}, this Lepton reads version {VERSION}.0"
+            f"the file has version {version}.{flags}, this Lepton reads versions 1.0 to {VERSION}.0: "
+            "a newer one may read it"
         )
     if whole != length:
         raise LeptonFileError(
@@ -193,24 +206,26 @@ def read_header(data: bytes, length: int) -> tuple[int, int, bytes]:
         )
     if offset < HEADER.size or offset + size != length or size > LONGEST_INDEX:
         raise LeptonFileError("the header of the file is damaged: its index lies outside")
-    return offset, size, checked
+    return offset, size, checked, version
 
 
-def read_index(data: bytes, checked: bytes, end: int) -> Index:
+def read_index(data: bytes, checked: bytes, end: int, version: int = VERSION) -> Index:
     """The index, with everything in it checked.
 
     Args:
         data: its bytes.
         checked: their digest.
         end: where blocks end.
+        version: of the file.
 
     Raises:
         LeptonFileError: it is damaged.
     """
     if hashlib.blake2b(data, digest_size=16).digest() != checked:
         raise LeptonFileError("the index of the file is damaged")
+    text = data if version == 1 else _plain(data)
     try:
-        tree = json.loads(data)
+        tree = json.loads(text)
         entries = tuple(_entry(each) for each in tree["entries"])
         metadata = tree["metadata"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -224,6 +239,19 @@ def read_index(data: bytes, checked: bytes, end: int) -> Index:
         raise LeptonFileError("the index of the file is damaged: two arrays have one name")
     _check_places([block for entry in entries for block in entry.blocks], end)
     return Index(entries, metadata)
+
+
+def _plain(data: bytes) -> bytes:
+    """A compressed index as it was."""
+    try:
+        size = zstandard.frame_content_size(data)
+        if not 0 <= size <= min(LONGEST_INDEX, _LONG + _MOST_TIMES * len(data)):
+            raise LeptonFileError("the index of the file is damaged: it would be too long")
+        return zstandard.ZstdDecompressor(max_window_size=LONGEST_INDEX).decompress(
+            data, allow_extra_data=False
+        )
+    except zstandard.ZstdError as error:
+        raise LeptonFileError(f"the index of the file is damaged: {error}") from error
 
 
 def _entry(tree: Any) -> Entry:
@@ -245,7 +273,7 @@ def _block(tree: Any) -> Block:
     if (
         not 0 < size <= (MOST_BYTES if coded else stored)
         or (stored != size and not coded)
-        or offset % ALIGNMENT
+        or (offset % ALIGNMENT and not coded)
     ):
         raise LeptonFileError("the index of the file is damaged: the size or place of a block")
     return Block(offset, stored, size, checked, coded)

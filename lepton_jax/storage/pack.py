@@ -84,7 +84,7 @@ def unpack(
     goal = path.with_suffix(".safetensors") if target is None else Path(target)
     with Reader(path) as file:
         told = _counter(sum(entry.nbytes for entry in file.entries.values()), progress)
-        arrays = {name: file.read(name, told) for name in file}
+        arrays = file.read_all(told)
         header = file.metadata.get(_HEADER)
     try:
         exact = None if header is None else header.encode("latin-1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_jax.storage._keys import as_keys, is_key
 from lepton_jax.storage.coders import decode_block
 from lepton_jax.storage.errors import LeptonFileError
 from lepton_jax.storage.layout import HEADER, Block, Entry, digest, read_header, read_index, shaped
@@ -62,8 +63,8 @@ class Reader(Mapping[str, Any]):
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._view = memoryview(self._map)
         try:
-            offset, size, checked = read_header(bytes(self._view[: HEADER.size]), length)
-            index = read_index(bytes(self._view[offset : offset + size]), checked, offset)
+            offset, size, checked, self._version = read_header(bytes(self._view[: HEADER.size]), length)
+            index = read_index(bytes(self._view[offset : offset + size]), checked, offset, self._version)
             total = sum(entry.nbytes for entry in index.entries)
             if total > most_bytes:
                 raise LeptonFileError(
@@ -84,8 +85,8 @@ class Reader(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.entries)
 
-    def read(self, name: str, progress: Callable[[int], None] | None = None) -> NDArray[Any]:
-        """An array.
+    def read(self, name: str, progress: Callable[[int], None] | None = None) -> Any:
+        """An array of NumPy, or random keys of JAX.
 
         Args:
             name: of the array.
@@ -95,23 +96,44 @@ class Reader(Mapping[str, Any]):
             KeyError: there is none of that name.
             LeptonFileError: it is damaged.
         """
-        entry = self._entry(name)
-        whole = np.empty(entry.nbytes, np.uint8)
-        places, start = [], 0
-        for block in entry.blocks:
-            places.append((block, whole[start : start + block.size]))
-            start += block.size
+        return self._arrays([self._entry(name)], progress)[0]
 
-        def fill(place: tuple[Block, NDArray[np.uint8]]) -> int:
-            block, part = place
+    def read_all(self, progress: Callable[[int], None] | None = None) -> dict[str, Any]:
+        """All arrays by name, with the blocks of several decoded side by side.
+
+        Args:
+            progress: told of the bytes of each block that was read.
+
+        Raises:
+            LeptonFileError: one is damaged; it is named.
+        """
+        return dict(zip(self.entries, self._arrays(list(self.entries.values()), progress), strict=True))
+
+    def _arrays(self, entries: list[Entry], progress: Callable[[int], None] | None) -> list[Any]:
+        wholes = [np.empty(entry.nbytes, np.uint8) for entry in entries]
+        places = []
+        for entry, whole in zip(entries, wholes, strict=True):
+            start = 0
+            for block in entry.blocks:
+                places.append((entry, block, whole[start : start + block.size]))
+                start += block.size
+
+        def fill(place: tuple[Entry, Block, NDArray[np.uint8]]) -> int:
+            entry, block, part = place
             part[:] = self._decoded(entry, block)
             return block.size
 
-        with ThreadPoolExecutor(min(self._workers, max(len(places), 1))) as pool:
-            for size in pool.map(fill, places):
+        def told(sizes: Iterable[int]) -> None:
+            for size in sizes:
                 if progress is not None:
                     progress(size)
-        return shaped(whole, entry.dtype, entry.shape)
+
+        if len(places) < 2 or self._workers == 1:
+            told(map(fill, places))
+        else:
+            with ThreadPoolExecutor(min(self._workers, len(places))) as pool:
+                told(pool.map(fill, places))
+        return [_array_of(entry, whole) for entry, whole in zip(entries, wholes, strict=True)]
 
     def mapped(self, name: str) -> NDArray[Any]:
         """An array that lies in the file as it is, without reading it: pages come in when they are used.
@@ -144,7 +166,7 @@ class Reader(Mapping[str, Any]):
             LeptonFileError: an array is damaged; it is named.
         """
         for name in self:
-            self.read(name)
+            self._arrays([self._entry(name)], None)
 
     def _entry(self, name: str) -> Entry:
         if name not in self.entries:
@@ -153,7 +175,7 @@ class Reader(Mapping[str, Any]):
 
     def _decoded(self, entry: Entry, block: Block) -> NDArray[np.uint8]:
         stored = self._stored(block)
-        if digest(stored) != block.digest:
+        if digest(stored, self._version) != block.digest:
             raise LeptonFileError(f"{entry.name!r} is damaged: its bytes are not those that were written")
         if not block.coded:
             return np.frombuffer(stored, np.uint8)
@@ -178,3 +200,8 @@ class Reader(Mapping[str, Any]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _array_of(entry: Entry, whole: NDArray[np.uint8]) -> Any:
+    found = shaped(whole, entry.dtype, entry.shape)
+    return as_keys(found, entry.dtype) if is_key(entry.dtype) else found

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_jax.storage._keys import key_data
 from lepton_jax.storage._replace import replacing
 from lepton_jax.storage.blocks import as_bytes
 from lepton_jax.storage.errors import LeptonFileError
@@ -97,6 +98,11 @@ def write_safetensors(
         LeptonFileError: safetensors have no such dtype: a float of fewer than 8 bits, say.
         OSError: the file cannot be written.
     """
+    keys = [name for name, array in tensors.items() if key_data(array) is not None]
+    if keys:
+        raise LeptonFileError(
+            f"{keys[0]!r} holds random keys, which safetensors have not: give jax.random.key_data of it"
+        )
     arrays = {name: np.asarray(array) for name, array in tensors.items()}
     header = _header(arrays) if header is None else header
     with replacing(path) as file:

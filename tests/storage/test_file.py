@@ -8,15 +8,17 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import zstandard
 
-from lepton_jax.storage import LeptonFileError, Reader, Writer, decode, encode, inspect, writing
+from lepton_jax.storage import LeptonFileError, Reader, Writer, decode, encode, inspect, unpack, writing
 from lepton_jax.storage.coders import MOST_BYTES, decode_block
 from lepton_jax.storage.fuzz import run
-from lepton_jax.storage.layout import HEADER
+from lepton_jax.storage.layout import HEADER, write_header
 
 RNG = np.random.default_rng(1)
 ARRAYS: dict[str, Any] = {
@@ -32,6 +34,7 @@ ARRAYS: dict[str, Any] = {
     "scalar": np.int64(-7),
     "negative zeros": np.array([0.0, -0.0, np.nan, np.inf] * 50, np.float32),
     "jax": jnp.arange(5, dtype=jnp.bfloat16),
+    "rows": np.arange(7 << 20).reshape(7, 1 << 20).astype(np.uint8),
     "two blocks": np.arange(MOST_BYTES // 4 + 10, dtype=np.int32),
 }
 
@@ -43,7 +46,7 @@ def check(found: Any, wanted: Any) -> None:
     assert found.tobytes() == wanted.astype(wanted.dtype.newbyteorder("=")).tobytes()
 
 
-@pytest.mark.parametrize("coding", ["small", "raw"])
+@pytest.mark.parametrize("coding", ["small", "fast", "raw"])
 def test_arrays_come_back(tmp_path: Path, coding: Any) -> None:
     """Every dtype and shape, one by one and all; parts of the file are mapped where they are raw."""
     path, seen = tmp_path / "a.lepton", list[int]()
@@ -59,12 +62,67 @@ def test_arrays_come_back(tmp_path: Path, coding: Any) -> None:
         if coding == "raw":
             check(file.mapped("two blocks"), ARRAYS["two blocks"])
             check(file.mapped("empty"), ARRAYS["empty"])
+            for kept, name in zip(file.read_all().values(), ARRAYS, strict=True):
+                check(kept, ARRAYS[name])
             assert all(block.offset % 64 == 0 for entry in file.entries.values() for block in entry.blocks)
         else:
             with pytest.raises(LeptonFileError, match="coding='raw'"):
                 file.mapped("float32")
         with pytest.raises(KeyError, match=r"'w' is not among the arrays of a\.lepton: float32,"):
             file["w"]
+
+
+def test_files_of_the_first_version_are_read() -> None:
+    """A file and a code that an earlier Lepton wrote."""
+    folder = Path(__file__).parent
+    floats = np.arange(300, dtype=np.float32) / 7
+    with Reader(folder / "version1.lepton") as file:
+        assert file.metadata == {"step": 3}
+        found = file.read_all()
+    check(found["floats"], floats.reshape(30, 10))
+    check(found["codes"], (np.arange(2000) ** 2 % 11 % 7).astype(np.uint8))
+    check(found["sparse"], np.where(np.arange(900) % 13 == 0, np.arange(900) % 5, 0).astype(np.int16))
+    code = (folder / "version1.code").read_bytes()
+    check(decode(code), floats)
+    with pytest.raises(LeptonFileError, match="damaged"):
+        decode(code[:-1])
+
+
+def test_random_keys(tmp_path: Path) -> None:
+    """Keys come back as keys, in files and in transfer; safetensors say what to do."""
+    keys = jax.random.split(jax.random.key(7), 3)
+    path = tmp_path / "a.lepton"
+    with writing(path) as file:
+        file.add("keys", keys)
+    with Reader(path) as file:
+        found = [file["keys"], file.read_all()["keys"], decode(encode(keys))]
+    assert all(each.dtype == keys.dtype and bool(jnp.all(each == keys)) for each in found)
+    (array,) = inspect(path).arrays
+    assert (array.dtype, array.nbytes) == (f"key/{jax.random.key_impl(keys)}", 24)
+    with pytest.raises(LeptonFileError, match=r"jax\.random\.key_data"):
+        unpack(path)
+    with writing(path) as file:
+        file.add("keys", np.zeros((3, 5), np.uint32))
+        file._arrays["keys"].dtype = "key/threefry2x32"
+    with Reader(path) as file, pytest.raises(LeptonFileError, match="random keys of 'threefry2x32'"):
+        file["keys"]
+
+
+def test_names_cannot_move_the_cursor(tmp_path: Path) -> None:
+    """Control characters in names are written out in the table."""
+    with writing(tmp_path / "a.lepton", {"\x1b[2J": 1}) as file:
+        file.add("a\x1b[1Ab\n", np.ones(3))
+    text = str(inspect(tmp_path / "a.lepton"))
+    assert "\x1b" not in text and r"a\x1b[1Ab\n" in text
+
+
+def test_an_index_does_not_grow_without_bound(tmp_path: Path) -> None:
+    """A frame that says it holds a quarter of a GiB of spaces."""
+    path = tmp_path / "a.lepton"
+    index = zstandard.compress(b" " * (200 << 20))
+    path.write_bytes(write_header(HEADER.size, index) + index)
+    with pytest.raises(LeptonFileError, match="too long"):
+        Reader(path)
 
 
 def test_contents(tmp_path: Path) -> None:
@@ -95,7 +153,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         file.add("w", np.array(["words"]))
     with pytest.raises(LeptonFileError, match="JSON"), writing(path, {"f": print}) as file:
         file.add("w", np.zeros(3))
-    with pytest.raises(ValueError, match="'small' or 'raw'"), writing(path, coding="tiny"):  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'small', 'fast' or 'raw'"), writing(path, coding="tiny"):  # type: ignore[arg-type]
         pass
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
@@ -107,7 +165,7 @@ def test_damaged_files_say_so(tmp_path: Path) -> None:
         file.add("w", RNG.normal(size=500))
     data = path.read_bytes()
     newer = bytearray(data)
-    newer[8] = 2
+    newer[8] = 3
     for changed, words in (
         (b"", "empty"),
         (b"PK\3\4" + data[4:], "begins with other bytes"),
@@ -133,10 +191,10 @@ def test_newer_versions_say_so(tmp_path: Path) -> None:
     path, beside = tmp_path / "a.lepton", io.BytesIO()
     Writer(beside, "small", None).finish({})
     header = bytearray(beside.getvalue()[: HEADER.size])
-    struct.pack_into("<I", header, 8, 2)
+    struct.pack_into("<I", header, 8, 3)
     header[-8:] = layout._short(bytes(header[:-8]) + bytes(8))
     path.write_bytes(bytes(header) + beside.getvalue()[HEADER.size :])
-    with pytest.raises(LeptonFileError, match=r"version 2\.0, this Lepton reads version 1\.0"):
+    with pytest.raises(LeptonFileError, match=r"version 3\.0, this Lepton reads versions 1\.0 to 2\.0"):
         Reader(path)
 
 
@@ -158,6 +216,11 @@ def test_transfer() -> None:
         decode(code, most_bytes=10)
     with pytest.raises(LeptonFileError, match="object"):
         encode(np.array([{}]))
+    with pytest.raises(ValueError, match="'small' or 'fast'"):
+        encode(ARRAYS["float32"], coding="raw")  # type: ignore[arg-type]
+    body = struct.pack("<BB4s65QI", 4, 65, b"int8", *[1] * 65, 0)
+    with pytest.raises(LeptonFileError, match="65 dimensions"):
+        decode(b"LPA2" + hashlib.sha256(body).digest()[:16] + body)
 
 
 def test_shapes_that_no_array_can_have_say_so(tmp_path: Path) -> None:

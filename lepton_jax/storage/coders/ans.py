@@ -20,16 +20,26 @@ import numpy as np
 from jax import lax
 from numpy.typing import NDArray
 
-from lepton_jax.storage.coders._table import BITS, TOTAL, entropy, frequencies, read_table, write_table
+from lepton_jax.storage.coders._table import (
+    BITS,
+    TOTAL,
+    entropy,
+    frequencies,
+    histogram,
+    read_table,
+    write_table,
+)
 from lepton_jax.storage.errors import LeptonFileError
 
 Bytes = NDArray[np.uint8]
 
 _LOW: Final = 1 << 16
 _MOST_LANES: Final = 10
+_WRITTEN_LANES: Final = 9
+_ROWS: Final = 64
 _BYTES_A_LANE: Final = 2400
 _LONGEST: Final = 65535
-LARGEST: Final = _LONGEST << _MOST_LANES
+LARGEST: Final = _LONGEST << _WRITTEN_LANES
 """So many bytes can be coded at once."""
 
 
@@ -39,20 +49,23 @@ def encode(data: Bytes) -> bytes:
     Args:
         data: [n], n between 1 and `LARGEST`.
     """
-    counts = np.bincount(data, minlength=256)
+    counts = histogram(data)
     lanes, found = _lanes(counts), frequencies(counts)
     steps = -(-len(data) // lanes)
     padded = np.full((_bucket(steps), lanes), np.argmax(found), np.uint8)
     padded.reshape(-1)[: len(data)] = data
-    starts = np.cumsum(found) - found
+    table = np.maximum(found, 1) << 16 | (np.cumsum(found) - found)
     with _on_cpu():
-        states, flags, words = _encode(
-            padded, np.maximum(found, 1).astype(np.uint32), starts.astype(np.uint32), np.int32(steps)
-        )
-    kept = np.asarray(flags)[:steps].T
-    stream = np.asarray(words)[:steps].T[kept]
-    parts = (kept.sum(1).astype("<u2"), np.asarray(states).astype("<u4"), stream.astype("<u2"))
+        states, flags, words, counted = _encode(padded, table.astype(np.uint32), np.int32(steps))
+    stream = np.compress(np.asarray(flags).reshape(-1), np.asarray(words).reshape(-1))
+    parts = (np.asarray(counted).astype("<u2"), np.asarray(states).astype("<u4"), stream.astype("<u2"))
     return bytes([lanes.bit_length() - 1]) + write_table(found) + b"".join(part.tobytes() for part in parts)
+
+
+def size_of(counts: NDArray[np.int64]) -> float:
+    """About how many bytes the code of bytes takes that occur so often."""
+    table = 2.5 * np.count_nonzero(counts)
+    return float(entropy(counts) * counts.sum() * (1 + 6 / _BYTES_A_LANE) + min(table, 32 + 0.6 * table) + 8)
 
 
 def decode(code: memoryview, size: int) -> Bytes:
@@ -105,7 +118,7 @@ def _lanes(counts: NDArray[np.int64]) -> int:
         raise LeptonFileError(f"a range coder takes 1 to {LARGEST} bytes at once, not {size}")
     least = max(-(-size // _LONGEST) - 1, 0).bit_length()
     wanted = max(int(entropy(counts) * size) // _BYTES_A_LANE, 1).bit_length() - 1
-    return int(1 << max(least, min(wanted, _MOST_LANES)))
+    return int(1 << max(least, min(wanted, _WRITTEN_LANES)))
 
 
 def _bucket(size: int) -> int:
@@ -134,25 +147,50 @@ def _on_cpu() -> Iterator[None]:
 
 
 @jax.jit
-def _encode(data: Any, found: Any, starts: Any, steps: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The last states, [L]; whether a word was given out at each step, [steps, L]; and the words."""
+def _encode(data: Any, table: Any, steps: Any) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The code of [most, L] bytes, of which so many steps count; most is a multiple of `_ROWS`.
 
-    def step(turn: Any, carry: Any) -> Any:
+    Args:
+        data: uint8, [most, L].
+        table: uint32, [256]: the frequency of each byte in the high half, where its part begins in the low.
+        steps: the last comes first.
+
+    Returns:
+        The last states, [L]; whether a word was given out at each step, [L, most]; the words; and how many
+        there are, [L]. Blocks of steps are turned while they are in the cache.
+    """
+    most, lanes = data.shape
+    blocks = (steps + _ROWS - 1) // _ROWS
+
+    def step(turn: Any, carry: Any, first: Any, part: Any) -> Any:
         state, flags, words = carry
-        at = steps - 1 - turn
-        byte = lax.dynamic_index_in_dim(data, at, keepdims=False).astype(jnp.int32)
-        frequency = found[byte]
-        full = (state >> jnp.uint32(32 - BITS)) >= frequency
-        word = state.astype(jnp.uint16)
-        state = jnp.where(full, state >> jnp.uint32(16), state)
-        whole = lax.div(state, frequency)
-        state = (whole << jnp.uint32(BITS)) + (state - whole * frequency) + starts[byte]
-        flags = lax.dynamic_update_index_in_dim(flags, full, at, 0)
-        return state, flags, lax.dynamic_update_index_in_dim(words, word, at, 0)
+        row = _ROWS - 1 - turn
+        active = first + row < steps
+        entry = table[lax.dynamic_index_in_dim(part, row, keepdims=False).astype(jnp.int32)]
+        frequency = entry >> jnp.uint32(16)
+        full = ((state >> jnp.uint32(32 - BITS)) >= frequency) & active
+        low = jnp.where(full, state >> jnp.uint32(16), state)
+        whole = lax.div(low, frequency)
+        high = (whole << jnp.uint32(BITS)) + (low - whole * frequency) + (entry & jnp.uint32(0xFFFF))
+        flags = lax.dynamic_update_index_in_dim(flags, full, row, 0)
+        words = lax.dynamic_update_index_in_dim(words, state.astype(jnp.uint16), row, 0)
+        return jnp.where(active, high, state), flags, words
 
-    first = jnp.full(data.shape[1], _LOW, jnp.uint32)
-    empty = first, jnp.zeros(data.shape, bool), jnp.zeros(data.shape, jnp.uint16)
-    return lax.fori_loop(0, steps, step, empty)  # type: ignore[no-any-return]
+    def block(turn: Any, carry: Any) -> Any:
+        state, flags, words, counted = carry
+        first = (blocks - 1 - turn) * _ROWS
+        part = lax.dynamic_slice_in_dim(data, first, _ROWS)
+        empty = jnp.zeros((_ROWS, lanes), bool), jnp.zeros((_ROWS, lanes), jnp.uint16)
+        state, some, more = lax.fori_loop(
+            0, _ROWS, lambda turn, carry: step(turn, carry, first, part), (state, *empty)
+        )
+        flags = lax.dynamic_update_slice_in_dim(flags, some.T, first, 1)
+        words = lax.dynamic_update_slice_in_dim(words, more.T, first, 1)
+        return state, flags, words, counted + jnp.sum(some, 0, dtype=jnp.int32)
+
+    start = jnp.full(lanes, _LOW, jnp.uint32)
+    empty = jnp.zeros((lanes, most), bool), jnp.zeros((lanes, most), jnp.uint16), jnp.zeros(lanes, jnp.int32)
+    return lax.fori_loop(0, blocks, block, (start, *empty))  # type: ignore[no-any-return]
 
 
 def _decode_steps(

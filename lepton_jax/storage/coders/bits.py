@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lepton_jax.storage.coders.base import Bytes, Coder, DecodeInner, EncodeInner
+from lepton_jax.storage.coders.base import Bytes, Coder, DecodeInner, EncodeInner, Kind
 from lepton_jax.storage.errors import LeptonFileError
 
 
@@ -18,11 +18,11 @@ class Packed(Coder):
     number: ClassVar[int] = 6
     name: ClassVar[str] = "bits"
 
-    def suits(self, width: int, floats: bool) -> bool:
+    def suits(self, kind: Kind) -> bool:
         """See `Coder`."""
-        return width == 1 and not floats
+        return kind.width == 1
 
-    def encode(self, data: Bytes, width: int, floats: bool, inner: EncodeInner) -> bytes | None:
+    def encode(self, data: Bytes, kind: Kind, inner: EncodeInner) -> bytes | None:
         """See `Coder`."""
         low = int(data.view(np.int8).min())
         bits = (int(data.view(np.int8).max()) - low).bit_length()

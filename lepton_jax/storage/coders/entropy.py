@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 import numpy as np
 
 from lepton_jax.storage.coders import ans
-from lepton_jax.storage.coders.base import Bytes, Coder, DecodeInner, EncodeInner
+from lepton_jax.storage.coders.base import Bytes, Coder, DecodeInner, EncodeInner, Kind
 from lepton_jax.storage.errors import LeptonFileError
 
 _FEWEST: Final = 256
@@ -24,7 +24,7 @@ class Range(Coder):
     number: ClassVar[int] = 2
     name: ClassVar[str] = "range"
 
-    def encode(self, data: Bytes, width: int, floats: bool, inner: EncodeInner) -> bytes | None:
+    def encode(self, data: Bytes, kind: Kind, inner: EncodeInner) -> bytes | None:
         """See `Coder`."""
         return ans.encode(data) if _FEWEST <= len(data) <= ans.LARGEST else None
 
@@ -43,10 +43,10 @@ class Huffman(Coder):
     number: ClassVar[int] = 3
     name: ClassVar[str] = "huffman"
 
-    def encode(self, data: Bytes, width: int, floats: bool, inner: EncodeInner) -> bytes:
+    def encode(self, data: Bytes, kind: Kind, inner: EncodeInner) -> bytes:
         """See `Coder`."""
         run = zlib.compressobj(9, zlib.DEFLATED, _WINDOW, _MEMORY, zlib.Z_HUFFMAN_ONLY)
-        return run.compress(data.tobytes()) + run.flush()
+        return run.compress(data.data) + run.flush()
 
     def decode(self, code: memoryview, size: int, inner: DecodeInner) -> Bytes:
         """See `Coder`."""

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from lepton_jax.storage.coders.base import Bytes, Coder, DecodeInner, EncodeInner
+from lepton_jax.storage.coders.base import Bytes, Coder, DecodeInner, EncodeInner, Kind
 from lepton_jax.storage.errors import LeptonFileError
 
 
@@ -18,7 +18,7 @@ class Raw(Coder):
     number: ClassVar[int] = 0
     name: ClassVar[str] = "raw"
 
-    def encode(self, data: Bytes, width: int, floats: bool, inner: EncodeInner) -> bytes:
+    def encode(self, data: Bytes, kind: Kind, inner: EncodeInner) -> bytes:
         """See `Coder`."""
         return data.tobytes()
 
@@ -36,7 +36,7 @@ class Constant(Coder):
     number: ClassVar[int] = 1
     name: ClassVar[str] = "constant"
 
-    def encode(self, data: Bytes, width: int, floats: bool, inner: EncodeInner) -> bytes | None:
+    def encode(self, data: Bytes, kind: Kind, inner: EncodeInner) -> bytes | None:
         """See `Coder`."""
         return bytes([data[0]]) if data[0] == data[-1] and not np.any(data != data[0]) else None
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from lepton_jax.storage.coders.base import Bytes, Coder, DecodeInner, EncodeInner
+from lepton_jax.storage.coders.base import BYTES, Bytes, Coder, DecodeInner, EncodeInner, Kind
 from lepton_jax.storage.coders.parts import read_parts, write_parts
 from lepton_jax.storage.errors import LeptonFileError
 
@@ -26,8 +26,9 @@ class Sparse(Coder):
     number: ClassVar[int] = 7
     name: ClassVar[str] = "sparse"
 
-    def encode(self, data: Bytes, width: int, floats: bool, inner: EncodeInner) -> bytes | None:
+    def encode(self, data: Bytes, kind: Kind, inner: EncodeInner) -> bytes | None:
         """See `Coder`."""
+        width = kind.width
         elements = data.reshape(-1, width)
         at = np.flatnonzero(elements.any(1) if width > 1 else data)
         if len(at) > _MOST * len(elements) or not len(at):
@@ -39,7 +40,7 @@ class Sparse(Coder):
         stream[ends - 1] = rest
         values = np.ascontiguousarray(elements[at]).reshape(-1)
         header = bytes([width]) + len(at).to_bytes(8, "little") + len(stream).to_bytes(8, "little")
-        return header + write_parts([inner(stream, 1, False), inner(values, width, floats)])
+        return header + write_parts([inner(stream, BYTES), inner(values, Kind(width, kind.floats))])
 
     def decode(self, code: memoryview, size: int, inner: DecodeInner) -> Bytes:
         """See `Coder`."""
