@@ -29,15 +29,20 @@ FILES: Final = ("resnet20_cifar10.npz", "cifar10_small.npz")
 Params = dict[str, Any]
 
 
-def resnet20(params: Params, x: jax.Array) -> Any:
-    """A CIFAR ResNet-20 with option A shortcuts: images [N, 32, 32, 3] to logits [N, 10]."""
-    x = jax.nn.relu(_norm(params, "bn1", _conv(x, params["conv1.weight"])))
+def resnet20(params: Params, x: jax.Array, norm: Callable[[Params, str, Any], Any] | None = None) -> Any:
+    """A CIFAR ResNet-20 with option A shortcuts: images [N, 32, 32, 3] to logits [N, 10].
+
+    Args:
+        norm: takes the place of the batch norm with running statistics, (params, its name, x) → x.
+    """
+    norm = norm or _norm
+    x = jax.nn.relu(norm(params, "bn1", _conv(x, params["conv1.weight"])))
     for stage, width in enumerate((16, 32, 64), 1):
         for block in range(3):
             stride, name = (2 if stage > 1 and block == 0 else 1), f"layer{stage}.{block}"
-            h = _norm(params, f"{name}.bn1", _conv(x, params[f"{name}.conv1.weight"], stride))
+            h = norm(params, f"{name}.bn1", _conv(x, params[f"{name}.conv1.weight"], stride))
             h = jax.nn.relu(h)
-            h = _norm(params, f"{name}.bn2", _conv(h, params[f"{name}.conv2.weight"]))
+            h = norm(params, f"{name}.bn2", _conv(h, params[f"{name}.conv2.weight"]))
             if stride == 2:
                 x = jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (width // 4, width // 4)))
             x = jax.nn.relu(x + h)
