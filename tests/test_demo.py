@@ -11,17 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lepton_jax.demo import DemoResult, QuantisedRow, Row, run
+from lepton_jax.demo import CompressedRow, DemoResult, Row, run
 from lepton_jax.demo.data import digit_batches, load_digits, load_text, text_batches
 from lepton_jax.demo.measure import Timing, largest_difference, measure
 from lepton_jax.demo.page import render_page
 from lepton_jax.demo.plots import log_ticks, short, ticks
 from lepton_jax.demo.programs import Outcome
-from lepton_jax.demo.table import HEADERS, QUANTISED_HEADERS, render, render_quantised
+from lepton_jax.demo.table import COMPRESSED_HEADERS, HEADERS, render, render_compressed
 from lepton_jax.demo.train import TrainState, digits_task, score, text_task, text_windows, train
 
 PROGRAMS = ("LeptonNet inference", "LeptonNet train step", "Decoder inference", "Decoder train step")
-QUANTISED = ("LeptonNet W8A8", "Decoder W4", "Decoder W2", "Decoder W2, trained")
+COMPRESSED = (
+    "LeptonNet half the channels, taught",
+    "LeptonNet W8A8",
+    "LeptonNet half pruned",
+    "LeptonNet palettes of 16",
+    "Decoder W2, trained",
+    "Decoder W2",
+)
 
 
 def example_row(program: str = "Net <inference> & more") -> Row:
@@ -44,14 +51,15 @@ def example_row(program: str = "Net <inference> & more") -> Row:
     )
 
 
-def quantised_row() -> QuantisedRow:
-    return QuantisedRow(
+def compressed_row() -> CompressedRow:
+    return CompressedRow(
         program="Net W4 <&>",
         metric="perplexity",
         value_before=8.5,
         value_after=8.625,
         bytes_before=400_000,
         bytes_after=52_400,
+        file_bytes=31_000,
         seconds=1.25,
         timing=Timing(0.01, 0.009, (0.8, 0.9, 1.0, 0.85, 0.95)),
     )
@@ -111,14 +119,15 @@ def test_demo_measures_every_program(demo: tuple[DemoResult, str]) -> None:
         assert row.after.value == pytest.approx(row.before.value, rel=0.02, abs=1.0)
 
 
-def test_demo_quantises_both_models(demo: tuple[DemoResult, str]) -> None:
-    rows = {row.program: row for row in demo[0].quantised}
-    assert tuple(rows) == QUANTISED
+def test_demo_compresses_both_models(demo: tuple[DemoResult, str]) -> None:
+    rows = {row.program: row for row in demo[0].compressed}
+    assert tuple(rows) == COMPRESSED
+    most = dict(zip(COMPRESSED, (0.6, 0.3, 1.01, 0.2, 0.15, 0.15), strict=True))
     for name, row in rows.items():
-        most = {"W8A8": 0.3, "W4": 0.2}.get(name.split()[1], 0.15)
-        assert row.bytes_after < most * row.bytes_before, name
+        assert row.bytes_after < most[name] * row.bytes_before, name
+        assert row.file_bytes > 0.4 * row.bytes_after, name
         assert len(row.timing.ratios) >= 5 and row.seconds > 0.0
-    for name in ("LeptonNet W8A8", "Decoder W4"):
+    for name in ("LeptonNet W8A8", "LeptonNet palettes of 16"):
         assert rows[name].value_after == pytest.approx(rows[name].value_before, rel=0.05, abs=1.0)
     assert rows["Decoder W2, trained"].value_after < rows["Decoder W2"].value_after
 
@@ -135,8 +144,8 @@ def test_demo_trains_alike_before_and_after(demo: tuple[DemoResult, str]) -> Non
 def test_demo_table_has_every_program_and_column(demo: tuple[DemoResult, str]) -> None:
     table = demo[0].table
     assert all(program in table for program in PROGRAMS)
-    assert all(name in table for name in QUANTISED)
-    assert all(header in table for header in (*HEADERS, *QUANTISED_HEADERS))
+    assert all(name in table for name in COMPRESSED)
+    assert all(header in table for header in (*HEADERS, *COMPRESSED_HEADERS))
     assert table.count("rules: ") == len(PROGRAMS)
 
 
@@ -166,7 +175,7 @@ def test_missing_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
 
 def test_page_and_table_escape_and_show_a_row() -> None:
     row = example_row()
-    page = render_page([row], [quantised_row()], "a <machine>", 3.0)
+    page = render_page([row], [compressed_row()], "a <machine>", 3.0)
     assert "Net <inference>" not in page
     assert "algebra<exact>" not in page
     assert "a <machine>" not in page
@@ -175,10 +184,11 @@ def test_page_and_table_escape_and_show_a_row() -> None:
     assert "algebra<exact>: 3" in text
     assert "fold & go" in text
     assert "Net W4 <&>" not in page and "Net W4 <&>" in text
-    small = render_quantised([quantised_row()])
+    small = render_compressed([compressed_row()])
     for shown in (
         "Net W4 <&>",
         "400 -> 52",
+        "31",
         "perplexity 8.500 -> 8.625",
         "10 -> 9",
         "0.900 (0.850-0.950)",

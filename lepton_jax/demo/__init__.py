@@ -1,4 +1,4 @@
-"""`lepton demo`: trains two small models, optimises what they run, quantises them, and shows what changed."""
+"""`lepton demo`: trains two small models, optimises what they run, compresses them, shows what changed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 import jax
 
+from lepton_jax.demo.compressed import KINDS, CompressedRow, compressed_rows
 from lepton_jax.demo.data import load_digits, load_text
 from lepton_jax.demo.page import render_page
 from lepton_jax.demo.programs import BUILDERS, Row, build_baseline, measure_program
-from lepton_jax.demo.quantised import KINDS, QuantisedRow, quantised_rows
-from lepton_jax.demo.table import render, render_quantised
+from lepton_jax.demo.table import render, render_compressed
 from lepton_jax.demo.train import digits_task, text_task
 
-__all__ = ["DemoResult", "QuantisedRow", "Row", "run"]
+__all__ = ["CompressedRow", "DemoResult", "Row", "run"]
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class DemoResult:
 
     Attributes:
         rows: one for each program.
-        quantised: one for each trained model and format.
+        compressed: one for each trained model and method.
         machine: what it ran on, in words.
         seconds: wall time of the whole run.
         table: the printed tables.
     """
 
     rows: tuple[Row, ...]
-    quantised: tuple[QuantisedRow, ...]
+    compressed: tuple[CompressedRow, ...]
     machine: str
     seconds: float
     table: str
@@ -60,22 +60,24 @@ def run(out: str | None = None, fast: bool = False) -> DemoResult:
 
     seconds, pairs = (0.2, 5) if fast else (4.0, 15)
     rows: list[Row] = []
-    quantised: list[QuantisedRow] = []
+    compressed: list[CompressedRow] = []
     say("reading the digits and the text, initialising the models")
     for task in (digits_task(load_digits(), fast=fast), text_task(load_text(), fast=fast)):
         baseline = build_baseline(task, say)
         for build in BUILDERS:
             rows.append(measure_program(build(baseline, say), say, seconds=seconds, pairs=pairs))
         kinds = KINDS[task.name]
-        if fast:  # each once
-            kinds = kinds[:1] if task.name == "LeptonNet" else kinds[1:]
-        quantised += quantised_rows(baseline, kinds, say, seconds=seconds / 16, pairs=5)
-    table = f"{render(rows)}\n\n{render_quantised(quantised)}"
-    result = DemoResult(tuple(rows), tuple(quantised), describe_machine(), time.perf_counter() - start, table)
+        if fast:
+            kinds = kinds[:4] if task.name == "LeptonNet" else kinds[:2]
+        compressed += compressed_rows(baseline, kinds, say, seconds=seconds / 16, pairs=5)
+    table = f"{render(rows)}\n\n{render_compressed(compressed)}"
+    result = DemoResult(
+        tuple(rows), tuple(compressed), describe_machine(), time.perf_counter() - start, table
+    )
     print(f"\n{result.table}\n\n{result.machine}; the demo took {result.seconds:.0f} s")
     if out is not None:
         Path(out).write_text(
-            render_page(result.rows, result.quantised, result.machine, result.seconds), encoding="utf-8"
+            render_page(result.rows, result.compressed, result.machine, result.seconds), encoding="utf-8"
         )
         print(f"page written to {out}")
     return result

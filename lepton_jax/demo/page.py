@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from lepton_jax.demo.compressed import CompressedRow
 from lepton_jax.demo.plots import Series, bar_chart, interval_chart, line_chart
 from lepton_jax.demo.programs import Row
-from lepton_jax.demo.quantised import QuantisedRow
 from lepton_jax.demo.table import (
+    COMPRESSED_HEADERS,
+    COMPRESSED_NOTES,
     HEADERS,
     NOTES,
-    QUANTISED_HEADERS,
-    QUANTISED_NOTES,
     cells,
-    quantised_cells,
+    compressed_cells,
     rules,
 )
 
@@ -67,21 +67,23 @@ summary { cursor: pointer; } .rules { columns: 3; margin: 8px 0; padding-left: 2
 """
 
 
-def render_page(rows: Sequence[Row], quantised: Sequence[QuantisedRow], machine: str, seconds: float) -> str:
-    """The whole page for `rows` and `quantised`, measured on `machine` in a run of `seconds`."""
+def render_page(
+    rows: Sequence[Row], compressed: Sequence[CompressedRow], machine: str, seconds: float
+) -> str:
+    """The whole page for `rows` and `compressed`, measured on `machine` in a run of `seconds`."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Lepton demo</title><style>{STYLE}</style></head><body><main>"
         "<h1>Lepton demo</h1>"
         "<p>Two small models trained on real data. The inference function and the whole train step of both, "
-        "run with <code>jax.jit</code> and with <code>lepton.optimize</code>; and the models quantised.</p>"
+        "run with <code>jax.jit</code> and with <code>lepton.optimize</code>; and the models compressed.</p>"
         f'<p class="soft">{escape(machine)}; the demo took {seconds:.0f} s.</p>'
         f'<h2>Programs</h2><div class="card">{_table(HEADERS, map(cells, rows))}</div>'
         f'<p class="soft notes">{_arrow(" ".join(NOTES))}</p>'
-        '<h2>Quantised</h2><div class="card">'
-        f"{_table(QUANTISED_HEADERS, map(quantised_cells, quantised))}</div>"
-        f'<p class="soft notes">{_arrow(" ".join(QUANTISED_NOTES))}</p>'
+        '<h2>Compressed</h2><div class="card">'
+        f"{_table(COMPRESSED_HEADERS, map(compressed_cells, compressed))}</div>"
+        f'<p class="soft notes">{_arrow(" ".join(COMPRESSED_NOTES))}</p>'
         f'<h2>Plots</h2><div class="plots">{"".join(_plots(rows))}</div>'
         f'<h2>Rules that fired</h2><div class="card">{"".join(map(_rules, rows))}</div>'
         "</main></body></html>\n"

@@ -184,4 +184,4 @@ def score(task: Task, predict: Predict, state: TrainState) -> float:
     targets = [np.asarray(targets) for _, targets in task.tests]
     if task.metric == "accuracy":
         return 100.0 * float(np.mean(np.argmax(np.concatenate(logits), -1) == np.concatenate(targets)))
-    return float(np.exp(cross_entropy(jnp.concatenate(logits), jnp.concatenate(targets))))
+    return float(np.exp(jax.jit(cross_entropy)(np.concatenate(logits), np.concatenate(targets))))
