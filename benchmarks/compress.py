@@ -3,8 +3,9 @@
     python benchmarks/compress.py [--quick] [--only NAME] [--json FILE] [--markdown FILE]
 
 - deep_compression: LeNet-300-100 and LeNet-5 on MNIST, pruned, with palettes, entropy-coded in a file.
-- structured: channels, heads and widths cut out of a ResNet-20 and a transformer, and what remains timed.
+- structured: channels, heads and widths cut out of LeptonNet and a transformer, and what remains timed.
 - resnet20: weights of a ResNet-20 on CIFAR-10 images pruned at once, and with training.
+- zeros: products with weights of which rows or columns are zero.
 - low_rank: weights as products of thin ones.
 - distillation: a student a quarter of the size, alone and taught.
 
@@ -29,7 +30,7 @@ SUITE: Final = Suite(
     "python benchmarks/compress.py",
     __doc__ or "",
     compress_cases,
-    ("deep_compression", "structured", "resnet20", "low_rank", "distillation"),
+    ("deep_compression", "structured", "resnet20", "zeros", "low_rank", "distillation"),
 )
 
 

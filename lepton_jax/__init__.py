@@ -20,6 +20,7 @@ from lepton_jax._compile import compile as compile
 from lepton_jax._explain import Explanation as Explanation
 from lepton_jax._file import SavedModel as SavedModel
 from lepton_jax._file import load as load
+from lepton_jax._lora import lora as lora
 from lepton_jax._prepared import Prepared as Prepared
 from lepton_jax._prepared import PrepareError as PrepareError
 from lepton_jax._sensitivity import Sensitivity as Sensitivity
@@ -35,6 +36,7 @@ from lepton_jax._verify import Verification as Verification
 from lepton_jax._verify import VerificationError as VerificationError
 from lepton_jax._verify import verify as verify
 from lepton_jax._verify_each import VerifyEach as VerifyEach
+from lepton_jax.distill import distill as distill
 from lepton_jax.numerics.loss_scale import loss_scaled as loss_scaled
 from lepton_jax.numerics.loss_scale import scale_loss as scale_loss
 from lepton_jax.rewrite import LeptonError as LeptonError
@@ -53,3 +55,6 @@ from lepton_jax.rewrite import rewrite as rewrite
 from lepton_jax.rewrite import rule as rule
 from lepton_jax.rewrite import run_rules as run_rules
 from lepton_jax.storage import LeptonFileError as LeptonFileError
+from lepton_jax.structured.dependencies import dependencies as dependencies
+from lepton_jax.structured.prune import StructurallyPruned as StructurallyPruned
+from lepton_jax.structured.prune import structured_prune as structured_prune

@@ -121,7 +121,7 @@ def _program(
         reasons = "".join(f"; {site.name}: {site.reason}" for site in report.sites if site.reason)
         raise CalibrationError(f"no pass needs calibration: {options.pipeline}{reasons}")
     if watches:
-        _keep_states(graph, sum(watch.count for watch in watches))
+        keep_last(graph, sum(watch.count for watch in watches))
 
     @jax.jit
     def run(*leaves: Any) -> list[Any]:
@@ -131,8 +131,8 @@ def _program(
     return run, tuple(watches)
 
 
-def _keep_states(graph: Graph, count: int) -> None:
-    """Return the states alone."""
+def keep_last(graph: Graph, count: int) -> None:
+    """Return the last results alone, such as the states of observers."""
     graph.set_outputs(graph.outputs[-count:])
     erase_dead_nodes(graph)
 
@@ -162,5 +162,6 @@ def _results(watches: Sequence[Watch], states: Sequence[Any]) -> Calibration:
             watch.observer.check(state, watch.name)
         except ValueError as error:
             raise CalibrationError(str(error)) from error
-        found[watch.name, watch.kind] = _over_loops(watch.observer.result, watch.loops)(state)
+        result = _over_loops(watch.observer.result, watch.loops)(state)
+        found.update(result if isinstance(result, Mapping) else {(watch.name, watch.kind): result})
     return found

@@ -10,9 +10,10 @@ from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lepton_jax._bound import Bound, apply_bound, bind, late_leaves, prepare_leaves, whole_arguments
-from lepton_jax._calibrate import Calibration, calibrate
+from lepton_jax._calibrate import Calibration, calibrate, calibrate_weights
 from lepton_jax._inputs import name_inputs
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax._prepared import Form, Prepared, PrepareError, shape_of
@@ -69,6 +70,10 @@ class Preparer:
         """Run batches through the program and keep what its passes asked to see."""
         self.calibration = calibrate(self._fun, self._options, self._static, params, batches)
 
+    def calibrate_weights(self, args: Sequence[Any]) -> None:
+        """Keep what the passes ask for of the weights alone, where there are no batches."""
+        self.calibration = calibrate_weights(self._fun, self._options, self._static, args)
+
     def forget_seen(self) -> None:
         """Keep only the shapes of what calibration found: the parameters are prepared."""
         self.calibration = {site: tuple(map(shape_of, arrays)) for site, arrays in self.calibration.items()}
@@ -110,7 +115,7 @@ class Preparer:
         """Raise where a parameter that was compressed has NaN or infinite elements."""
         used = {i: site for site in bound.program.report.sites if site.done for i in site.params}
         for i in sorted(set(used) & set(bound.params)):
-            if jnp.issubdtype(leaves[i].dtype, jnp.inexact) and not bool(jnp.isfinite(leaves[i]).all()):
+            if jnp.issubdtype(leaves[i].dtype, jnp.inexact) and not _is_finite(leaves[i]):
                 raise PrepareError(
                     f"{bound.paths[i]} has NaN or infinite elements and cannot be compressed "
                     f"({used[i].done}): mend it, or leave it out with skip={bound.paths[i]!r}"
@@ -179,6 +184,12 @@ class Preparer:
                 whole.insert(place, tree)
         bound = self.bound(whole, named, form)
         return apply_bound(bound, prepared, late_leaves(bound, self._static, whole, named))
+
+
+def _is_finite(array: Any) -> bool:
+    """Whether all elements are finite; on the CPU NumPy looks, and nothing is compiled for that."""
+    host = jax.default_backend() == "cpu" and getattr(array, "is_fully_addressable", True)
+    return bool(np.isfinite(np.asarray(array)).all() if host else jnp.isfinite(array).all())
 
 
 def _is_whole(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

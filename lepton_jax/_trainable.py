@@ -76,6 +76,7 @@ class Trainable:
         return self._jit(params, *args, **kwargs)
 
     def _call(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        _check_parts(params)
         args = (self._part.whole(params["params"]), *args)
         known = {**self._known, **_as_calibration(params["learned"])}
         program, out_tree, places = self._program(args, kwargs, known)
@@ -122,6 +123,7 @@ class Trainable:
                 at these shapes.
             PrepareError: the parameters cannot be prepared.
         """
+        _check_parts(params)
         optimized: Optimized[Any, Any] = Optimized(self._fun if fun is None else fun, self._options)
         learned = _as_calibration(params["learned"])
         optimized.preparer.calibration = {**self._known, **learned}
@@ -179,6 +181,14 @@ def _check_skipped(program: Program | None, names: str) -> None:
     if program is not None and program.report.skipped:
         reasons = "; ".join(program.report.skipped)
         raise UsageError(f"what was learned of {names} cannot be used at these shapes: {reasons}")
+
+
+def _check_parts(params: Any) -> None:
+    if not isinstance(params, Mapping) or not {"params", "learned"} <= params.keys():
+        raise UsageError(
+            "the first argument is what is trained, {'params': ..., 'learned': ...}: start from the "
+            "attribute `params` of what lepton.trainable returned"
+        )
 
 
 def _as_calibration(learned: Mapping[str, Mapping[str, Any]]) -> Calibration:

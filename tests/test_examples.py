@@ -42,3 +42,10 @@ def test_train_quantised(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["int2, trained"] > found["int2, rounded"]
     out = capsys.readouterr().out
     assert "params/out/kernel (dot_general): int2, per channel, lsq; activations int8, static" in out
+
+
+def test_prune_structure(capsys: pytest.CaptureFixture[str]) -> None:
+    found = load("prune_structure")["main"](steps=50)
+    assert found["trained again"] > max(found["cut"], found["whole"] - 0.1)
+    out = capsys.readouterr().out
+    assert "units → " in out and "it is dimension 1 of output 0" in out

@@ -39,9 +39,11 @@ def test_results_that_are_inputs_or_the_same_twice() -> None:
     assert lepton.optimize(lambda x: None)(x) is None
 
 
-def test_a_chain_of_fifty_thousand_equations() -> None:
+def test_a_chain_of_fifteen_thousand_equations() -> None:
+    """Deeper than any stack; `benchmarks/overhead.py` measures 50,000."""
+
     def fun(x: Any) -> Any:
-        for i in range(25_000):
+        for i in range(10_000):
             x = jnp.sin(x) if i % 2 else x * 1.0 + 0.5
         return x
 
@@ -50,7 +52,7 @@ def test_a_chain_of_fifty_thousand_equations() -> None:
     traced = time.perf_counter() - start
     manager = PassManager(Pipeline.parse("default"), get_target("cpu"), strict=True)
     graph, report = manager.run(closed)
-    assert report.equations_before >= 37_500 and graph.num_nodes() == 25_000
+    assert report.equations_before >= 15_000 and graph.num_nodes() == 10_000
     jax.make_jaxpr(lepton.ir.to_callable(graph))(jnp.ones(2))
     assert report.pass_seconds < 20 * max(traced, 1.0)  # no quadratic step: that would be minutes
 

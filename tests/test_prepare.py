@@ -148,6 +148,34 @@ def test_prepared_parameters_serve_any_number_of_rows(fun: Any, passes: str) -> 
             np.testing.assert_allclose(model(x), fun(params, x), 0.1, 0.1)
 
 
+def test_as_many_rows_as_a_weight_has_are_no_other_program() -> None:
+    """Constants of the inputs' shape and of a weight's are one then, and stand further up."""
+    rng = np.random.default_rng(1)
+    shapes = {"a": (8, 16), "b": (16, 8)}
+    params = {name: jnp.asarray(rng.normal(size=shape) / 4, jnp.float32) for name, shape in shapes.items()}
+    sample, x = (jnp.asarray(rng.normal(size=(rows, 8)), jnp.float32) for rows in (3, 16))
+    model = lepton.compile(gated, params, sample, passes="default,quantize{activations=dynamic}")
+    np.testing.assert_allclose(model(x), gated(params, x), 0.1, 0.1)
+
+
+@pytest.mark.parametrize("passes", ["default", "default,quantize{activations=dynamic}"])
+def test_prepared_parameters_serve_a_symbolic_number_of_rows(passes: str) -> None:
+    """Weights that are kept turned are so in the program for any number of rows too."""
+    rng = np.random.default_rng(2)
+    shapes = {"a": (128, 256), "b": (256, 128)}
+    params = {name: jnp.asarray(rng.normal(size=shape) / 16, jnp.float32) for name, shape in shapes.items()}
+    x = jnp.asarray(rng.normal(size=(5, 128)), jnp.float32)
+    model = lepton.compile(gated, params, x[:1], passes=passes)
+    assert any(array.shape == (256, 128) for name, array in model.params.items() if name.startswith("p/a"))
+    (rows,) = jax.export.symbolic_args_specs((x,), "rows, _")
+    exported = jax.export.export(model.jit)(model.params, rows)
+    np.testing.assert_allclose(exported.call(model.params, x), gated(params, x), 0.1, 0.1)
+
+
+def gated(p: Any, x: Any) -> Any:
+    return jax.nn.gelu(x @ p["a"]) @ p["b"]
+
+
 # compile
 
 

@@ -32,7 +32,6 @@ Y = net(TEACHER, X)
 
 def train(tx: Any, steps: int, through: bool = False) -> tuple[Any, Any, list[Any]]:
     """Parameters and state after some steps, and the masks on the way."""
-    params = jax.tree.map(lambda p: p * 0.5 + 0.05, TEACHER)
 
     def loss(params: Any, state: Any) -> Any:
         return jnp.mean((net(lepton.masked(params, state) if through else params, X) - Y) ** 2)
@@ -43,7 +42,11 @@ def train(tx: Any, steps: int, through: bool = False) -> tuple[Any, Any, list[An
         masks = lepton._sparsify.sparse_state(state).masks
         return (optax.apply_updates(params, updates), state), masks
 
-    (params, state), masks = jax.jit(lambda c: jax.lax.scan(step, c, length=steps))((params, tx.init(params)))
+    def whole(params: Any) -> Any:
+        params = jax.tree.map(lambda p: p * 0.5 + 0.05, params)
+        return jax.lax.scan(step, (params, tx.init(params)), length=steps)
+
+    (params, state), masks = jax.jit(whole)(TEACHER)
     return params, state, jax.tree.leaves(masks)
 
 

@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 import lepton_jax as lepton
+from lepton_jax.rewrite import UsageError
 
 PASSES = "default,quantize{weights=int4,activations=static,train=lsq}"
 X: Any = np.random.default_rng(0).normal(size=(8, 6)).astype(np.float32)
@@ -150,3 +151,14 @@ def test_static_arguments_by_place_and_by_name(static: Any) -> None:
     model = f.compile(f.params)
     np.testing.assert_allclose(model(X, "tanh"), wanted, rtol=1e-5)
     np.testing.assert_allclose(model(X, mode="tanh"), wanted, rtol=1e-5)
+
+
+def test_other_parameters_say_so() -> None:
+    """The function's own parameters are not what is trained."""
+    w: Any = jnp.ones((6, 4))
+    f = lepton.trainable(
+        lambda w, x: x @ w, w, X, passes="default,quantize{weights=int4,activations=none,train=lsq}"
+    )
+    for call in (f, f.compile):
+        with pytest.raises(UsageError, match="start from the attribute `params`"):
+            call(w, X)

@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from benchmarks._common import data
 from lepton_jax.models.decoder import Decoder, DecoderConfig
 from lepton_jax.targets import records
 
@@ -91,6 +92,40 @@ def trained(recipe: Recipe, tokens: Tokens, vocabulary: int, log: bool = True) -
         _keep(path, found)
     merged: Decoder = nnx.merge(graph, jax.tree.unflatten(tree, found))
     return merged
+
+
+class Shakespeare(NamedTuple):
+    """What a case on tiny Shakespeare needs.
+
+    Attributes:
+        recipe: how the model was trained.
+        decoder: the trained model.
+        training: the text that it was trained on.
+        text: pieces of the held-out text, int32[pieces, context + 1].
+        calibration: batches of the training text.
+    """
+
+    recipe: Recipe
+    decoder: Decoder
+    training: Tokens
+    text: Tokens
+    calibration: list[jax.Array]
+
+
+def shakespeare(quick: bool) -> Shakespeare | None:
+    """The trained model and its text; None, and a line that says why, where the text is missing."""
+    if (files := data("tinyshakespeare.txt")) is None:
+        return None
+    raw = np.frombuffer(files[0].read_bytes(), np.uint8)
+    letters, numbers = np.unique(raw, return_inverse=True)
+    tokens = numbers.astype(np.int32)
+    cut = int(len(tokens) * (1 - HELD_OUT))
+    recipe = QUICK if quick else Recipe()
+    text = windows(tokens[cut:], recipe.context + 1, 32 if quick else 256)
+    seen = windows(tokens[:cut], recipe.context, 16 if quick else 64)
+    calibration = [jnp.asarray(seen[i : i + 16]) for i in range(0, len(seen), 16)]
+    decoder = trained(recipe, tokens[:cut], len(letters))
+    return Shakespeare(recipe, decoder, tokens[:cut], text, calibration)
 
 
 def _train(

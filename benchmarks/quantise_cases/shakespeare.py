@@ -11,11 +11,10 @@ from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import lepton_jax as lepton
-from benchmarks._common import Row, data, nbytes
-from benchmarks.quantise_cases._character_model import HELD_OUT, QUICK, Recipe, Tokens, trained, windows
+from benchmarks._common import Row, nbytes
+from benchmarks.quantise_cases._character_model import Tokens, shakespeare
 
 KINDS: Final = {
     "W8A8, dynamic": "quantize{activations=dynamic}",
@@ -54,17 +53,9 @@ def perplexity(model: Callable[[Any], Any], text: Tokens, batch: int = 32) -> fl
 
 def measure(quick: bool) -> list[Row]:
     """Perplexity on held-out text, what quantisation adds to it, and the bytes of the parameters."""
-    if (files := data("tinyshakespeare.txt")) is None:
+    if (known := shakespeare(quick)) is None:
         return []
-    raw = np.frombuffer(files[0].read_bytes(), np.uint8)
-    letters, numbers = np.unique(raw, return_inverse=True)
-    tokens = numbers.astype(np.int32)
-    cut = int(len(tokens) * (1 - HELD_OUT))
-    recipe = QUICK if quick else Recipe()
-    decoder = trained(recipe, tokens[:cut], len(letters))
-    text = windows(tokens[cut:], recipe.context + 1, 32 if quick else 256)
-    seen = windows(tokens[:cut], recipe.context, 16 if quick else 64)
-    calibration = [jnp.asarray(seen[i : i + 16]) for i in range(0, len(seen), 16)]
+    decoder, text, calibration = known.decoder, known.text, known.calibration
     plain: Any = lepton.compile(decoder, calibration[0], passes="none")
     exact = perplexity(plain, text)
     rows: list[Row] = [{"model": "float32", "perplexity": exact, "percent more": 0.0, "bytes": 1.0}]

@@ -12,6 +12,7 @@ from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.regions import Slot, slots
 
 _STORED: Final = "lepton.stored"
+_UNNAMED: Final = "lepton.unnamed"
 
 # Operations whose result may be another each time, although JAX gives them no effect.
 _UNREPEATABLE: Final = frozenset({"pure_callback", "rng_uniform", "infeed", "recv"})
@@ -37,6 +38,23 @@ def store(x: Any) -> Any:
 def is_stored(node: Node) -> bool:
     """Whether a node is the mark of `store`."""
     return node.op == "name" and node.params.get("name") == _STORED
+
+
+def unnamed(x: Any) -> Any:
+    """The array itself, marked: what is made of it does not count as made of the parameters behind it.
+
+    A weight whose mask or scale depends on other weights, or on what calibration saw, is a form of its own
+    parameter alone.
+
+    Args:
+        x: an array of any shape and dtype, that is read along with parameters.
+    """
+    return checkpoint_name(x, _UNNAMED)
+
+
+def is_unnamed(node: Node) -> bool:
+    """Whether a node is the mark of `unnamed`."""
+    return node.op == "name" and node.params.get("name") == _UNNAMED
 
 
 def binding_time(graph: Graph, params: Collection[int]) -> frozenset[Value]:
@@ -75,7 +93,7 @@ Sources = dict[Value, frozenset[int]]
 """Values that depend on parameters and constants alone, and the parameters that each depends on."""
 
 
-def parameters_of(graph: Graph, params: Collection[int]) -> Sources:
+def parameters_of(graph: Graph, params: Collection[int], *, named: bool = False) -> Sources:
     """The values that are made of parameters and constants, regions included, and of which parameters.
 
     As `binding_time`, without what loops hand on.
@@ -83,29 +101,36 @@ def parameters_of(graph: Graph, params: Collection[int]) -> Sources:
     Args:
         graph: the program.
         params: positions among its inputs.
+        named: leave out the parameters behind what `unnamed` has marked.
 
     Returns:
         For each value the positions of the parameters that it depends on, none for what is made of constants.
     """
     found: Sources = {graph.inputs[i]: frozenset((i,)) for i in params}
-    _enter(graph, found)
+    _enter(graph, found, named)
     return found
 
 
-def _enter(graph: Graph, found: Sources) -> None:
+def _enter(graph: Graph, found: Sources, named: bool) -> None:
     for node in graph:
-        if note_early(node, found) or not node.own_regions():
+        if note_early(node, found, named) or not node.own_regions():
             continue
         for index, region in enumerate(node.regions):
             found.update(early_inputs(node, index, found))
-            _enter(region, found)
+            _enter(region, found, named)
 
 
-def note_early(node: Node, found: Sources) -> bool:
-    """Whether all results of a node are early; they are added if so."""
+def note_early(node: Node, found: Sources, named: bool = False) -> bool:
+    """Whether all results of a node are early; they are added if so.
+
+    Args:
+        named: as in `parameters_of`.
+    """
     if is_stored(node) or not all(v.is_const or v in found for v in node.operands) or not may_run_once(node):
         return False
     sources = frozenset[int]().union(*(found[v] for v in node.operands if not v.is_const))
+    if named and is_unnamed(node):
+        sources = frozenset()
     found.update((v, sources) for v in node.results)
     return True
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from lepton_jax.ir.binding import Sources, parameters_of
+from lepton_jax.ir.binding import Sources, is_unnamed, parameters_of
 from lepton_jax.ir.cost import bytes_of
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.inline import copy_node
@@ -38,7 +38,7 @@ class Split:
     Attributes:
         prepare: from the parameters, all of them in the order of the inputs, to what is kept.
         apply: from what is kept and the other inputs, in order, to the outputs.
-        sources: for each array that is kept, the positions of the inputs that it is made of.
+        sources: for each array that is kept, the positions of the inputs that it is made of, and named after.
     """
 
     prepare: Graph
@@ -63,7 +63,9 @@ def split(graph: Graph, params: Collection[int]) -> Split:
         XLA rounds both the same.
     """
     wanted = sorted(params)
-    made_of = parameters_of(graph, wanted)
+    made_of = names = parameters_of(graph, wanted)
+    if any(is_unnamed(node) for node in graph.walk()):
+        names = parameters_of(graph, wanted, named=True)
     kept = _kept(graph, made_of)
     given = [graph.inputs[i] for i in wanted]
     late = [value for i, value in enumerate(graph.inputs) if i not in set(wanted)]
@@ -71,7 +73,7 @@ def split(graph: Graph, params: Collection[int]) -> Split:
     return Split(
         prepare=_part(f"prepare_{graph.name}", graph, given, kept),
         apply=_part(graph.name, graph, [*kept, *late], graph.outputs, effects),
-        sources=tuple(tuple(sorted(made_of[value])) for value in kept),
+        sources=tuple(tuple(sorted(names[value] or made_of[value])) for value in kept),
     )
 
 
@@ -136,29 +138,34 @@ def _values(graph: Graph) -> Iterator[Value]:
 def _part(
     name: str, graph: Graph, given: list[Value], wanted: list[Value], always: frozenset[Node] = _NOTHING
 ) -> Graph:
-    """The graph that computes some values of another from some, and runs some nodes in any case."""
+    """The graph that computes some values of another from some, and runs some nodes in any case.
+
+    Without such nodes its order is that in which the values need them, whatever else stands in the other.
+    """
     part = Graph(name, [v.aval for v in given])
     env = dict(zip(given, part.inputs, strict=True))
-    needed = _needed([*wanted, *(v for node in always for v in node.operands)], env) | always
-    for node in graph:
-        if node in needed:
-            copy = copy_node(node, [v if v.is_const else env[v] for v in node.operands])
-            part.append(copy)
-            env.update(
-                (old, new) for old, new in zip(node.results, copy.results, strict=True) if old not in env
-            )
+    needed = _needed([*wanted, *(v for node in always for v in node.operands)], env)
+    order = [node for node in graph if node in always or node in needed] if always else needed
+    for node in order:
+        copy = copy_node(node, [v if v.is_const else env[v] for v in node.operands])
+        part.append(copy)
+        env.update((old, new) for old, new in zip(node.results, copy.results, strict=True) if old not in env)
     part.set_outputs([v if v.is_const else env[v] for v in wanted])
     return part
 
 
-def _needed(wanted: Iterable[Value], given: Collection[Value]) -> set[Node]:
-    """The nodes that make some values of others."""
-    found: set[Node] = set()
-    stack = list(wanted)
+def _needed(wanted: Iterable[Value], given: Collection[Value]) -> dict[Node, None]:
+    """The nodes that make some values of others, each after what it reads."""
+    found: dict[Node, None] = {}
+    stack = [(value, False) for value in reversed(list(wanted))]
     while stack:
-        value = stack.pop()
-        if value in given or value.node is None or value.node in found:
+        value, is_read = stack.pop()
+        node = value.node
+        if node is None or value in given or node in found:
             continue
-        found.add(value.node)
-        stack += value.node.operands
+        if is_read:
+            found[node] = None
+            continue
+        stack.append((value, True))
+        stack += [(operand, False) for operand in reversed(node.operands)]
     return found

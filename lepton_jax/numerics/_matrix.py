@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,24 @@ class MatrixLayout:
         if outputs % self.groups:
             raise ValueError(f"{outputs} outputs do not split into {self.groups} groups")
         return batch, inputs, outputs // self.groups
+
+    def fastest(self, axis: int, rank: int) -> MatrixLayout:
+        """The layout in which a contracted axis of a weight of this rank comes last.
+
+        Raises:
+            ValueError: if the axis is not contracted.
+        """
+        axes = [each % rank for each in self.axes]
+        if axis % rank not in axes:
+            raise ValueError(f"axis {axis} is not contracted: {self.axes} are")
+        return replace(self, axes=(*(each for each in axes if each != axis % rank), axis % rank))
+
+    def order(self, other: MatrixLayout, weight: tuple[int, ...]) -> np.ndarray:
+        """Which row of a matrix of a weight of this shape each row of another layout's is: int[K]."""
+        rank = len(weight)
+        mine, others = ([axis % rank for axis in layout.axes] for layout in (self, other))
+        rows = np.arange(math.prod(weight[axis] for axis in mine)).reshape([weight[axis] for axis in mine])
+        return rows.transpose([mine.index(axis) for axis in others]).reshape(-1)
 
     def to_matrix(self, weight: jax.Array) -> jax.Array:
         """The weight as matrices."""

@@ -24,7 +24,9 @@ LEAST: Final = 2.0**-100
 
 _COUNTS: Final = {"step": 1, "threshold": 1, "bound": 1, "range": 2}
 
-LEARNED: Final = {f"{of}-{kind}": count for of in ("weight", "input") for kind, count in _COUNTS.items()}
+_SCALES: Final = {f"{of}-{kind}": count for of in ("weight", "input") for kind, count in _COUNTS.items()}
+
+LEARNED: Final = {**_SCALES, "weight-factors": 2, "weight-adapters": 2, "weight-palette": 1}
 """How many arrays training learns at a site, by what is learned there."""
 
 Arrays = tuple[jax.Array, ...]

@@ -41,8 +41,11 @@ class Pattern(ABC):
             >>> Unstructured().mask(jnp.array([3.0, 1.0, 2.0, 4.0]), 0.5).tolist()
             [True, False, False, True]
         """
-        units = self.units(scores)
-        return self.spread(ranks(units) >= gone(sparsity, units.size), scores.shape)
+        return self.among(self.units(scores), sparsity, scores.shape)
+
+    def among(self, units: jax.Array, sparsity: float | jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """A mask of weights of a shape, bool: the units with the least scores go, a share of all."""
+        return self.spread(ranks(units) >= gone(sparsity, units.size), shape)
 
 
 @dataclass(frozen=True)

@@ -36,12 +36,17 @@ class TracedCall:
     inputs: Inputs
     out_tree: Any
 
+    @property
+    def params(self) -> dict[int, str]:
+        """The paths of the parameters, by position among the graph's inputs."""
+        return {i: self.inputs.paths[i] for i in sorted(self.inputs.params)}
+
     def dependencies(self, protect: Names = None) -> Dependencies:
         """Which dimensions are cut together; see `dependencies`."""
         names = dict(enumerate(self.inputs.paths))
-        params = {i: names[i] for i in sorted(self.inputs.params)}
         shapes = {i: value.ndim for i, value in enumerate(self.graph.inputs)}
-        return analyse(self.graph, params, paths=names, protect=protected(protect, params, shapes))
+        given = protected(protect, self.params, shapes)
+        return analyse(self.graph, self.params, paths=names, protect=given)
 
 
 def trace_whole(
@@ -54,6 +59,12 @@ def trace_whole(
     for step in Pipeline.parse(_SIMPLER).passes():
         step.run(graph, ctx)
     return TracedCall(graph, name_inputs(fun, (0,), static, args, kwargs), out_tree)
+
+
+def static_of(fun: Callable[..., Any], numbers: Numbers, names: Names) -> StaticArguments:
+    """The static arguments of a function, by position and by name as in `lepton.optimize`."""
+    options = make_options("none", "exact", None, numbers, names, None, None, False, None, False)
+    return StaticArguments.of(fun, options)
 
 
 def protected(
@@ -142,8 +153,5 @@ def dependencies(
         params/a[1]: 8 units, with params/b[0]
     """
     function, params, sample = as_function(fun, args)
-    options = make_options(
-        "none", "exact", None, static_argnums, static_argnames, None, None, False, None, False, 0
-    )
-    static = StaticArguments.of(function, options)
+    static = static_of(function, static_argnums, static_argnames)
     return trace_whole(function, static, (params, *sample), kwargs).dependencies(protect)

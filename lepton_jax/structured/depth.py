@@ -59,7 +59,10 @@ def less_depth(
     units: list[tuple[Group | Block, int]] = [(block, 0) for block in blocks]
     units += [(group, i) for group in scans for i in range(group.units)]
     if not units:
-        raise UsageError("depth: no residual blocks with parameters of their own, and no scanned layers")
+        raise UsageError(
+            "depth: no scanned layers, and outside of loops and jax.checkpoint no residual blocks with "
+            "parameters of their own"
+        )
     if importance == "loss":
         assert loss is not None and batches is not None
         changes = [_without(model, program, [unit]) for unit in units]

@@ -11,10 +11,11 @@ import numpy as np
 from lepton_jax._modules import as_function
 from lepton_jax._options import Names, Numbers
 from lepton_jax.structured.choice import Budget, Limits, Ranking
+from lepton_jax.structured.dependencies import static_of
 from lepton_jax.structured.depth_importance import DepthImportance
 from lepton_jax.structured.report import StructuredReport
 from lepton_jax.structured.run import Asked, Importance, Pruning, Ratio
-from lepton_jax.structured.smaller import Change, Smaller, smaller, static_of
+from lepton_jax.structured.smaller import Change, Smaller, smaller
 from lepton_jax.structured.subject import Subject
 from lepton_jax.targets import get_target
 
@@ -97,7 +98,7 @@ def structured_prune(
     Args:
         fun: a function of parameters and inputs; a Linen module, whose variables follow; or an NNX or Equinox
             module or a method of one, which holds its parameters itself.
-        args: the parameters (unless `fun` holds them), and a sample of each input: arrays or
+        args: the parameters (unless `fun` holds them), arrays; and a sample of each input: arrays or
             `jax.ShapeDtypeStruct`s.
         ratio: the share of the units that goes, 0 to 1; or shares by patterns of paths, for the groups
             with slices there; the others stay whole.

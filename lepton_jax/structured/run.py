@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -63,8 +63,8 @@ class Asked:
         if self.ratio is not None and self.budget is not None:
             raise UsageError("give ratio= or budget=, not both")
         ratios = self.ratio.values() if isinstance(self.ratio, Mapping) else [self.ratio or 0.0]
-        if any(not 0 <= each < 1 for each in ratios):
-            raise UsageError(f"ratio={self.ratio} is the share of units that goes, from 0 to below 1")
+        if any(isinstance(each, str) or not 0 <= each < 1 for each in cast("Iterable[Any]", ratios)):
+            raise UsageError(f"ratio={self.ratio!r} is the share of units that goes, from 0 to below 1")
         if isinstance(self.ratio, Mapping) and self.ranking != "group":
             raise UsageError("ratios by patterns need ranking='group'")
         for name, given, known in (
@@ -82,9 +82,10 @@ class Asked:
             raise UsageError(f"{needs[0]} needs loss=function of (params, *batch) and batches=")
         if self.depth is not None and self.batches is not None and not self.batches:
             raise UsageError("batches= is empty: depth is measured with at least one")
-        if self.limits.round_to < 1 or self.limits.least <= 0:
+        if self.limits.round_to % 1 or self.limits.round_to < 1 or self.limits.least <= 0:
             raise UsageError(
-                f"round_to is 1 or more and least above 0, not {self.limits.round_to} and {self.limits.least}"
+                "round_to is a whole number from 1 and least above 0, "
+                f"not {self.limits.round_to} and {self.limits.least}"
             )
         if self.depth is not None and self.depth < 0:
             raise UsageError(f"depth={self.depth}: blocks to leave out, or a share below 1")
@@ -105,7 +106,9 @@ class Pruning:
         """What becomes of the parameters, and the report."""
         asked, model = self.asked, self.model
         protected = {
-            place: f"{each!r} protects it" for each in asked.protect for place in model.places(each, "protect")
+            place: f"{each!r} protects it"
+            for each in asked.protect
+            for place in model.places(each, "protect")
         }
         whole = program = model.trace(protect=protected)
         depth = Depth(model.change({}), ())
@@ -160,8 +163,13 @@ class Pruning:
                 dict(enumerate(ratios[i] for i in sorted(ratios))),
             )
         if not groups:
-            raise UsageError(f"nothing can be cut:\n{program.found}")
+            picked = asked.only or isinstance(asked.ratio, Mapping)
+            what = "nothing of what only= and ratio= choose" if picked else "nothing"
+            raise UsageError(f"{what} can be cut:\n{program.found}")
         scores = self._scores(groups)
+        for group, each in zip(groups, scores, strict=True):
+            if np.isnan(each).any():
+                raise UsageError(f"the importance of {group.name} is NaN for {np.isnan(each).sum()} units")
         return [
             Candidate(group, each, ratios.get(i))
             for i, (group, each) in enumerate(zip(groups, scores, strict=True))

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypeAlias
 import jax
 import numpy as np
 
-from lepton_jax._options import Names, Numbers, StaticArguments, make_options
+from lepton_jax._options import StaticArguments
+from lepton_jax._prepared import shape_of
 from lepton_jax._stage import call_key, dynamic_leaves
 from lepton_jax.ir import _jax, collection
 from lepton_jax.ir.cutting import Cut, Indices, evaluate_cut, take
@@ -104,7 +105,7 @@ class Program:
     @property
     def params(self) -> dict[int, str]:
         """The paths of the parameters, by position among the graph's inputs."""
-        return params_of(self.call)
+        return self.call.params
 
     def cut(self, change: Change) -> Cut:
         """What stays of every value.
@@ -146,15 +147,10 @@ def trace_program(
     with collection.paused():
         call = trace_whole(fun, static, args, kwargs)
         names = dict(enumerate(call.inputs.paths))
-        params = params_of(call)
+        params = call.params
         drop_blocks(call.graph, params, dropped)
         found = analyse(call.graph, params, paths=names, protect=protect, outputs=outputs)
     return Program(call, found)
-
-
-def params_of(call: TracedCall) -> dict[int, str]:
-    """The paths of a call's parameters, by position."""
-    return {i: call.inputs.paths[i] for i in sorted(call.inputs.params)}
 
 
 class Smaller:
@@ -215,22 +211,13 @@ class Smaller:
 
 
 def _flat(tree: Any) -> tuple[list[Any], Any]:
-    """The leaves of a tree, and its structure."""
+    """The leaves of a tree, and its structure, which type checkers do not let be compared."""
     return jax.tree.flatten(tree)
 
 
 def shapes_of(tree: Any) -> Any:
     """A tree of `jax.ShapeDtypeStruct`s, with weak types."""
-    return jax.tree.map(
-        lambda leaf: (
-            leaf
-            if isinstance(leaf, jax.ShapeDtypeStruct)
-            else jax.ShapeDtypeStruct(
-                np.shape(leaf), jax.typeof(leaf).dtype, weak_type=jax.typeof(leaf).weak_type
-            )
-        ),
-        tree,
-    )
+    return jax.tree.map(shape_of, tree)
 
 
 def smaller(fun: Callable[..., Any], change: Change, static: StaticArguments) -> Smaller:
@@ -238,9 +225,3 @@ def smaller(fun: Callable[..., Any], change: Change, static: StaticArguments) ->
     if isinstance(fun, Smaller) and not change.dropped:
         return Smaller(fun.original, fun.change.then(change), fun.static)
     return Smaller(fun, change, static)
-
-
-def static_of(fun: Callable[..., Any], numbers: Numbers, names: Names) -> StaticArguments:
-    """The static arguments of a function, by position and by name as in `lepton.optimize`."""
-    options = make_options("none", "exact", None, numbers, names, None, None, False, None, False)
-    return StaticArguments.of(fun, options)

@@ -26,11 +26,16 @@ class Subject:
         shapes: of the parameters, a tree of `jax.ShapeDtypeStruct`s.
         leaves: the arrays of the parameters.
         paths: of these.
+
+    Raises:
+        UsageError: the parameters are shapes.
     """
 
     def __init__(
         self, fun: Callable[..., Any], params: Any, sample: Sequence[Any], static: StaticArguments
     ) -> None:
+        if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+            raise UsageError("the parameters are shapes: give arrays, whose units are to be ranked and cut")
         self.fun, self.params, self.sample, self.static = fun, params, tuple(sample), static
         self.shapes = shapes_of(params)
         self.leaves = jax.tree.leaves(params)

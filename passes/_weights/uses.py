@@ -87,11 +87,22 @@ def weight_uses(graph: Graph, ctx: PassContext) -> list[WeightUse]:
     return found
 
 
+def indexed_axis(node: Node) -> int | None:
+    """The axis whose rows a gather takes whole, one at a time; None for other gathers."""
+    numbers, sizes = node.params["dimension_numbers"], node.params["slice_sizes"]
+    if len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
+        return None
+    (axis,) = numbers.start_index_map
+    shape = node.operands[0].shape
+    whole = all(size == n for i, (size, n) in enumerate(zip(sizes, shape, strict=True)) if i != axis)
+    return axis if whole and sizes[axis] == 1 else None
+
+
 def _opened(graph: Graph, ctx: PassContext) -> Sources:
     """What is made of parameters, once no function that is called in several places is handed weights."""
     refused: set[Node] = set()
     while True:
-        known = parameters_of(graph, ctx.params)
+        known = parameters_of(graph, ctx.params, named=True)
         calls = [node for node in _in_order(graph) if node not in refused and _hides_weights(node, known)]
         if not calls:
             return known

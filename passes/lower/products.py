@@ -15,7 +15,7 @@ from lepton_jax.ir.cost import bytes_of, dtype_name, size_of
 from lepton_jax.ir.graph import Graph, Node, Value, constant
 from lepton_jax.passes.lower._products.sides import Product, product_of
 from lepton_jax.passes.lower._products.stored import is_early, readers, stem
-from lepton_jax.passes.lower._products.write import arguments, transposed, write_product
+from lepton_jax.passes.lower._products.write import arguments, transposed, turned_and_back, write_product
 from lepton_jax.rewrite import Pass, PassContext, erase_dead, rewrite
 from lepton_jax.rewrite.context import Level
 from lepton_jax.rewrite.errors import PipelineError
@@ -35,6 +35,9 @@ _SUMS: Final[dict[str, tuple[str, ...]]] = {
 
 Turned: TypeAlias = dict[tuple[Value, tuple[int, ...], Graph | None], Value]
 """Weights turned already: the weight, the order of its dimensions, and where it is read."""
+
+_ANY: Final = 64
+"""Rows of a product whose number of rows is not known."""
 
 _LARGEST_CONSTANT: Final = 2**28
 """Bytes of a constant above which it is not turned: there would be two of it."""
@@ -87,6 +90,9 @@ class Products(Pass):
         for node, weight, form in plans:
             rule = _RULES[form.weight_at]
             if ctx.fire(rule, node):
+                if not node.operands[1 - weight].is_static:
+                    _read_turned(node, weight, rule)
+                    continue
                 pin = ctx.rates.platform == "cpu"
                 _write(node, product_of(node, weight), form, rule, turned, pin=pin)
                 erase_dead(node)
@@ -104,7 +110,11 @@ class Products(Pass):
             may_turn = False  # under vmap XLA would take the transpose in, which no CPU library runs
         told = self._told(len(ctx.turned)) if may_turn and dtype != "int8" else ""
         product = product_of(node, weight)
-        form = _form_of(product, dtype, may_turn and told != "n", ctx, always=told == "y")
+        form = (
+            _form_of(product, dtype, may_turn and told != "n", ctx, always=told == "y")
+            if product.x.value.is_static
+            else _form_of_any(product, dtype, may_turn, ctx, told=told)
+        )
         if may_turn and dtype != "int8":
             ctx.turned += "n" if form is None or form.weight_at == "plain" else "y"
         return None if form is None else (weight, form)
@@ -118,11 +128,9 @@ class Products(Pass):
 def _dtype_of(node: Node) -> str | None:
     """The dtype of both operands, where products of it are known here."""
     a, b = node.operands
-    if node.params.get("out_sharding") is not None or not (
-        a.is_static and b.is_static and a.dtype == b.dtype
-    ):
+    if node.params.get("out_sharding") is not None or a.dtype != b.dtype:
         return None
-    if 0 in (*a.shape, *b.shape):
+    if any(isinstance(size, int) and size == 0 for size in (*a.shape, *b.shape)):
         return None
     dtype = dtype_name(a.dtype)
     return dtype if dtype_name(node.result.dtype) in _SUMS.get(dtype, ()) else None
@@ -134,7 +142,10 @@ def _weight_at(node: Node, early: Sources) -> int | None:
     if all(known):
         return None
     if any(known):
-        return known.index(True)
+        position = known.index(True)
+        return position if node.operands[position].is_static else None
+    if not all(value.is_static for value in node.operands):
+        return None
     sizes = [size_of(value.shape) for value in node.operands]
     return int(sizes[1] >= sizes[0])
 
@@ -182,6 +193,15 @@ def _form_of(product: Product, dtype: str, may_turn: bool, ctx: PassContext, *, 
     return None if _stands(product, form) else form
 
 
+def _form_of_any(product: Product, dtype: str, may_turn: bool, ctx: PassContext, *, told: str) -> Form | None:
+    """The form of a product of any number of rows: the weight turned where it is so for other numbers."""
+    if not (ctx.is_bound and may_turn) or product.weight.is_by_rows or not (told == "y" or dtype == "int8"):
+        return None
+    rows = product.weight.rows
+    form = product_form(ctx.rates.platform, dtype, _ANY, product.inner, rows, by_rows=True, always=True)
+    return None if form is None or form.weight_at == "plain" else form
+
+
 def _stands(product: Product, form: Form) -> bool:
     """Whether a product has the form already."""
     if product.x.rows != form.rows:
@@ -199,6 +219,15 @@ def _write(node: Node, product: Product, form: Form, rule: str, turned: Turned, 
         weight = _turned(weight, order, node, rule, turned)
     made = rewrite(write_product, product.x.value, weight, **arguments(product, form, node, pin=pin))
     write(made, node, rule)
+
+
+def _read_turned(node: Node, position: int, rule: str) -> None:
+    """Let a product of any number of rows read a weight that is kept turned, and write it as it is."""
+    order = product_of(node, position).weight.order(by_rows=True)
+    back = tuple(int(i) for i in np.argsort(order))
+    made = rewrite(turned_and_back, stem(node.operands[position]), order=order, back=back)
+    (weight,) = write_before(made, node, rule)
+    node.set_operand(position, weight)
 
 
 def _turned(value: Value, order: tuple[int, ...], node: Node, rule: str, turned: Turned) -> Value:

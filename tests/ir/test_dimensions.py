@@ -416,13 +416,20 @@ def test_counts_of_means() -> None:
     def f(p: Any, x: Any) -> Any:
         h = x @ p
         right = [h.mean(), h.sum(1) * 0.25, h.var(1), h.std(1, ddof=1), h.astype(jnp.bfloat16).mean(1)]
-        wrong = [h.sum(1) / 5.0, h / 4.0, h.max(1) / 4.0, h.sum(0) / 2.0]
+        right += [jnp.einsum("nc,nc->n", h, h) / 4.0]
+        wrong = [
+            jnp.einsum("nc,nc->n", h, jnp.tanh(h)) / 4.0,
+            h.sum(1) / 5.0,
+            h / 4.0,
+            h.max(1) / 4.0,
+            h.sum(0) / 2.0,
+        ]
         return sum(each.astype(jnp.float32).sum() for each in right + wrong)
 
     found = dependencies(f, floats(3, 4), floats(2, 3))
     kept = found.kept(found.select({"p[1]": [0, 1]}))
     changed = sorted((count.old, count.new(kept)) for count in found.counts)
-    means = [(4.0, 2.0)] * 4  # of var and its mean, of the mean within std, of bfloat16
+    means = [(4.0, 2.0)] * 5  # of var and its mean, of the mean within std, of bfloat16, of squares
     assert changed == [(0.25, 0.5), (3.0, 1.0), *means, (8.0, 4.0)]
 
 
@@ -452,3 +459,19 @@ def test_symbolic_sizes_stay() -> None:
     x = jax.ShapeDtypeStruct((batch, length, 3), jnp.float32)
     found = dependencies(f, {"a": floats(3, 4), "b": floats(4, 2)}, x)
     assert free(found) == [{"p/a[1]": [[0, 1], [2, 3]], "p/b[0]": [[0, 1], [2, 3]]}]
+
+
+def test_means_beside_and_over_symbolic_sizes() -> None:
+    """A divisor made of a symbolic size cannot follow a cut; one of other sizes does."""
+
+    def f(p: Any, x: Any) -> Any:
+        h = x @ p["a"]
+        return (h - h.mean(-1, keepdims=True)) @ p["b"] - (x @ p["c"]).mean()
+
+    (batch,) = jax.export.symbolic_shape("b")
+    params = {"a": floats(3, 4), "b": floats(4, 2), "c": floats(3, 5)}
+    found = dependencies(f, params, jax.ShapeDtypeStruct((batch, 3), jnp.float32))
+    assert names(found) == [{"p/a[1]", "p/b[0]"}]
+    kept = found.kept(found.select({found.cuttable[0].name: [0, 2]}))
+    assert [(count.old, count.new(kept)) for count in found.counts] == [(4.0, 2.0)]
+    assert "counts it together with a symbolic dimension" in reason(found, "p/c", 1)

@@ -58,12 +58,15 @@ def paper(w: Any, hessian: Any, round_row: Any, damping: float, order: Any) -> A
     return found
 
 
-def test_gives_what_the_papers_algorithm_gives() -> None:
+def test_gives_what_the_papers_algorithm_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     scheme = Scheme("int4", symmetric=False, shared=(0,), group=16)
 
     @jax.jit
     def run(w: Any, hessian: Any) -> Any:
-        solved = [gptq(w, hessian, scheme, act_order=order, block=20) for order in (False, True)]
+        solved = [gptq(w, hessian, scheme, act_order=False)]
+        with monkeypatch.context() as patch:  # as a weight that is too large for one loop
+            patch.setattr("lepton_jax.numerics._rows._SMALL", 0)
+            solved.append(gptq(w, hessian, scheme, act_order=True, block=20))
         return quantize(w, scheme), solved, [dequantize(one.quantized, scheme) for one in solved]
 
     plain, solved, values = run(W, H)  # in blocks that do not divide

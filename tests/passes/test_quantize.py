@@ -41,6 +41,9 @@ FLOORS = {
     "mxfp4": 17.5,
     "mxint8": 39.0,
 }
+ONCE = ("int7", "int2", "fp8_e5m2", "mxfp6")
+"""Tried beside dynamic activations only: their weights alone are rounded as those of other formats are."""
+
 MULTIPLIED = ("int8", "int7", "int4", "int3", "int2", "fp8_e4m3", "fp8_e5m2")
 OPTIONS = {
     "group=64,weights=int4": (18.0, 0.15),
@@ -76,8 +79,8 @@ def compiled(settings: list[str], fun: Any, params: Any, x: Any) -> Any:
 
 
 def test_every_format_with_and_without_quantised_activations() -> None:
-    settings = [f"weights={name}" for name in FLOORS]
-    settings += [f"weights={name},activations=dynamic" for name in (*MULTIPLIED, "nf4", "mxint8")]
+    settings = [f"weights={name}" for name in FLOORS if name not in ONCE]
+    settings += [f"weights={name},activations=dynamic" for name in (*ONCE, "int8", "int4", "fp8_e4m3", "nf4")]
     settings += [f"weights={name},activations=static" for name in ("int8", "int3", "fp8_e4m3")]
     exact = CASE.fun(CASE.params, CASE.x)
     for options, model, result in compiled(settings, CASE.fun, CASE.params, CASE.x):
@@ -253,7 +256,7 @@ def test_other_floats() -> None:
     }
     fun, params, x = joined(cases)
     model = lepton.compile(fun, params, x, passes="default,quantize{activations=dynamic}")
-    found, exact = model(x), fun(params, x)
+    found, exact = model(x), jax.jit(fun)(params, x)
     for name in cases:
         assert found[name].dtype == exact[name].dtype and found[name].shape == exact[name].shape, name
         if name != "empty":

@@ -69,7 +69,7 @@ def test_static_activations(observer: str) -> None:
         calibration=batches,
         strict=True,
     )
-    exact, found = fun(params, x), model(x)
+    exact, found = jax.jit(fun)(params, x), model(x)
     for name in exact:
         if name != "cond":
             check_codes(model.params, STATIC[name], name)

@@ -40,7 +40,7 @@ CORRECTED: dict[str, Any] = {
 def test_means_of_results_are_those_of_floats() -> None:
     batches = [jnp.asarray(RNG.normal(1.0, 0.3, (64, 16)), jnp.float32) for _ in range(2)]
     every = jnp.concatenate(batches)
-    exact = corrected(CORRECTED, every)
+    exact = jax.jit(corrected)(CORRECTED, every)
     off: dict[str, dict[str, float]] = {}
     axes: dict[str, tuple[int, ...]] = {"bias": (0,), "left": (1,), "loop": (1,), "convolution": (0, 1, 2)}
     for correct in ("none", "bias"):
@@ -94,7 +94,7 @@ def test_divisions_are_taken_into_what_makes_the_input() -> None:
     }
     params |= {"gain": SPREAD, "shift": floats(16), "bias": floats(16)}
     x = floats(2, 6, 16)
-    exact = balanced(params, x)
+    exact = jax.jit(balanced)(params, x)
     errors: dict[str, float] = {}
     factors: dict[str, int] = {}
     for balance in ("none", "smoothquant", "awq"):

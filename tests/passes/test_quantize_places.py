@@ -87,7 +87,7 @@ def test_products_in_functions_of_all_kinds() -> None:
     model = lepton.compile(
         fun, params, x, passes="default,quantize{activations=static}", calibration=[x], strict=True
     )
-    exact, found = fun(params, x), model(x)
+    exact, found = jax.jit(fun)(params, x), model(x)
     for name in CASES:
         assert sqnr(exact[name], found[name]) > 25, name
     assert {name.split("/")[1]: reason for name, reason in reasons(model.fun.report.sites).items()} == {
@@ -98,7 +98,7 @@ def test_products_in_functions_of_all_kinds() -> None:
     own = {name: case for name, case in CASES.items() if name.startswith("custom")}
     fun, params, x = joined(own)
     model = lepton.compile(fun, params, x, passes="default,quantize{activations=dynamic}", strict=True)
-    exact, found = fun(params, x), model(x)
+    exact, found = jax.jit(fun)(params, x), model(x)
     for name in own:
         assert sqnr(exact[name], found[name]) > 25, name
     assert sites_of(model.fun) == {f"params/{name}" for name in own}
@@ -115,6 +115,7 @@ def test_ranges_in_branches() -> None:
     }
     fun, params, x = joined(cases)
     batches = [x, jax.tree.map(jnp.negative, x)]
+    exactly = jax.jit(fun)
     for options in ("activations=static", "weights=int4,method=gptq,activations=static,balance=smoothquant"):
         model = lepton.compile(
             fun, params, x, passes=f"inline,quantize{{{options}}}", calibration=batches, strict=True
@@ -125,7 +126,7 @@ def test_ranges_in_branches() -> None:
         assert left == {"params/nested/never": never, "params/nested/third": never}
         assert {f"params/nested/{name}" for name in ("deep", "second")} <= set(done(sites))
         for batch in batches:
-            exact, found = fun(params, batch), model(batch)
+            exact, found = exactly(params, batch), model(batch)
             assert sqnr(exact["nested"], found["nested"]) > (25 if "int4" not in options else 10)
             assert sqnr(exact["layers"], found["layers"]) > 10
 

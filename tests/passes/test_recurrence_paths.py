@@ -157,7 +157,7 @@ def rule_of(name: str) -> str:
     return "best-path-recurrence" if name in ("edit distance", "gaps") else "log-sum-recurrence"
 
 
-SMOOTH = ("logaddexp", "forward algorithm", "gaps")
+SMOOTH = ("forward algorithm", "gaps")
 """Programs that are differentiated, batched and exported too."""
 
 

@@ -143,7 +143,7 @@ PARAMS = {
 def test_nothing_but_codes_goes_from_layer_to_layer() -> None:
     """Sums of floats are there too, if asked for."""
     x = floats(2, 16, 16, 3)
-    exact, errors = network(PARAMS, x), {}
+    exact, errors = jax.jit(network)(PARAMS, x), {}
     for residuals in ("codes", "floats"):
         passes = f"default,quantize{{activations=static,residuals={residuals}}}"
         model = lepton.compile(network, PARAMS, x, passes=passes, calibration=[x], strict=True)

@@ -65,8 +65,10 @@ def test_kernels_fill_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
 def test_products_run_through(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr("benchmarks._common.SAMPLE", 0.001)
-    monkeypatch.setattr(gpu, "QUICK", (gpu.Case(2, 256, 2, {**gpu.FEW, **gpu.FOUR}),))
+    every = {**gpu.FEW, **gpu.FOUR}
+    names = "int8, weights alone", "fp8, static", "int8, dynamic", "int4 in groups of 64"
+    monkeypatch.setattr(gpu, "QUICK", (gpu.Case(2, 256, 2, {name: every[name] for name in names}),))
     rows = gpu.measure(quick=True)
-    assert [row["model"] for row in rows] == [*gpu.FEW, *gpu.FOUR]
+    assert [row["model"] for row in rows] == [*names]
     assert all(row["error"] < 0.25 and row["bytes"] < 0.6 for row in rows)
     assert jnp.isfinite(jnp.asarray([row["times as fast as bfloat16"] for row in rows])).all()

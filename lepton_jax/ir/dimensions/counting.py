@@ -85,16 +85,31 @@ def _is_symbolic(value: Value) -> bool:
 
 def _summed(reduction: Node) -> list[tuple[Value, int]]:
     """The dimensions that a sum goes over."""
-    return [(reduction.operands[0], int(axis)) for axis in reduction.params["axes"]]
+    if reduction.op == "dot_general":
+        ((axes, _), _) = reduction.params["dimension_numbers"]
+    else:
+        axes = reduction.params["axes"]
+    return [(reduction.operands[0], int(axis)) for axis in axes]
 
 
 def _sums(value: Value) -> Iterator[Node]:
-    """The sums that a value is made of, the last first, with nothing but movement between."""
+    """The sums that a value is made of, the last first, with nothing but movement between.
+
+    A product of an array with itself is a sum of squares.
+    """
     node = value.node
-    while node is not None and (node.op in _MOVES or node.op == "reduce_sum"):
-        if node.op == "reduce_sum":
+    while node is not None and (node.op in _MOVES or _is_sum(node)):
+        if _is_sum(node):
             yield node
         node = node.operands[0].node
+
+
+def _is_sum(node: Node) -> bool:
+    if node.op != "dot_general":
+        return node.op == "reduce_sum"
+    left, right = node.operands
+    ((axes, others), _) = node.params["dimension_numbers"]
+    return left is right and tuple(axes) == tuple(others)
 
 
 def _is(constant: Any, number: int, inverse: bool) -> bool:

@@ -41,6 +41,11 @@ def transposed(x: jax.Array, *, order: Ints, stored: bool) -> jax.Array:
     return kept
 
 
+def turned_and_back(x: jax.Array, *, order: Ints, back: Ints) -> jax.Array:
+    """The array as it is, made of what is kept of it with its dimensions in another order."""
+    return lax.transpose(store(lax.transpose(x, order)), back)
+
+
 def write_product(
     x: jax.Array,
     weight: jax.Array,

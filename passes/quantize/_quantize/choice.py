@@ -14,7 +14,7 @@ from lepton_jax.numerics.hessian import MatrixLayout, conv_layout
 from lepton_jax.numerics.learned import kind_of
 from lepton_jax.numerics.quantize import Scheme
 from lepton_jax.passes._weights.moments import ChannelsSeen, HessianSeen, conv_hessian
-from lepton_jax.passes._weights.uses import GEOMETRY, WeightUse
+from lepton_jax.passes._weights.uses import GEOMETRY, WeightUse, indexed_axis
 from lepton_jax.passes._weights.watching import Watcher
 from lepton_jax.passes.quantize._quantize import convolutions, dots, tables
 from lepton_jax.passes.quantize._quantize.blocks import channels_of_block
@@ -236,7 +236,7 @@ def _convolution(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan |
 
 def _table(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
     node = use.node
-    axis = tables.indexed_axis(node)
+    axis = indexed_axis(node)
     if axis is None:
         return "it does not take whole rows"
     fill = node.params["fill_value"]

@@ -8,23 +8,11 @@ from typing import Any
 import jax
 from jax import lax
 
-from lepton_jax.ir.graph import Node
 from lepton_jax.numerics.packing import packed_axis
 from lepton_jax.numerics.quantize import Scheme, decode
 from lepton_jax.passes.quantize._quantize.learned import of_weight
 from lepton_jax.passes.quantize._quantize.observing import by_kind
 from lepton_jax.passes.quantize._quantize.weights import Storage, as_float, stored, unpacked
-
-
-def indexed_axis(node: Node) -> int | None:
-    """The axis whose rows a gather takes whole, one at a time; None for other gathers."""
-    numbers, sizes = node.params["dimension_numbers"], node.params["slice_sizes"]
-    if len(numbers.start_index_map) != 1 or numbers.operand_batching_dims:
-        return None
-    (axis,) = numbers.start_index_map
-    shape = node.operands[0].shape
-    whole = all(size == n for i, (size, n) in enumerate(zip(sizes, shape, strict=True)) if i != axis)
-    return axis if whole and sizes[axis] == 1 else None
 
 
 @dataclass(frozen=True)

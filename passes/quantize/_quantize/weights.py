@@ -69,8 +69,9 @@ def coded(weight: jax.Array, storage: Storage, known: Any = None) -> Quantized:
         scale, zero = scale_and_zero(storage.learned, known, storage.scheme, weight.shape)
         return Quantized(encode(weight, scale, zero, storage.scheme), scale, zero)
     if storage.method == "gptq" and known is not None:
-        found: Quantized = gptq(weight, known, storage.scheme, layout=storage.layout).quantized
-        return found
+        found = gptq(weight, known, storage.scheme, layout=storage.layout, zeros_stay=True)
+        codes: Quantized = found.quantized
+        return codes
     return hqq(weight, storage.scheme) if storage.method == "hqq" else quantize(weight, storage.scheme)
 
 

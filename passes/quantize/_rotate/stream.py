@@ -7,7 +7,7 @@ from typing import Final
 
 from lepton_jax.ir.graph import RETURN, Graph, Node, Value
 from lepton_jax.ir.regions import Slot, editable, slots
-from lepton_jax.passes.quantize._quantize.tables import indexed_axis
+from lepton_jax.passes._weights.uses import indexed_axis
 from lepton_jax.passes.quantize._rotate.links import is_rows, link_down, links
 from lepton_jax.passes.simplify._absorb.known import Known, compact_shape
 from lepton_jax.passes.simplify._absorb.product import Product, product_of

@@ -1,0 +1,1 @@
+"""Passes that make weights smaller: palettes, low rank."""

@@ -1,0 +1,1 @@
+"""What the pass `prune` is made of."""
