@@ -75,9 +75,8 @@ class Asked:
             if not callable(given) and given not in known:
                 raise UsageError(f"{name} is one of {', '.join(known)}, not {given!r}")
         needs = ["importance='taylor'"] if self.importance == "taylor" else []
-        needs += (
-            ["depth_importance='loss'"] if self.depth is not None and self.depth_importance == "loss" else []
-        )
+        if self.depth is not None and self.depth_importance == "loss":
+            needs.append("depth_importance='loss'")
         if needs and (self.loss is None or not self.batches):
             raise UsageError(f"{needs[0]} needs loss=function of (params, *batch) and batches=")
         if self.depth is not None and self.batches is not None and not self.batches:
@@ -128,9 +127,7 @@ class Pruning:
     def _costs(self, program: Program, kept: KeptIndices, depth: Change | None = None) -> dict[str, float]:
         """Flops, parameters and predicted seconds of a program of which this is kept."""
         cost = cut_cost(program.graph, Cut.found(program.found, kept))
-        gone = (
-            {} if depth is None else {key: each for key, each in depth.kept.items() if key[0] in depth.gone}
-        )
+        gone = {} if depth is None else {k: each for k, each in depth.kept.items() if k[0] in depth.gone}
         sizes = self.model.change({**gone, **kept}).sizes()
         return {
             "flops": cost.flops,
@@ -158,10 +155,8 @@ class Pruning:
             for pattern, ratio in asked.ratio.items():
                 places = set(self.model.places(pattern, "ratio"))
                 ratios.update({i: ratio for i, group in enumerate(groups) if _touches(group, places)})
-            groups, ratios = (
-                [groups[i] for i in sorted(ratios)],
-                dict(enumerate(ratios[i] for i in sorted(ratios))),
-            )
+            order = sorted(ratios)
+            groups, ratios = [groups[i] for i in order], dict(enumerate(ratios[i] for i in order))
         if not groups:
             picked = asked.only or isinstance(asked.ratio, Mapping)
             what = "nothing of what only= and ratio= choose" if picked else "nothing"
