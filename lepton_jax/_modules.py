@@ -30,9 +30,9 @@ def as_function(model: Any, args: Sequence[Any]) -> tuple[Callable[..., Any], An
         return *_of_equinox(owner, model), tuple(args)
     fun = model.apply if _is_a(model, "flax.linen", "Module") else model
     if not callable(fun):
-        raise TypeError(f"lepton.compile expects a function or a module, not {type(model).__name__}")
+        raise TypeError(f"lepton expects a function or a module, not {type(model).__name__}")
     if not args:
-        raise TypeError("lepton.compile(function, params, *sample): the parameters are missing")
+        raise TypeError("the parameters are missing: give function, params, and a sample of each input")
     return fun, args[0], tuple(args[1:])
 
 
@@ -70,12 +70,12 @@ def _check_unchanged(before: Any, after: Any) -> None:
     old, _ = jax.tree_util.tree_flatten_with_path(before)
     new = jax.tree.leaves(after)
     if len(old) != len(new):
-        raise PrepareError("the call adds state to the module: call the module once before compiling it")
+        raise PrepareError("the call adds state to the module: call the module once before")
     for (path, left), right in zip(old, new, strict=True):
         if left is not right:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise PrepareError(
-                f"the call changes the module's {name}: call module.eval() before compiling it"
+                f"the call changes the module's {name}: call module.eval() before"
             )
 
 

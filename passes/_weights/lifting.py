@@ -44,11 +44,15 @@ def depth(graph: Graph) -> int | str:
     return loops
 
 
-def lift(value: Value, graph: Graph, nothing: Callable[[Value], Rewrite]) -> Value:
+def _never(value: Value) -> Rewrite:
+    raise AssertionError(f"{value} stands in a branch")
+
+
+def lift(value: Value, graph: Graph, nothing: Callable[[Value], Rewrite] = _never) -> Value:
     """A value of a region at the top of the program, stacked over the loops it stands in, outermost first.
 
     Args:
-        nothing: what a branch that is not taken returns in place of a value.
+        nothing: what a branch that is not taken returns in place of a value; left out where there is none.
     """
     while graph.parents:
         (node,) = graph.parents

@@ -225,7 +225,7 @@ def watch(
         if hessian is not None:
             values |= dict(zip(_MOMENTS, _moments(use, hessian), strict=True))
         state.append(dict.fromkeys(values))
-        outputs += [lift(values[name], region, _never) for name in sorted(values)]
+        outputs += [lift(values[name], region) for name in sorted(values)]
     if places:
         graph.set_outputs([*graph.outputs, *outputs])
         kind = CHOSEN if all(hessian is None for hessian in hessians) else "low-rank"
@@ -244,7 +244,3 @@ def _moments(use: WeightUse, hessian: HessianSeen) -> list[Value]:
 
 def _see(x: jax.Array, *, watcher: HessianSeen) -> tuple[jax.Array, ...]:
     return tuple(watcher.see(x))
-
-
-def _never(value: Value) -> Any:
-    raise AssertionError("nothing is seen in branches")

@@ -124,7 +124,7 @@ def watch(use: WeightUse, layout: Layout, learns: bool, graph: Graph, ctx: PassC
         seen = write_before(rewrite(_see, use.other, watcher=watcher), use.node, RULE)
         values |= dict(zip(("matrix", "rows", "nonfinite"), seen, strict=True))
     names = sorted(values)
-    graph.set_outputs([*graph.outputs, *(lift(values[name], region, _never) for name in names)])
+    graph.set_outputs([*graph.outputs, *(lift(values[name], region) for name in names)])
     tree = jax.tree.structure(dict.fromkeys(names, 0))
     kind = PALETTE if matrix is None else "palette"
     observer = PaletteSeen(use.name, layout.scheme, loops, matrix, learns)
@@ -134,7 +134,3 @@ def watch(use: WeightUse, layout: Layout, learns: bool, graph: Graph, ctx: PassC
 
 def _see(x: jax.Array, *, watcher: Any) -> tuple[jax.Array, ...]:
     return tuple(watcher.see(x))
-
-
-def _never(value: Any) -> Any:
-    raise AssertionError("nothing is seen in branches")
