@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from lepton_jax._stage import call_key, dynamic_leaves, manager_for, trace_call
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.graph import Graph
 from lepton_jax.ir.regions import erase_dead_nodes
-from lepton_jax.rewrite import UsageError, Watch
+from lepton_jax.rewrite import UsageError, Watch, over_loops
 
 Calibration = Mapping[tuple[str, str], tuple[Any, ...]]
 """What was seen, by the name of the site and the kind."""
@@ -141,16 +140,11 @@ def _merge(watches: tuple[Watch, ...]) -> Callable[..., Any]:
     @jax.jit
     def merge(left: list[Any], right: list[Any]) -> list[Any]:
         return [
-            _over_loops(watch.observer.merge, watch.loops)(a, b)
+            over_loops(watch.observer.merge, watch.loops)(a, b)
             for watch, a, b in zip(watches, left, right, strict=True)
         ]
 
     return merge
-
-
-def _over_loops(fun: Callable[..., Any], loops: int) -> Callable[..., Any]:
-    """A function of states, for states that are stacked over loops."""
-    return functools.reduce(lambda inner, _: jax.vmap(inner), range(loops), fun)
 
 
 def _results(watches: Sequence[Watch], states: Sequence[Any]) -> Calibration:
@@ -162,6 +156,6 @@ def _results(watches: Sequence[Watch], states: Sequence[Any]) -> Calibration:
             watch.observer.check(state, watch.name)
         except ValueError as error:
             raise CalibrationError(str(error)) from error
-        result = _over_loops(watch.observer.result, watch.loops)(state)
+        result = over_loops(watch.observer.result, watch.loops)(state)
         found.update(result if isinstance(result, Mapping) else {(watch.name, watch.kind): result})
     return found

@@ -74,9 +74,7 @@ def _check_unchanged(before: Any, after: Any) -> None:
     for (path, left), right in zip(old, new, strict=True):
         if left is not right:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise PrepareError(
-                f"the call changes the module's {name}: call module.eval() before"
-            )
+            raise PrepareError(f"the call changes the module's {name}: call module.eval() before")
 
 
 def _of_equinox(owner: Any, model: Any) -> tuple[Callable[..., Any], Any]:

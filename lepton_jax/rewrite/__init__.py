@@ -5,6 +5,7 @@ from lepton_jax.rewrite.context import Level as Level
 from lepton_jax.rewrite.context import PassContext as PassContext
 from lepton_jax.rewrite.context import Site as Site
 from lepton_jax.rewrite.context import Watch as Watch
+from lepton_jax.rewrite.context import over_loops as over_loops
 from lepton_jax.rewrite.driver import erase_dead as erase_dead
 from lepton_jax.rewrite.driver import run_rules as run_rules
 from lepton_jax.rewrite.errors import LeptonError as LeptonError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -107,6 +108,11 @@ class Watch:
     count: int
     loops: int
     saw: Callable[[Any], bool] | None = None
+
+
+def over_loops(fun: Callable[..., Any], loops: int) -> Callable[..., Any]:
+    """A function of arrays, for arrays that are stacked over so many loops, as `Watch.loops` says."""
+    return functools.reduce(lambda inner, _: jax.vmap(inner), range(loops), fun)
 
 
 @dataclass

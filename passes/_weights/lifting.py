@@ -8,7 +8,7 @@ from typing import Any, Final
 import jax
 
 from lepton_jax.ir.graph import Graph, Node, Value
-from lepton_jax.ir.regions import add_constant, editable
+from lepton_jax.ir.regions import add_constant, editable, trip_count
 from lepton_jax.passes.loops._parts.scan import add_scanned, add_stacked, is_plain_scan
 from lepton_jax.rewrite import PassContext
 from lepton_jax.rewrite.replacement import Rewrite, write_before
@@ -26,6 +26,26 @@ def in_branch(graph: Graph) -> bool:
         assert graph.parents[0].graph is not None
         graph = graph.parents[0].graph
     return False
+
+
+def top(graph: Graph) -> Graph:
+    """The whole program that a region stands in."""
+    while graph.parents:
+        inner = graph.parents[0].graph
+        assert inner is not None
+        graph = inner
+    return graph
+
+
+def loop_lengths(graph: Graph | None) -> tuple[int, ...]:
+    """The lengths of the scans that a region stands in, outermost first."""
+    lengths: list[int] = []
+    while graph is not None and graph.parents:
+        node = graph.parents[0]
+        if node.op == "scan":
+            lengths.insert(0, trip_count(node))
+        graph = node.graph
+    return tuple(lengths)
 
 
 def depth(graph: Graph) -> int | str:
@@ -87,3 +107,14 @@ def lower(array: Any, path: str, graph: Graph, ctx: PassContext) -> Value:
         return add_constant(node, node.regions.index(graph), outer)
     inner = jax.typeof(jax.ShapeDtypeStruct(outer.shape[1:], outer.dtype))
     return add_scanned(node, outer, Value(inner))
+
+
+def found_by_calibration(name: str, kind: str, graph: Graph, ctx: PassContext) -> list[Value]:
+    """What calibration found or training learned at a site, as values of a region, if anything.
+
+    Args:
+        name: of the site.
+        kind: of what was found.
+    """
+    arrays = ctx.calibration.get((name, kind), ())
+    return [lower(array, f"calibration/{name}/{kind}/{i}", graph, ctx) for i, array in enumerate(arrays)]

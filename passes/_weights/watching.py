@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.numerics._seen import seen_by
-from lepton_jax.passes._weights.lifting import depth, in_branch, lift, lower
+from lepton_jax.passes._weights.lifting import depth, found_by_calibration, in_branch, lift, top
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.rewrite import PassContext, Watch, rewrite
 from lepton_jax.rewrite.replacement import Rewrite, write_before
@@ -82,12 +82,12 @@ def observe(use: WeightUse, watchers: Sequence[Watcher], known: Known, ctx: Pass
         known[value, watcher] = states
         aval = jax.ShapeDtypeStruct(value.shape, value.dtype)
         tree = jax.tree.structure(jax.eval_shape(watcher.see, aval))
-        top = _top(graph)
+        whole = top(graph)
         lifted = [
             lift(state, graph, functools.partial(_untaken, watcher, value.shape, i))
             for i, state in enumerate(states)
         ]
-        top.set_outputs([*top.outputs, *lifted])
+        whole.set_outputs([*whole.outputs, *lifted])
         saw = watcher.saw if branch else None
         ctx.watches.append(Watch(use.name, watcher.kind, watcher, tree, len(states), loops, saw))
     return None
@@ -141,14 +141,6 @@ def _see(x: jax.Array, *, watcher: Watcher) -> list[Any]:
     return jax.tree.leaves(watcher.see(x))
 
 
-def _top(graph: Graph) -> Graph:
-    while graph.parents:
-        inner = graph.parents[0].graph
-        assert inner is not None
-        graph = inner
-    return graph
-
-
 def seen(use: WeightUse, watchers: Sequence[Watcher], known: Known, ctx: PassContext) -> list[Value] | str:
     """What calibration saw at a use of a weight, as values there; or why there is nothing."""
     graph = use.node.graph
@@ -160,15 +152,12 @@ def seen(use: WeightUse, watchers: Sequence[Watcher], known: Known, ctx: PassCon
         value = _seen_value(use, watcher)
         if (value, watcher) in known:
             continue
-        arrays = ctx.calibration.get((use.name, watcher.kind))
-        if arrays is None:
+        if (use.name, watcher.kind) not in ctx.calibration:
             never = in_branch(graph)
             return (
                 "calibration never took its branch"
                 if never
                 else f"calibration did not see its {watcher.kind}"
             )
-        path = f"calibration/{use.name}/{watcher.kind}"
-        found = [lower(array, f"{path}/{i}", graph, ctx) for i, array in enumerate(arrays)]
-        known[value, watcher] = found
+        known[value, watcher] = found_by_calibration(use.name, watcher.kind, graph, ctx)
     return [array for watcher in watchers for array in known[_seen_value(use, watcher), watcher]]

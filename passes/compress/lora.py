@@ -8,13 +8,13 @@ from typing import Any, ClassVar, Final
 import jax
 
 from lepton_jax.ir.graph import Graph, Value
-from lepton_jax.passes._weights.lifting import depth, in_branch, lift, lower
+from lepton_jax.passes._weights.lifting import depth, found_by_calibration, in_branch, lift, loop_lengths
 from lepton_jax.passes._weights.selecting import WeightPass
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.passes.compress._low_rank.choosing import forms_of
-from lepton_jax.passes.compress._low_rank.form import Form, over_loops
+from lepton_jax.passes.compress._low_rank.form import Form
 from lepton_jax.passes.compress.low_rank import LowRank
-from lepton_jax.rewrite import PassContext, Watch, rewrite
+from lepton_jax.rewrite import PassContext, Watch, over_loops, rewrite
 from lepton_jax.rewrite.replacement import write_before
 
 KIND: Final = "lora"
@@ -89,21 +89,14 @@ class Beside(WeightPass):
         rank = min(self.rank, form.most)
         weight = jax.ShapeDtypeStruct(form.shape, use.weight.dtype)
         made = jax.eval_shape(lambda w: form.factors(w, None, rank), weight)
-        lengths: list[int] = []
-        graph = use.node.graph
-        while graph is not None and graph.parents:
-            (node, *_) = graph.parents
-            lengths = [node.params["length"], *lengths] if node.op == "scan" else lengths
-            graph = node.graph
+        lengths = loop_lengths(use.node.graph)
         shapes = tuple((*lengths, *each.shape) for each in made)
         return Place(form, loops, shapes, use.params)
 
     def _write(self, use: WeightUse, form: Form, ctx: PassContext) -> None:
         node, graph = use.node, use.node.graph
         assert graph is not None
-        arrays = ctx.calibration[use.name, KIND]
-        path = f"calibration/{use.name}/{KIND}"
-        factors = [lower(array, f"{path}/{i}", graph, ctx) for i, array in enumerate(arrays)]
+        factors = found_by_calibration(use.name, KIND, graph, ctx)
         if self.merged:
             made = rewrite(_onto, use.weight, *factors, form=form, scale=self.scale)
             node.set_operand(use.side, write_before(made, node, _RULE)[0])

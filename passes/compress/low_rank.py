@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,8 @@ from typing import ClassVar, Final, Literal
 from lepton_jax.ir.binding import store
 from lepton_jax.ir.cost import node_cost
 from lepton_jax.ir.graph import Graph, Value
-from lepton_jax.ir.regions import trip_count
 from lepton_jax.numerics.formats import get_format
-from lepton_jax.passes._weights.lifting import lower
+from lepton_jax.passes._weights.lifting import found_by_calibration, loop_lengths
 from lepton_jax.passes._weights.moments import hessian_seen
 from lepton_jax.passes._weights.selecting import WeightPass
 from lepton_jax.passes._weights.uses import WeightUse
@@ -226,9 +226,7 @@ class LowRank(WeightPass):
         """What calibration found or training learned of a use, as values there."""
         graph = use.node.graph
         assert graph is not None
-        arrays = ctx.calibration.get((use.name, kind), ())
-        path = f"calibration/{use.name}/{kind}"
-        return [lower(array, f"{path}/{i}", graph, ctx) for i, array in enumerate(arrays)]
+        return found_by_calibration(use.name, kind, graph, ctx)
 
     def _sum_up(self, before: Counter[str], after: Counter[str], ctx: PassContext) -> None:
         """Say what all weights became, and by how much a budget or ratio is missed."""
@@ -249,12 +247,7 @@ def _became(before: Counter[str], after: Counter[str]) -> str:
 
 def _costs(use: WeightUse, form: Form, rank: int | None, rest: Residual | None = None) -> Counter[str]:
     """What a use costs, over the loops that it stands in; as it is, or at a rank, with a residual."""
-    layers = 1
-    graph = use.node.graph
-    while graph is not None and graph.parents:
-        (node, *_) = graph.parents
-        layers *= trip_count(node) if node.op == "scan" else 1
-        graph = node.graph
+    layers = math.prod(loop_lengths(use.node.graph))
     elements = int(form.whole("parameters")) if rank is None else form.parameters(rank)
     share = (1.0 if rank is None else form.operations(rank) / form.dense) + (rest is not None)
     flops = layers * share * node_cost(use.node).flops

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal
 
 from lepton_jax.ir.binding import store
 from lepton_jax.ir.graph import Graph, Value
-from lepton_jax.ir.regions import trip_count
 from lepton_jax.numerics.palettes import PaletteScheme, nbytes
-from lepton_jax.passes._weights.lifting import lower
+from lepton_jax.passes._weights.lifting import found_by_calibration, loop_lengths
 from lepton_jax.passes._weights.selecting import WeightPass
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.passes.compress._palettize.layout import Layout, layout_of
@@ -177,8 +177,8 @@ class Palettize(WeightPass):
         """What calibration found or training learned of a weight, as a value where it is used."""
         graph = use.node.graph
         assert graph is not None
-        (array,) = ctx.calibration[name, kind]
-        return lower(array, f"calibration/{name}/{kind}", graph, ctx)
+        (value,) = found_by_calibration(name, kind, graph, ctx)
+        return value
 
     def _needs(self) -> str:
         if self.train != "none":
@@ -189,11 +189,7 @@ class Palettize(WeightPass):
     def _words(self, use: WeightUse, layout: Layout) -> str:
         """What a weight becomes: bits, and bytes over the loops that it stands in."""
         shape, scheme, size = layout.base.shape, layout.scheme, layout.base.dtype.itemsize
-        layers, graph = 1, use.node.graph
-        while graph is not None and graph.parents:
-            (node, *_) = graph.parents
-            layers *= trip_count(node) if node.op == "scan" else 1
-            graph = node.graph
+        layers = math.prod(loop_lengths(use.node.graph))
         share = "per tensor" if scheme.axis is None else f"{scheme.groups(shape)} palettes"
         share += f", vectors of {scheme.vector}" if scheme.vector > 1 else ""
         share += "" if self.train == "none" else f", {self.train}"

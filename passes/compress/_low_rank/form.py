@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -122,10 +121,3 @@ def join(*arrays: jax.Array, form: Form) -> Factors:
     """The factors of a sum of two weights, the factors of one after those of the other, for `rewrite`."""
     half = len(arrays) // 2
     return form.joined(arrays[:half], arrays[half:])
-
-
-def over_loops(fun: Callable[..., Any], loops: int) -> Callable[..., Any]:
-    """A function of arrays for arrays that are stacked over loops."""
-    for _ in range(loops):
-        fun = jax.vmap(fun)
-    return fun

@@ -18,8 +18,8 @@ from lepton_jax.passes._weights.lifting import depth, in_branch, lift
 from lepton_jax.passes._weights.moments import HessianSeen
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.passes.compress._low_rank.choosing import Choice, cheapest, rounded, static_rank
-from lepton_jax.passes.compress._low_rank.form import Factors, Form, make_factors, over_loops
-from lepton_jax.rewrite import PassContext, Watch, rewrite
+from lepton_jax.passes.compress._low_rank.form import Factors, Form, make_factors
+from lepton_jax.rewrite import PassContext, Watch, over_loops, rewrite
 from lepton_jax.rewrite.replacement import write_before
 
 if TYPE_CHECKING:

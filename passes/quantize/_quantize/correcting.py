@@ -16,6 +16,7 @@ from jax import lax
 
 from lepton_jax.ir.binding import is_stored, parameters_of
 from lepton_jax.ir.graph import Node, Value
+from lepton_jax.passes._weights.lifting import top
 from lepton_jax.passes._weights.moments import MeanSeen
 from lepton_jax.passes._weights.uses import GEOMETRY, WeightUse
 from lepton_jax.passes.quantize._quantize import convolutions, dots
@@ -87,10 +88,8 @@ def _bias_after(node: Node, ctx: PassContext) -> tuple[Node, int] | None:
     ((user, position),) = node.result.uses
     if user.op != "add" or user.result.shape != node.result.shape:
         return None
-    top = node.graph
-    while top is not None and top.parents:
-        top = top.parents[0].graph
-    if top is None or not parameters_of(top, ctx.params).get(user.operands[1 - position]):
+    assert node.graph is not None
+    if not parameters_of(top(node.graph), ctx.params).get(user.operands[1 - position]):
         return None
     return user, 1 - position
 

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from lepton_jax.ir.binding import is_stored, store
-from lepton_jax.ir.graph import Graph, Value
-from lepton_jax.ir.regions import add_constant, trip_count
+from lepton_jax.ir.graph import Value
+from lepton_jax.ir.regions import add_constant
 from lepton_jax.numerics.hessian import MatrixLayout
 from lepton_jax.numerics.packing import packed_size
 from lepton_jax.numerics.quantize import Scheme, decode, nbytes
 from lepton_jax.numerics.sensitivity import damage
-from lepton_jax.passes._weights.lifting import in_branch, lift
+from lepton_jax.passes._weights.lifting import in_branch, lift, loop_lengths, top
 from lepton_jax.passes._weights.moments import HessianSeen, hessian_seen
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.passes._weights.watching import Known, observe, seen
@@ -65,7 +65,8 @@ class Trial(Quantize):
             return None
         values = [*found.given, *values]
         is_estimated = own is not None and self._estimate(use, found, values, own, known, ctx)
-        flags = _inward(_top(use).inputs[self.record.flags or 0], use)
+        assert use.node.graph is not None
+        flags = _inward(top(use.node.graph).inputs[self.record.flags or 0], use)
         (weight,) = write_before(rewrite(store, use.weight), use.node, _RULE)
         node = use.node
         made = rewrite(
@@ -108,8 +109,8 @@ class Trial(Quantize):
         for fresh in between(before, use.node):
             if is_stored(fresh):
                 fresh.result.replace_uses(fresh.operands[0])
-        top = _top(use)
-        top.set_outputs([*top.outputs, lift(estimate, graph, _nothing)])
+        whole = top(graph)
+        whole.set_outputs([*whole.outputs, lift(estimate, graph, _nothing)])
         return True
 
 
@@ -157,10 +158,7 @@ def _either(
 
 
 def _tried(use: WeightUse, found: Plan, is_estimated: bool) -> Tried:
-    graph, times = use.node.graph, 1
-    while graph is not None and graph.parents:
-        times *= max(trip_count(graph.parents[0]), 1)
-        graph = graph.parents[0].graph
+    times = math.prod(max(length, 1) for length in loop_lengths(use.node.graph))
     weight, storage = use.weight, found.how.storage
     size = math.prod(weight.shape) * times
     before = size * weight.dtype.itemsize
@@ -174,14 +172,6 @@ def _bytes(shape: tuple[int, ...], scheme: Scheme, is_packed: bool) -> int:
         return packed
     rows = math.prod(shape) // shape[-1]
     return packed + math.prod(shape) - rows * packed_size(shape[-1], scheme.fmt.bits)
-
-
-def _top(use: WeightUse) -> Graph:
-    graph = use.node.graph
-    while graph is not None and graph.parents:
-        graph = graph.parents[0].graph
-    assert graph is not None
-    return graph
 
 
 def _inward(value: Value, use: WeightUse) -> Value:
