@@ -1,6 +1,6 @@
 """Settings of the test run, made before JAX is imported.
 
-The CPU; passes that raise where they fail; and, since nearly all of the time goes to compiling: XLA without
+Eight CPU devices, for meshes; passes that raise where they fail; and, since nearly all of the time goes to compiling: XLA without
 most of its own optimisations, and a cache of compiled programs that the workers of one run share. Garbage is
 looked for rarely, and not among what is there to the end.
 """
@@ -15,6 +15,7 @@ import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["LEPTON_STRICT"] = "1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 gc.set_threshold(50_000, 20, 20)
 

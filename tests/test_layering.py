@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
 LIBRARIES = {name: {"jax", "jaxlib", "numpy"} for name in ROOMS} | {
     "models": {"jax", "numpy", "flax", "optax"},
     "numerics": {"jax", "jaxlib", "numpy", "optax"},  # optax: loss scaling wraps its optimisers
+    "parallel": {"jax", "jaxlib", "numpy", "scipy", "optax"},  # scipy: HiGHS; optax: its optimisers are wrapped
     "passes": {"jax", "jaxlib", "numpy", "scipy"},  # scipy: the extra `saturate`
     "storage": {"jax", "jaxlib", "numpy", "ml_dtypes", "zstandard", "orbax"},
 }
