@@ -49,3 +49,9 @@ def test_prune_structure(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["trained again"] > max(found["cut"], found["whole"] - 0.1)
     out = capsys.readouterr().out
     assert "units → " in out and "it is dimension 1 of output 0" in out
+
+
+def test_distill() -> None:
+    found = load("distill")["main"]()
+    assert found["student, taught"] > found["student, alone"]
+    assert found["teacher"] > found["student, alone"]

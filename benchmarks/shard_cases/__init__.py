@@ -1,0 +1,1 @@
+"""Programs over a mesh: bytes on the wire, solving, training, pipelines, compressed collectives, pods."""
