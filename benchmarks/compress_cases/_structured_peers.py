@@ -1,11 +1,14 @@
-"""A ResNet-56 for CIFAR pruned by Torch-Pruning, where it is installed, and by Lepton, side by side."""
+"""ResNets pruned by Torch-Pruning, where it is installed, and by Lepton, side by side."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -19,34 +22,93 @@ Params = dict[str, Any]
 _RATIO = 0.5
 
 
+@dataclass(frozen=True)
+class Net:
+    """The structure of a ResNet (He et al., 2016).
+
+    Attributes:
+        name: for the table.
+        image: the side of its images.
+        stem: the window, the stride and the features of its first convolution.
+        widths: of the inner convolutions of each stage's blocks.
+        blocks: of each stage.
+        bottleneck: whether a block is three convolutions, the last of which has four times the features.
+        pool: whether the maximum of 3 × 3 pixels, every second one, follows the stem.
+        classes: the number of logits.
+    """
+
+    name: str
+    image: int
+    stem: tuple[int, int, int]
+    widths: tuple[int, ...]
+    blocks: tuple[int, ...]
+    bottleneck: bool = False
+    pool: bool = False
+    classes: int = 10
+
+    def convolutions(self, stage: int, block: int) -> list[tuple[int, int, int]]:
+        """Of a block's convolutions the features that come out, the window and the stride."""
+        width, stride = self.widths[stage], self.stride(stage, block)
+        if self.bottleneck:
+            return [(width, 1, 1), (width, 3, stride), (4 * width, 1, 1)]
+        return [(width, 3, stride), (width, 3, 1)]
+
+    def stride(self, stage: int, block: int) -> int:
+        """The stride of a block: the first of each stage but the first halves the image."""
+        return 2 if stage and block == 0 else 1
+
+    def sides(self) -> Iterator[int]:
+        """The side of the images that each stage gives."""
+        side = self.image // self.stem[1] // (2 if self.pool else 1)
+        for stage in range(len(self.widths)):
+            yield side >> stage
+
+
+CIFAR: Final = Net("ResNet-56", 32, (3, 1, 16), (16, 32, 64), (9, 9, 9))
+
+SMALL: Final = Net("ResNet-8", 32, (3, 1, 16), (16, 32, 64), (1, 1, 1))
+
+IMAGENET: Final = Net(
+    "ResNet-50", 224, (7, 2, 64), (64, 128, 256, 512), (3, 4, 6, 3), bottleneck=True, pool=True, classes=1000
+)
+
+
 def side_by_side(quick: bool) -> list[Row]:
     """Half of every group's channels gone: parameters and products of the same network, cut by both.
 
     Products are counted alike, from the shapes that are left: those of convolutions and of the last layer.
     """
-    blocks = 1 if quick else 9
-    params = parameters(blocks)
-    images = jnp.zeros((1, 32, 32, 3))
-    small = lepton.structured_prune(resnet, params, images, ratio=_RATIO)
-    whole = _counts(params)
-    rows = [_row(f"ResNet-{6 * blocks + 2}: Lepton", whole, _counts(small.params))]
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("torch_pruning") is None:
+    there = (
+        importlib.util.find_spec("torch") is not None
+        and importlib.util.find_spec("torch_pruning") is not None
+    )
+    rows = []
+    for net in (SMALL,) if quick else (CIFAR, IMAGENET):
+        params = parameters(net)
+        images = jnp.zeros((1, net.image, net.image, 3))
+        small = lepton.structured_prune(functools.partial(resnet, net), params, images, ratio=_RATIO)
+        whole = _counts(net, params)
+        rows.append(_row(f"{net.name}: Lepton", whole, _counts(net, small.params)))
+        if there:
+            cut = _counts(net, _by_torch_pruning(net, params))
+            rows.append(_row(f"{net.name}: Torch-Pruning", whole, cut))
+    if not there:
         print("not compared: torch and torch_pruning are not installed here")
-        return rows
-    return [
-        *rows,
-        _row(f"ResNet-{6 * blocks + 2}: Torch-Pruning", whole, _counts(_by_torch_pruning(params, blocks))),
-    ]
+    return rows
 
 
-def resnet(params: Params, x: jax.Array) -> jax.Array:
-    """A CIFAR ResNet with projections where widths change: images [N, 32, 32, 3] to logits [N, 10]."""
-    x = jax.nn.relu(_conv(x, params["stem"], 1))
-    for stage in range(3):
+def resnet(net: Net, params: Params, x: jax.Array) -> jax.Array:
+    """A ResNet with projections where widths change: images [N, side, side, 3] to logits [N, classes]."""
+    x = jax.nn.relu(_conv(x, params["stem"], net.stem[1]))
+    if net.pool:
+        x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), "SAME")
+    for stage in range(len(net.widths)):
         for block, p in enumerate(params[f"stage{stage}"]):
-            stride = 2 if stage and block == 0 else 1
-            h = _conv(jax.nn.relu(_conv(x, p["first"], stride)), p["second"], 1)
-            x = jax.nn.relu(h + (_conv(x, p["shortcut"], stride) if "shortcut" in p else x))
+            inner = net.convolutions(stage, block)
+            h = x
+            for i, (_, _, stride) in enumerate(inner):
+                h = _conv(jax.nn.relu(h) if i else h, p["inner"][i], stride)
+            x = jax.nn.relu(h + (_conv(x, p["shortcut"], net.stride(stage, block)) if "shortcut" in p else x))
     logits: jax.Array = x.mean((1, 2)) @ params["head"] + params["bias"]
     return logits
 
@@ -59,7 +121,7 @@ def _conv(x: jax.Array, p: Params, stride: int) -> jax.Array:
     return normed
 
 
-def parameters(blocks: int) -> Params:
+def parameters(net: Net) -> Params:
     """Normal kernels [outputs, inputs, size, size], the norms at their start."""
     rng = np.random.default_rng(0)
 
@@ -69,27 +131,39 @@ def parameters(blocks: int) -> Params:
         norm |= {"scale": jnp.ones(outputs), "bias": jnp.zeros(outputs)}
         return {"kernel": jnp.asarray(kernel, jnp.float32), **norm}
 
-    def block(inputs: int, outputs: int) -> Params:
-        made = {"first": conv(inputs, outputs, 3), "second": conv(outputs, outputs, 3)}
-        return made if inputs == outputs else made | {"shortcut": conv(inputs, outputs, 1)}
+    found: Params = {"stem": conv(3, net.stem[2], net.stem[0])}
+    features = net.stem[2]
+    for stage, count in enumerate(net.blocks):
+        found[f"stage{stage}"] = []
+        for block in range(count):
+            made: Params = {"inner": []}
+            inputs = features
+            for outputs, size, _ in net.convolutions(stage, block):
+                made["inner"].append(conv(inputs, outputs, size))
+                inputs = outputs
+            if inputs != features:
+                made["shortcut"] = conv(features, inputs, 1)
+            features = inputs
+            found[f"stage{stage}"].append(made)
+    head = jnp.asarray(rng.normal(0, 0.1, (features, net.classes)), jnp.float32)
+    return found | {"head": head, "bias": jnp.zeros(net.classes)}
 
-    found: Params = {"stem": conv(3, 16, 3)}
-    inputs = 16
-    for stage, width in enumerate((16, 32, 64)):
-        found[f"stage{stage}"] = [block(inputs if i == 0 else width, width) for i in range(blocks)]
-        inputs = width
-    return found | {"head": jnp.asarray(rng.normal(0, 0.1, (64, 10)), jnp.float32), "bias": jnp.zeros(10)}
 
-
-def _counts(params: Params) -> tuple[int, int]:
-    """(parameters without running statistics, multiplications at 32 × 32 pixels)."""
+def _counts(net: Net, params: Params) -> tuple[int, int]:
+    """(parameters without running statistics, multiplications of an image)."""
     named = jax.tree_util.tree_leaves_with_path(params)
     kept = [(jax.tree_util.keystr(path), leaf) for path, leaf in named]
     size = sum(leaf.size for name, leaf in kept if "mean" not in name and "variance" not in name)
-    products = 0
-    for name, leaf in kept:
-        stage = int(name[name.index("stage") + 5]) if "stage" in name else 0
-        products += leaf.size * (32 >> stage) ** 2 if leaf.ndim == 4 else leaf.size if leaf.ndim == 2 else 0
+    products = sum(leaf.size for _, leaf in kept if leaf.ndim == 2)
+    products += params["stem"]["kernel"].size * (net.image // net.stem[1]) ** 2
+    for stage, side in enumerate(net.sides()):
+        for block, p in enumerate(params[f"stage{stage}"]):
+            before = side * net.stride(stage, block)  # a stride stands at the first or the second
+            for i, (_, _, stride) in enumerate(net.convolutions(stage, block)):
+                before //= stride
+                products += p["inner"][i]["kernel"].size * before**2
+            if "shortcut" in p:
+                products += p["shortcut"]["kernel"].size * side**2
     return size, products
 
 
@@ -97,7 +171,7 @@ def _row(name: str, before: tuple[int, int], after: tuple[int, int]) -> Row:
     return {"cut by": name, "parameters left": after[0] / before[0], "products left": after[1] / before[1]}
 
 
-def _by_torch_pruning(params: Params, blocks: int) -> Params:
+def _by_torch_pruning(net: Net, params: Params) -> Params:
     """The same network in torch, pruned; its arrays as a tree like the parameters."""
     import torch
     from torch import nn
@@ -113,38 +187,43 @@ def _by_torch_pruning(params: Params, blocks: int) -> Params:
         return made
 
     class Block(nn.Module):  # type: ignore[misc, unused-ignore]
-        def __init__(self, p: Params, stride: int) -> None:
+        def __init__(self, stage: int, block: int, p: Params) -> None:
             super().__init__()
-            self.first, self.second = conv(p["first"], stride), conv(p["second"], 1)
-            self.shortcut = conv(p["shortcut"], stride) if "shortcut" in p else nn.Identity()
+            strides = [stride for _, _, stride in net.convolutions(stage, block)]
+            self.inner = nn.ModuleList([conv(*pair) for pair in zip(p["inner"], strides, strict=True)])
+            shortcut = "shortcut" in p
+            self.shortcut = conv(p["shortcut"], net.stride(stage, block)) if shortcut else nn.Identity()
 
         def forward(self, x: Any) -> Any:
-            return torch.relu(self.second(torch.relu(self.first(x))) + self.shortcut(x))
+            h = x
+            for i, each in enumerate(self.inner):
+                h = each(torch.relu(h) if i else h)
+            return torch.relu(h + self.shortcut(x))
 
-    class Net(nn.Module):  # type: ignore[misc, unused-ignore]
+    class ResNet(nn.Module):  # type: ignore[misc, unused-ignore]
         def __init__(self) -> None:
             super().__init__()
-            self.stem = conv(params["stem"], 1)
+            self.stem = conv(params["stem"], net.stem[1])
+            self.pool = nn.MaxPool2d(3, 2, 1) if net.pool else nn.Identity()
             stages = [
-                [Block(p, 2 if s and i == 0 else 1) for i, p in enumerate(params[f"stage{s}"])]
-                for s in range(3)
+                [Block(s, i, p) for i, p in enumerate(params[f"stage{s}"])] for s in range(len(net.widths))
             ]
             self.stages = nn.ModuleList([nn.Sequential(*stage) for stage in stages])
-            self.head = nn.Linear(64, 10)
+            self.head = nn.Linear(params["head"].shape[0], net.classes)
 
         def forward(self, x: Any) -> Any:
-            x = torch.relu(self.stem(x))
+            x = self.pool(torch.relu(self.stem(x)))
             for stage in self.stages:
                 x = stage(x)
             return self.head(x.mean((2, 3)))
 
-    net = Net().eval()
-    example = torch.zeros(1, 3, 32, 32)
+    made = ResNet().eval()
+    example = torch.zeros(1, 3, net.image, net.image)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         importance = torch_pruning.importance.GroupMagnitudeImportance(p=2)
         pruner = torch_pruning.pruner.BasePruner(
-            net, example, importance=importance, pruning_ratio=_RATIO, ignored_layers=[net.head]
+            made, example, importance=importance, pruning_ratio=_RATIO, ignored_layers=[made.head]
         )
         pruner.step()
 
@@ -156,9 +235,13 @@ def _by_torch_pruning(params: Params, blocks: int) -> Params:
         }
 
     def block(module: Any) -> Params:
-        names = ("first", "second") + (() if isinstance(module.shortcut, nn.Identity) else ("shortcut",))
-        return {name: arrays(getattr(module, name)) for name in names}
+        found: Params = {"inner": [arrays(each) for each in module.inner]}
+        return (
+            found
+            if isinstance(module.shortcut, nn.Identity)
+            else found | {"shortcut": arrays(module.shortcut)}
+        )
 
-    found: Params = {f"stage{s}": [block(each) for each in stage] for s, stage in enumerate(net.stages)}
-    head = {"head": net.head.weight.detach().numpy().T, "bias": net.head.bias.detach().numpy()}
-    return found | {"stem": arrays(net.stem)} | head
+    found: Params = {f"stage{s}": [block(each) for each in stage] for s, stage in enumerate(made.stages)}
+    head = {"head": made.head.weight.detach().numpy().T, "bias": made.head.bias.detach().numpy()}
+    return found | {"stem": arrays(made.stem)} | head

@@ -154,7 +154,8 @@ def _experts(p: Any, x: Any) -> Any:
     gates = jax.nn.softmax((x @ p["router"]).astype(jnp.float32), -1)
     chosen = jax.nn.one_hot(jnp.argmax(gates, -1), EXPERTS, dtype=jnp.float32)
     place = jnp.cumsum(chosen, 1) * chosen - 1.0
-    masks = jax.nn.one_hot(place.astype(jnp.int32), CAPACITY, dtype=x.dtype) * chosen[..., None].astype(x.dtype)
+    slots = jax.nn.one_hot(place.astype(jnp.int32), CAPACITY, dtype=x.dtype)
+    masks = slots * chosen[..., None].astype(x.dtype)
     given = jnp.einsum("btec,btd->ebcd", masks, x)
     hidden = jax.nn.gelu(jnp.einsum("ebcd,edf->ebcf", given, p["w1"]))
     done = jnp.einsum("ebcf,efd->ebcd", hidden, p["w2"])
