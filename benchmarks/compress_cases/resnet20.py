@@ -25,7 +25,10 @@ KINDS: Final = {
     "SparseGPT, 10 sweeps": "importance=sparsegpt,sweeps=10",
     "SparseGPT, 10 sweeps, by sensitivity": "importance=sparsegpt,sweeps=10,distribution=sensitivity",
 }
-"""How it is pruned at once, as options of the pass `prune`; calibrated on 1,000 training images."""
+"""How it is pruned at once, as options of the pass `prune`; calibrated on 1,000 training images.
+
+Magnitudes are those of the weights as they are stored: pruned before `deploy` folds the norms into them.
+"""
 
 SPARSITIES: Final = (0.5, 0.6, 0.7)
 
@@ -72,11 +75,12 @@ def _at_once(
     """Pruned without training."""
     start = time.perf_counter()
     wants = "magnitude" not in options
+    prune = f"prune{{{options}}}"
     model = lepton.compile(
         resnet20,
         params,
         x[:200],
-        passes=f"deploy,prune{{{options}}}",
+        passes=f"deploy,{prune}" if wants else f"{prune},deploy",
         calibration=calibration if wants else None,
     )
     zeros = _zeros(model.params.arrays)
