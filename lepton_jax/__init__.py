@@ -26,6 +26,8 @@ from lepton_jax._prepared import PrepareError as PrepareError
 from lepton_jax._sensitivity import Sensitivity as Sensitivity
 from lepton_jax._sensitivity import SiteDamage as SiteDamage
 from lepton_jax._sensitivity import sensitivity as sensitivity
+from lepton_jax._sharded.hints import shard_hint as shard_hint
+from lepton_jax._sharded.request import Sharding as Sharding
 from lepton_jax._sparsify import SparseState as SparseState
 from lepton_jax._sparsify import masked as masked
 from lepton_jax._sparsify import sparsify as sparsify
@@ -39,6 +41,17 @@ from lepton_jax._verify_each import VerifyEach as VerifyEach
 from lepton_jax.distill import distill as distill
 from lepton_jax.numerics.loss_scale import loss_scaled as loss_scaled
 from lepton_jax.numerics.loss_scale import scale_loss as scale_loss
+from lepton_jax.parallel import processes as processes
+from lepton_jax.parallel.compressed import CompressedState as CompressedState
+from lepton_jax.parallel.compressed import compressed as compressed
+from lepton_jax.parallel.compressed import data_parallel as data_parallel
+from lepton_jax.parallel.compressed import refit as refit
+from lepton_jax.parallel.compressed import state_specs as state_specs
+from lepton_jax.parallel.consistency import ReplicaError as ReplicaError
+from lepton_jax.parallel.consistency import check_replicas as check_replicas
+from lepton_jax.parallel.pipeline import pipelined as pipelined
+from lepton_jax.parallel.pipeline import stage_boundary as stage_boundary
+from lepton_jax.parallel.processes import ProcessError as ProcessError
 from lepton_jax.rewrite import LeptonError as LeptonError
 from lepton_jax.rewrite import Pass as Pass
 from lepton_jax.rewrite import PassContext as PassContext

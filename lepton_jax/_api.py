@@ -23,6 +23,9 @@ from lepton_jax._stage import EvaluationFailed, Program, call_key, manager_for, 
 from lepton_jax.ir.graph import Graph
 from lepton_jax.rewrite import PassWarning, Pipeline, Report
 
+if TYPE_CHECKING:
+    from lepton_jax.parallel.plan import Plan
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -106,8 +109,21 @@ class Optimized(Generic[P, R]):
         self._latest: Program | None = None
         self.preparer = Preparer(fun, options, self._static)
 
-        self._jit: Any = jax.jit(self._stager(_detect_modules), **options.jit_arguments)
+        self._jit: Any = self._over_mesh() if options.spread is not None else self._plain_jit()
         self._call: Callable[..., Any] = self._checked if options.verify or options.measure else self._jit
+
+    def _plain_jit(self) -> Any:
+        return jax.jit(self._stager(_detect_modules), **self.options.jit_arguments)
+
+    def _over_mesh(self) -> Any:
+        """In place of `jax.jit`: each program is spread over the mesh that the options name."""
+        from lepton_jax._sharded.run import MeshJit
+
+        assert self.options.spread is not None
+        return MeshJit(self.__wrapped__, self.options, self._static, self.options.spread, self._note)
+
+    def _note(self, program: Program) -> None:
+        self._latest = program
 
     def _stager(self, run: Stage) -> Callable[..., Any]:
         """A function for `jax.jit` to trace: it optimises the call and evaluates it."""
@@ -181,6 +197,8 @@ class Optimized(Generic[P, R]):
     def trace(self, *args: Any, **kwargs: Any) -> Traced:
         """Trace at the shapes of the arguments (arrays or `jax.ShapeDtypeStruct`s)."""
         inner = self._stages("trace", args, kwargs)
+        if self.options.spread is not None:
+            return Traced(inner, inner.program)
         program = self._programs.get(self._key(args, kwargs))
         if program is None:  # traced by jit before, and forgotten here since
             fresh = Optimized(self.__wrapped__, self.options)
@@ -194,6 +212,41 @@ class Optimized(Generic[P, R]):
     def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
         """The shapes and dtypes of the results, without running anything."""
         return self._stages("eval_shape", args, kwargs)
+
+    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+        """How the program is spread over the mesh at these shapes: layouts, collectives, times, memory.
+
+        Args:
+            args: arrays or `jax.ShapeDtypeStruct`s. Nothing is run.
+            kwargs: as `args`.
+
+        Raises:
+            ValueError: the function was optimised without a mesh, or its sharding does not fit the program.
+        """
+        return self._on_mesh().plan(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def place(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """The arguments with their arrays where the program wants them on the mesh.
+
+        A call does this itself; it is for what shall lie so before, such as a state to restore a checkpoint
+        into. Arrays that lie right already stay, the parts that processes give are joined.
+
+        Args:
+            args: arrays. NNX modules are updated.
+            kwargs: arguments by keyword, which are not returned.
+
+        Returns:
+            `args`, those that hold arrays anew.
+
+        Raises:
+            ValueError: as `plan`; or the mesh has no devices.
+        """
+        return self._on_mesh().place(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def _on_mesh(self) -> Any:
+        if self.options.spread is None:
+            raise ValueError(f"{self!r} has no mesh: lepton.optimize(f, mesh='data=8', shard='dp')")
+        return self._jit
 
     def _stages(self, method: str, args: Any, kwargs: Any) -> Any:
         """Call a method of `self._jit`, again where the trace was abandoned for another way."""
@@ -348,6 +401,10 @@ def optimize(
     strict: bool | None = ...,
     measure: bool = ...,
     params: Patterns = ...,
+    mesh: Any = ...,
+    shard: Any = ...,
+    donate: str | None = ...,
+    memory: int | str | None = ...,
 ) -> Optimized[P, R]: ...
 
 
@@ -366,6 +423,10 @@ def optimize(
     strict: bool | None = ...,
     measure: bool = ...,
     params: Patterns = ...,
+    mesh: Any = ...,
+    shard: Any = ...,
+    donate: str | None = ...,
+    memory: int | str | None = ...,
 ) -> Callable[[Callable[P, R]], Optimized[P, R]]: ...
 
 
@@ -383,6 +444,10 @@ def optimize(
     strict: bool | None = None,
     measure: bool = False,
     params: Patterns = None,
+    mesh: Any = None,
+    shard: Any = None,
+    donate: str | None = None,
+    memory: int | str | None = None,
 ) -> Any:
     """Optimise a JAX function: the same function, rewritten before XLA compiles it.
 
@@ -412,13 +477,21 @@ def optimize(
         params: which arguments are parameters: names, positions, or patterns of paths as
             `"params/.../kernel"` (`*` stands for any letters of one name, `...` for any number of names).
             Passes find weights by it, and `prepare` and `apply` cut the program there.
+        mesh: spread the program over a mesh: a `jax.sharding.Mesh`, sizes as `"data=2,model=4"`, or an
+            `AbstractMesh` to plan without devices.
+        shard: how, see docs/sharding.md: a dictionary of patterns of paths (as for `params`) and
+            `PartitionSpec`s; `"dp"`, `"fsdp"`, `"tp"`, `"fsdp+tp"`, `"sp"`, `"ep"` or `"auto"`; a pair of one
+            of these and a dictionary; a saved plan; or a `lepton.Sharding`. None: what metadata, hints and
+            the places of the arrays say.
+        donate: `"auto"` donates, on a mesh, what comes back as its next value, such as a training state.
+        memory: for `shard="auto"`, what each device has for the program: bytes, or as `"14GB"`.
 
     Returns:
         An `Optimized`, or a decorator that makes one.
 
     Raises:
         PipelineError: the pipeline names an unknown pass or option; the message lists what there is.
-        ValueError: an unknown level or target.
+        ValueError: an unknown level or target, or arguments about a mesh that do not go together.
         TypeError: `fun` is not callable.
 
     Example:
@@ -435,6 +508,12 @@ def optimize(
         if passes != "default":
             raise TypeError("passes given twice: once in first place, once by name")
         fun, passes = None, fun
+    spread = None
+    if not (mesh is None and shard is None and donate is None and memory is None):
+        from lepton_jax._sharded.request import make_spread
+
+        names_donated = donate_argnums is not None or donate_argnames is not None
+        spread = make_spread(mesh, shard, donate, memory, names_donated)
     options = make_options(
         passes,
         level,
@@ -447,6 +526,7 @@ def optimize(
         strict,
         measure,
         params,
+        spread,
     )
     if fun is None:
         return lambda function: _optimized(function, options)

@@ -65,11 +65,11 @@ class ModuleJit:
         self._as_trees.clear_cache()
 
     def _either(self, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        way = self._with_state if _writable((args, kwargs)) else self._as_trees
+        way = self._with_state if writable((args, kwargs)) else self._as_trees
         return getattr(way, method)(*args, **kwargs)
 
 
-def _writable(tree: Any) -> bool:
+def writable(tree: Any) -> bool:
     """Whether NNX lets anybody write into the modules in a tree here: not under a transformation of JAX."""
     if not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
         return True

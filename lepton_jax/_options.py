@@ -6,11 +6,14 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lepton_jax.rewrite import Level, Pipeline
 from lepton_jax.rewrite.context import LEVELS
 from lepton_jax.targets import get_target
+
+if TYPE_CHECKING:
+    from lepton_jax._sharded.request import Spread
 
 Names = str | Sequence[str] | None
 Numbers = int | Sequence[int] | None
@@ -32,6 +35,7 @@ class Options:
     strict: bool | None
     measure: bool
     params: tuple[str | int, ...] = ()
+    spread: Spread | None = None
 
     @property
     def is_strict(self) -> bool:
@@ -62,11 +66,13 @@ def make_options(
     strict: bool | None,
     measure: bool,
     params: Patterns = None,
+    spread: Spread | None = None,
 ) -> Options:
     """Check the arguments of `optimize`.
 
     Raises:
-        ValueError: an unknown level or target, or a wrong pipeline; the message lists what there is.
+        ValueError: an unknown level or target, or a wrong pipeline; the message lists what there is; or
+            `verify` or `measure` on a mesh.
         TypeError: `passes` is neither text nor a pipeline.
     """
     if not isinstance(passes, (str, Pipeline)):
@@ -75,6 +81,8 @@ def make_options(
         raise ValueError(f"there is no level {level!r}; the levels are: {', '.join(LEVELS)}")
     if target is not None:
         get_target(target)
+    if spread is not None and (verify or measure):
+        raise ValueError("verify and measure run a function on one device: leave them out, or mesh")
     return Options(
         pipeline=Pipeline.parse(passes) if isinstance(passes, str) else passes,
         level=level,
@@ -87,6 +95,7 @@ def make_options(
         strict=strict,
         measure=measure,
         params=_tuple(params),
+        spread=spread,
     )
 
 

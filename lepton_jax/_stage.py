@@ -12,6 +12,7 @@ import jax
 
 from lepton_jax._inputs import name_inputs
 from lepton_jax._options import Options, StaticArguments
+from lepton_jax._sharded.hints import droppers
 from lepton_jax.ir import _jax, collection
 from lepton_jax.ir.cost import graph_cost, seconds
 from lepton_jax.ir.export import evaluate
@@ -78,7 +79,9 @@ def manager_for(
     explain: bool = False,
     instruments: Sequence[Instrument] = (),
 ) -> PassManager:
-    """The pass manager that the options ask for, or one for another pipeline."""
+    """The pass manager that the options ask for, or one for another pipeline; hints count on a mesh only."""
+    if options.spread is None:
+        instruments = (*instruments, *droppers())
     return PassManager(
         options.pipeline if pipeline is None else pipeline,
         get_target(options.target),
@@ -154,7 +157,7 @@ def stage(
     try:
         with collection.paused():
             results = evaluate(graph, dynamic_leaves(static, args, kwargs))
-        results = [_as_traced(result, aval) for result, aval in zip(results, jaxpr.out_avals, strict=True)]
+        results = [as_traced(result, aval) for result, aval in zip(results, jaxpr.out_avals, strict=True)]
     except FloatingPointError:  # of `jax_debug_nans`, which looks for it by running the function step by step
         raise
     except Exception as error:
@@ -164,7 +167,7 @@ def stage(
     return jax.tree.unflatten(out_tree, results), Program(jaxpr, graph, report, name, options)
 
 
-def _as_traced(result: Any, aval: Any) -> Any:
+def as_traced(result: Any, aval: Any) -> Any:
     """A result with the type it had before: weak types are not kept by the passes."""
     found = jax.typeof(result)
     if not _jax.is_array_aval(aval) or _jax.is_extended(aval.dtype):

@@ -36,8 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     inspected = commands.add_parser("inspect", help="what is in a .lepton file; checks all of it")
     inspected.add_argument("file")
 
-    from lepton_jax import _bisect, fuzz
+    from lepton_jax import _aot, _bisect, fuzz
 
+    _aot.add_arguments(
+        commands.add_parser("aot", help="compile for a TPU pod that is not here: memory, collectives")
+    )
     _bisect.add_arguments(commands.add_parser("bisect", help="find the one rewrite that breaks a check"))
     fuzz.add_arguments(commands.add_parser("fuzz", help="optimise random programs and check them"))
 
@@ -58,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.command in ("pack", "unpack", "inspect"):
         return file_command(args)
+    if args.command == "aot":
+        return _aot.aot_command(args)
     return _bisect.bisect_command(args) if args.command == "bisect" else fuzz.fuzz_command(args)
 
 

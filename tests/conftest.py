@@ -1,8 +1,8 @@
 """Settings of the test run, made before JAX is imported.
 
-Eight CPU devices, for meshes; passes that raise where they fail; and, since nearly all of the time goes to compiling: XLA without
-most of its own optimisations, and a cache of compiled programs that the workers of one run share. Garbage is
-looked for rarely, and not among what is there to the end.
+Eight CPU devices, for meshes; passes that raise where they fail; and, since nearly all of the time goes to
+compiling: XLA without most of its own optimisations, and a cache of compiled programs that the workers of one
+run share. Garbage is looked for rarely, and not among what is there to the end.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from lepton_jax.parallel.local import run_processes
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
@@ -55,3 +57,24 @@ def test_distill() -> None:
     found = load("distill")["main"]()
     assert found["student, taught"] > found["student, alone"]
     assert found["teacher"] > found["student, alone"]
+
+
+def test_shard(capsys: pytest.CaptureFixture[str]) -> None:
+    found = load("shard")["main"](steps=6)
+    assert found["tensor parallel"][-1] < found["tensor parallel"][0] - 0.05
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_train_pod(tmp_path: Path) -> None:
+    """Two processes train and write a checkpoint; one goes on from it on another mesh, as if nothing were."""
+    common = ["--layers", "1", "--width", "16", "--length", "16", "--batch", "8"]
+    kept = [*common, "--checkpoints", str(tmp_path), "--every", "1"]
+    hosts = ["--hosts", "{coordinator}", "{processes}", "{process}", "--steps", "2", "--shard", "fsdp"]
+    ended = run_processes(EXAMPLES / "train_pod.py", n=2, devices=2, timeout=150, args=[*kept, *hosts])
+    assert [each.status for each in ended] == [0, 0], ended
+    assert "all-gather" in ended[0].out and "all-gather" not in ended[1].out
+    main = load("train_pod")["main"]
+    whole = main([*common, "--steps", "3", "--mesh", "data=1,model=2", "--shard", "tp"])
+    again = main([*kept, "--steps", "3", "--mesh", "data=4,model=2", "--shard", "auto"])
+    assert len(whole) == 3 and len(again) == 1
+    assert abs(again[0] - whole[2]) < 1e-4

@@ -19,7 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "rewrite": {"ir"},
     "targets": {"ir"},
     "numerics": set(),
-    "parallel": {"ir", "targets"},
+    "parallel": {"ir", "targets", "numerics"},
     "storage": {"numerics"},
     "models": set(),
     "passes": {"rewrite", "numerics", "targets", "parallel", "ir"},
@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
 LIBRARIES = {name: {"jax", "jaxlib", "numpy"} for name in ROOMS} | {
     "models": {"jax", "numpy", "flax", "optax"},
     "numerics": {"jax", "jaxlib", "numpy", "optax"},  # optax: loss scaling wraps its optimisers
-    "parallel": {"jax", "jaxlib", "numpy", "scipy", "optax"},  # scipy: HiGHS; optax: its optimisers are wrapped
+    "parallel": {"jax", "jaxlib", "numpy", "scipy", "optax"},  # scipy: HiGHS; optax is wrapped
     "passes": {"jax", "jaxlib", "numpy", "scipy"},  # scipy: the extra `saturate`
     "storage": {"jax", "jaxlib", "numpy", "ml_dtypes", "zstandard", "orbax"},
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -61,7 +60,7 @@ class Program:
         """A step of SGD with momentum: (params, momentum, batch) → (params, momentum, loss)."""
 
         def step(params: Any, momentum: Any, batch: Any) -> Any:
-            value, grads = jax.value_and_grad(functools.partial(self.loss, place=place))(params, batch)
+            value, grads = jax.value_and_grad(lambda params: self.loss(params, batch, place))(params)
             momentum = jax.tree.map(lambda m, g: 0.9 * m + g.astype(m.dtype), momentum, grads)
             params = jax.tree.map(lambda p, m: p - (0.01 * m).astype(p.dtype), params, momentum)
             return params, momentum, value

@@ -1,7 +1,7 @@
 """A decoder trained on tiny Shakespeare on 8 virtual devices, its gradients added up in different ways.
 
-Bytes are those that one device sends in a step, by the collectives in the compiled program. Losses are of text
-that was not trained on; all ways see the same batches from the same start.
+Bytes are those that one device sends in a step, by the collectives in the compiled program. Losses are of
+text that was not trained on; all ways see the same batches from the same start.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from benchmarks._common import Row, data
 from benchmarks.quantise_cases._character_model import HELD_OUT, QUICK, Recipe, Tokens, untrained, windows
 from lepton_jax.parallel.aot.hlo import collectives
 from lepton_jax.parallel.compressed import compressed, data_parallel
+from lepton_jax.parallel.compressed.codes import FORMATS
 from lepton_jax.parallel.meshes import MeshSpec
 
-RECIPE: Final = Recipe(layers=2, width=256, heads=8, context=64, batch=16, steps=600, rate=2e-3)
+RECIPE: Final = Recipe(layers=2, width=256, heads=8, context=64, batch=8, steps=600, rate=2e-3)
 
 WAYS: Final[dict[str, dict[str, Any]]] = {
     "exact": {},
     "int8": {"method": "int8"},
     "int8, no feedback": {"method": "int8", "feedback": False},
     "fp8_e4m3": {"method": "fp8_e4m3"},
-    "int8 between two slices": {"method": "int8", "inner": ("data",)},
-    "PowerSGD, rank 4": {"method": "powersgd", "rank": 4},
+    "PowerSGD, rank 8": {"method": "powersgd", "rank": 8},
     "top 1 %": {"method": "topk", "share": 0.01},
 }
 QUICK_WAYS: Final = ("exact", "int8")
@@ -40,7 +40,7 @@ AXES: Final = ("slice", "data")
 
 
 def measure(quick: bool) -> list[Row]:
-    """Of each way: bytes sent in a step, the loss in the end, and by how much it is more than the exact one's."""
+    """Of each way: bytes sent in a step, the loss in the end, and by how much it exceeds the exact one's."""
     if (files := data("tinyshakespeare.txt")) is None:
         return []
     if jax.device_count() < 8:
@@ -58,7 +58,7 @@ def measure(quick: bool) -> list[Row]:
         exact = rows[0]
         row = rows[-1]
         row["times fewer than float32"] = exact["bytes sent"] / row["bytes sent"]
-        row["than bfloat16"] = exact["bytes sent"] / 2 / row["bytes sent"]
+        row["than bfloat16"] = exact["bytes sent"] / 2 / row["than bfloat16"]
         row["percent more loss"] = 100 * (row["loss"] / exact["loss"] - 1)
     return rows
 
@@ -87,6 +87,9 @@ def _row(
     spec = MeshSpec.of(mesh, chip="cpu")
     found = collectives(run.as_text(), spec)
     sent = sum(each.collective().sent(spec) * each.times for each in found)
+    # Gradients in bfloat16 that stay exact travel as they are; thin factors are float32 all the same.
+    codes = [each for each in found if how.get("method") in FORMATS and each.dtypes == ("f32",)]
+    floats = sum(each.collective().sent(spec) * each.times for each in codes)
     rng, start = np.random.default_rng(recipe.seed), time.perf_counter()
     for step in range(recipe.steps):
         places = rng.integers(0, len(tokens) - recipe.context - 1, recipe.batch)
@@ -104,7 +107,7 @@ def _row(
         "collectives": len(found),
         "bytes sent": sent,
         "times fewer than float32": 1.0,
-        "than bfloat16": 0.5,
+        "than bfloat16": sent - floats / 2,
         "loss": final,
         "percent more loss": 0.0,
     }

@@ -133,6 +133,17 @@ def is_array_aval(aval: Any) -> bool:
     return isinstance(aval, ShapedArray)
 
 
+def varying_axes(x: Any) -> frozenset[str]:
+    """The manual mesh axes along which JAX knows an array to differ; none where `shard_map` does not check.
+
+    Args:
+        x: an array, or an abstract value.
+    """
+    aval = x if isinstance(x, ShapedArray) else jax.typeof(x)
+    kind = getattr(aval, "manual_axis_type", None)
+    return frozenset(kind.varying if kind is not None else getattr(aval, "vma", ()))
+
+
 @functools.cache
 def is_extended(dtype: Any) -> bool:
     """Whether it is an extended dtype, such as that of PRNG keys."""
@@ -324,6 +335,96 @@ def _compiled_on() -> Any:
     primitive.def_impl(run)
     mlir.register_lowering(primitive, lower)
     return primitive
+
+
+def shard_hint(x: Any, spec: tuple[tuple[str, ...] | None, ...]) -> Any:
+    """The array itself, marked with how it shall lie on a mesh.
+
+    Args:
+        x: an array or a tracer.
+        spec: of each dimension the names that split it, None where that is open; derivatives get the same.
+    """
+    return _shard_hint().bind(x, spec=spec)
+
+
+SHARD_HINT: Final = "shard_hint"
+
+
+def hide_frames(file: str) -> None:
+    """Where an equation comes from, say the line of the caller of the functions in a file."""
+    _source_info.register_exclusion(file)
+
+
+@functools.cache
+def _shard_hint() -> Any:
+    """The primitive of `shard_hint`: an identity, for JAX and XLA."""
+    from jax.interpreters import ad, batching, mlir
+
+    hide_frames(__file__)
+    primitive = jex.Primitive(SHARD_HINT)
+    primitive.def_abstract_eval(lambda aval, **_: aval)
+    primitive.def_impl(lambda x, **_: x)
+    ad.deflinear2(primitive, lambda ct, _, *, spec: [primitive.bind(ct, spec=spec)])
+
+    def batched(args: Any, dims: Any, *, spec: Any) -> Any:
+        (x,), (dim,) = args, dims
+        full = (*spec, *((),) * (x.ndim - 1 - len(spec)))
+        return primitive.bind(x, spec=(*full[:dim], None, *full[dim:])), dim
+
+    batching.primitive_batchers[primitive] = batched
+    mlir.register_lowering(primitive, lambda ctx, x, **_: [x])
+    return primitive
+
+
+# Compiling ahead of time
+
+
+def compile_lowered(
+    lowered: Any, devices: Sequence[Any], compiler_options: Mapping[str, Any] | None = None
+) -> Any:
+    """Compile what was lowered on an abstract mesh for these devices, present or not.
+
+    `lowered.compile(device_assignment=...)` takes the compiler of JAX's default backend whatever the devices
+    are; this takes that of the devices. What was lowered for devices of its own is compiled for those.
+
+    Raises:
+        AttributeError: this JAX keeps what it lowered in another way.
+    """
+    inner = lowered._lowering
+    options = None if compiler_options is None else dict(compiler_options)
+    if inner._device_list is not None:
+        return lowered.compile(options)
+    known = inner.compile_args
+    inner.compile_args = {**known, "backend": devices[0].client}
+    try:
+        return lowered.compile(options, device_assignment=tuple(devices))
+    finally:
+        inner.compile_args = known
+
+
+def run_mlir_passes(lowered: Any, pipelines: Sequence[str]) -> Any:
+    """The module of what was lowered, after passes of MLIR; the one in `lowered` stays as it is.
+
+    Returns:
+        A `builtin.module` operation of jaxlib's MLIR, with `regions`, `attributes` and so on.
+
+    Raises:
+        ImportError, AttributeError: this jaxlib has no MLIR passes in Python.
+        ValueError: it does not know one of the passes.
+        RuntimeError: a pass failed.
+    """
+    from jaxlib.mlir import passmanager
+
+    module = lowered.compiler_ir("stablehlo")
+    with module.context:
+        copied = module.operation.clone()
+        for pipeline in pipelines:
+            try:
+                passmanager.PassManager.parse(pipeline).run(getattr(copied, "operation", copied))
+            except Exception as error:
+                kind = ValueError if "MLIRError" not in type(error).__name__ else RuntimeError
+                raise kind(f"{pipeline}: {str(error).splitlines()[0]}") from error
+    return copied
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
+from jax.sharding import NamedSharding
 
 from lepton_jax.ir import _jax
 from lepton_jax.ir.graph import Graph, Node, Value
@@ -26,6 +27,7 @@ _HIDDEN: Final[Mapping[str, frozenset[str]]] = {
             "compiler_options_kvs",
         }
     ),
+    "sharding_constraint": frozenset({"context_mesh", "layout"}),
     "custom_jvp_call": frozenset({"jvp_jaxpr_fun", "num_consts", "symbolic_zeros"}),
     "custom_vjp_call": frozenset({"fwd_jaxpr_thunk", "bwd", "out_trees", "num_consts", "symbolic_zeros"}),
 }
@@ -113,6 +115,8 @@ def value_text(value: Any) -> str:
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     if isinstance(value, (set, frozenset)):
         return f"{{{','.join(sorted(map(value_text, value)))}}}"
+    if isinstance(value, NamedSharding):
+        return "P" + str(value.spec)[str(value.spec).index("(") :].replace(" ", "")
     if isinstance(value, np.generic):
         return str(value)
     if isinstance(value, np.ndarray) or (hasattr(value, "shape") and hasattr(value, "dtype")):

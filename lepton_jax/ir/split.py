@@ -71,8 +71,8 @@ def split(graph: Graph, params: Collection[int]) -> Split:
     late = [value for i, value in enumerate(graph.inputs) if i not in set(wanted)]
     effects = frozenset(node for node in graph if node.effects)
     return Split(
-        prepare=_part(f"prepare_{graph.name}", graph, given, kept),
-        apply=_part(graph.name, graph, [*kept, *late], graph.outputs, effects),
+        prepare=part(f"prepare_{graph.name}", graph, given, kept),
+        apply=part(graph.name, graph, [*kept, *late], graph.outputs, effects),
         sources=tuple(tuple(sorted(names[value] or made_of[value])) for value in kept),
     )
 
@@ -135,23 +135,23 @@ def _values(graph: Graph) -> Iterator[Value]:
         yield from node.results
 
 
-def _part(
+def part(
     name: str, graph: Graph, given: list[Value], wanted: list[Value], always: frozenset[Node] = _NOTHING
 ) -> Graph:
     """The graph that computes some values of another from some, and runs some nodes in any case.
 
     Without such nodes its order is that in which the values need them, whatever else stands in the other.
     """
-    part = Graph(name, [v.aval for v in given])
-    env = dict(zip(given, part.inputs, strict=True))
+    made = Graph(name, [v.aval for v in given])
+    env = dict(zip(given, made.inputs, strict=True))
     needed = _needed([*wanted, *(v for node in always for v in node.operands)], env)
     order = [node for node in graph if node in always or node in needed] if always else needed
     for node in order:
         copy = copy_node(node, [v if v.is_const else env[v] for v in node.operands])
-        part.append(copy)
+        made.append(copy)
         env.update((old, new) for old, new in zip(node.results, copy.results, strict=True) if old not in env)
-    part.set_outputs([v if v.is_const else env[v] for v in wanted])
-    return part
+    made.set_outputs([v if v.is_const else env[v] for v in wanted])
+    return made
 
 
 def _needed(wanted: Iterable[Value], given: Collection[Value]) -> dict[Node, None]:

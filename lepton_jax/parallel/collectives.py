@@ -1,8 +1,8 @@
 """Collectives: what devices send one another, how much of it, and how long it takes.
 
 The cost model is alpha-beta along each mesh axis (Thakur, Rabenseifner and Gropp, 2005): rings where devices
-are linked to neighbours, direct exchange where a switch connects them. Several axes are gone through one after
-the other, each with what the ones before left.
+are linked to neighbours, direct exchange where a switch connects them. Several axes are gone through one
+after the other, each with what the ones before left.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def _gather(whole: float, axis: MeshAxis) -> float:
     """An all-gather or a reduce-scatter of `whole` bytes along an axis."""
     lanes = 1 if axis.link.switched or not axis.wraps else 2
     hops = 1 if axis.link.switched else axis.size - 1
-    return whole * (axis.size - 1) / axis.size / (lanes * axis.link.bytes_per_second) + hops * axis.link.seconds
+    return (
+        whole * (axis.size - 1) / axis.size / (lanes * axis.link.bytes_per_second) + hops * axis.link.seconds
+    )
 
 
 def _exchange(local: float, axis: MeshAxis) -> float:

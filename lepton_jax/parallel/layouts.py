@@ -23,8 +23,8 @@ class Layout:
 
     Example:
         >>> layout = Layout((("data",), ()), partial=("model",))
-        >>> str(layout), layout.spec()
-        ('[data, -] sum over model', PartitionSpec('data',))
+        >>> str(layout)
+        '[data, -] sum over model'
     """
 
     dims: tuple[tuple[str, ...], ...]
@@ -44,7 +44,9 @@ class Layout:
         """
         entries = tuple(spec)
         if len(entries) > ndim:
-            raise ValueError(f"{PartitionSpec(*entries)} has {len(entries)} entries; the array has {ndim} dimensions")
+            raise ValueError(
+                f"{PartitionSpec(*entries)} has {len(entries)} entries; the array has {ndim} dimensions"
+            )
         dims = [() if e is None else (e,) if isinstance(e, str) else tuple(e) for e in entries]
         used = [name for each in dims for name in each]
         if len(used) != len(set(used)):
@@ -88,11 +90,46 @@ class Layout:
 
     def local_bytes(self, aval: Any, mesh: MeshSpec) -> int:
         """The bytes of one device's part of an array."""
-        return math.prod(self.local_shape(aval.shape, mesh)) * aval.dtype.itemsize
+        return math.prod(self.local_shape(aval.shape, mesh)) * int(aval.dtype.itemsize)
 
     def divides(self, shape: Sequence[int], mesh: MeshSpec) -> bool:
         """Whether all parts have the same size."""
         return all(size % mesh.size(*names) == 0 for size, names in zip(shape, self.dims, strict=True))
+
+    def check(self, shape: Sequence[int], mesh: MeshSpec, what: str = "the array") -> None:
+        """That an array of this shape can lie so.
+
+        Args:
+            shape: of the whole array.
+            mesh: whose axes it names.
+            what: the array, for the message.
+
+        Raises:
+            ValueError: it has another number of dimensions, names an axis that the mesh does not have, names
+                one twice, or the devices along an axis do not divide a dimension; the message names the
+                dimension, the axes and the nearest size that they divide.
+
+        Example:
+            >>> Layout((("model",), ())).check((6, 8), MeshSpec.of("model=4", chip="v5e"), "w")
+            Traceback (most recent call last):
+                ...
+            ValueError: dimension 0 of w has size 6, which the 4 devices along model do not divide; 8 they do
+        """
+        if len(shape) != self.ndim:
+            raise ValueError(f"{self} is for {self.ndim} dimensions; {what} has {len(shape)}")
+        names = (*self.axes, *self.partial)
+        if len(names) != len(set(names)):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"{self} of {what} uses the mesh axis {twice!r} twice")
+        mesh.size(*names)
+        for dim, (size, split) in enumerate(zip(shape, self.dims, strict=True)):
+            parts = mesh.size(*split)
+            if size % parts:
+                near = max(parts, round(size / parts) * parts)
+                raise ValueError(
+                    f"dimension {dim} of {what} has size {size}, which the {parts} devices along "
+                    f"{'+'.join(split)} do not divide; {near} they do"
+                )
 
     def __str__(self) -> str:
         dims = ", ".join("+".join(each) or "-" for each in self.dims)

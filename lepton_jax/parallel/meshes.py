@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from lepton_jax.targets.chips import Chip, Link, get_chip
 
@@ -54,13 +55,15 @@ class MeshSpec:
         Args:
             mesh: JAX's, or the sizes of its axes by name, or these as text: `data=2,model=4`.
             chip: what it is made of; default: by the devices of the mesh, else of JAX's default backend.
-            outer: the axes along which devices stand in different slices or nodes.
+            outer: the axes along which devices stand in different slices or nodes; of a `Mesh` its devices
+                tell.
 
         Raises:
             ValueError: an axis without a name or with a size below 1, an unknown chip, or an unknown axis
                 in `outer`.
         """
         sizes = _sizes(mesh)
+        outer = outer or _between_slices(mesh)
         for name, size in sizes.items():
             if not name or size < 1:
                 raise ValueError(f"a mesh's axes have names and sizes of at least 1, not {name!r}={size}")
@@ -120,6 +123,16 @@ def _sizes(mesh: Any) -> dict[str, int]:
     if isinstance(mesh, Mapping):
         return {str(name): int(size) for name, size in mesh.items()}
     return {str(name): int(size) for name, size in mesh.shape.items()}
+
+
+def _between_slices(mesh: Any) -> list[str]:
+    """The axes of a mesh along which its devices stand in different slices."""
+    if not isinstance(mesh, jax.sharding.Mesh):
+        return []
+    slices = np.array([getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat])
+    slices = slices.reshape(mesh.devices.shape)
+    differ = [(slices != slices.take([0], axis)).any() for axis in range(slices.ndim)]
+    return [str(name) for name, each in zip(mesh.axis_names, differ, strict=True) if each]
 
 
 _KINDS: Mapping[str, str] = {

@@ -30,7 +30,10 @@ class Factors:
             are parts of the sum of the results.
 
     Example: `[b, k] @ [k, n]` has the factors 0 = b, 1 = n, 2 = k:
-    `Factors((b, n, k), (((0,), (2,)), ((2,), (1,))), (((0,), (1,)),), {2: "add"}, linear=({0}, {1}))`.
+        >>> linear = (frozenset({0}), frozenset({1}))
+        >>> dot = Factors((4, 2, 8), (((0,), (2,)), ((2,), (1,))), (((0,), (1,)),), {2: "add"}, linear=linear)
+        >>> str(dot)
+        '(ac, cb) -> (ab) add c'
     """
 
     sizes: tuple[int, ...]
@@ -39,6 +42,27 @@ class Factors:
     reduced: Mapping[int, Reduction] = field(default_factory=dict)
     whole: frozenset[int] = frozenset()
     linear: tuple[frozenset[int], ...] = ()
+
+    def __str__(self) -> str:
+        """In letters, as Shardy writes it: `(ac, cb) -> (ab) add c`; `-` has none, `()` no dimension."""
+        text = f"{_written(self.operands)} -> {_written(self.results)}"
+        for how in dict.fromkeys(self.reduced.values()):
+            text += f" {how} {''.join(_letter(i) for i, each in self.reduced.items() if each == how)}"
+        return text + (f" whole {''.join(map(_letter, sorted(self.whole)))}" if self.whole else "")
+
+
+def _letter(factor: int) -> str:
+    return chr(ord("a") + factor) if factor < 26 else f"<{factor}>"
+
+
+def _written(arrays: tuple[Dims, ...]) -> str:
+    """Arrays between commas, their dimensions, those of several factors in brackets."""
+    texts = []
+    for dims in arrays:
+        parts = ["".join(map(_letter, each)) or "-" for each in dims]
+        pairs = zip(parts, dims, strict=True)
+        texts.append("".join(part if len(each) < 2 else f"[{part}]" for part, each in pairs) or "()")
+    return f"({', '.join(texts)})"
 
 
 Rule = Callable[[Node], Factors]

@@ -1,0 +1,151 @@
+"""The command `lepton aot`: compile a function for devices that are not here."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import inspect
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from lepton_jax._bisect import _find
+from lepton_jax.parallel.aot.compile import compile_for
+from lepton_jax.parallel.aot.topologies import EXAMPLES, Topology, get_topology
+from lepton_jax.rewrite import LeptonError
+
+EXAMPLE_ARGS = "example_args"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `lepton aot`."""
+    parser.add_argument("function", metavar="module:function", help="what to compile")
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="NAME",
+        help=f"for what: {', '.join(EXAMPLES)} and others like these",
+    )
+    parser.add_argument(
+        "--mesh",
+        metavar="AXES",
+        help='the axes of the mesh, as "data=64,model=8"; one size may be left open (default: data)',
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="spread it so: dp, fsdp, tp, fsdp+tp, sp, ep or auto"
+    )
+    parser.add_argument(
+        "--args",
+        metavar="module:function",
+        help="a function that returns a tuple of the arguments, jax.ShapeDtypeStruct or arrays; it may take "
+        f"the mesh (default: the function {EXAMPLE_ARGS} of the same module)",
+    )
+    parser.add_argument("--json", action="store_true", help="print all figures as JSON")
+
+
+def aot_command(args: argparse.Namespace) -> int:
+    """Compile as `lepton aot` does, and print the report.
+
+    Returns:
+        0 if the program fits, 1 if it does not, 2 if it could not be compiled for another reason.
+    """
+    try:
+        _on_cpu(args.topology)
+        topology = get_topology(args.topology)
+        mesh = topology.mesh(args.mesh)
+        fun = find_function(args.function)
+        values = arguments(args.args or f"{args.function.rpartition(':')[0]}:{EXAMPLE_ARGS}", mesh)
+        found = compile_for(spread_over(fun, mesh, args.preset, topology), values, topology, args.mesh)
+    except (LeptonError, ImportError, ValueError, TypeError) as error:
+        print(f"lepton aot: {error}", file=sys.stderr)
+        return 2
+    found = dataclasses.replace(found, name=args.function)
+    print(json.dumps(found.to_json(), indent=1) if args.json else found)
+    return 0 if found.fits else 1
+
+
+def find_function(name: str) -> Callable[..., Any]:
+    """The function that `module:function` or `folder/file.py:function` names.
+
+    Raises:
+        ValueError: it is not of that form, or there is no such file or function.
+    """
+    place, colon, path = name.rpartition(":")
+    if not place.endswith(".py"):
+        return _find(name)
+    file = Path(place).resolve()
+    if not file.is_file():
+        raise ValueError(f"there is no file {place}")
+    if str(file.parent) not in sys.path:
+        sys.path.insert(0, str(file.parent))
+    return _find(f"{file.stem}{colon}{path}")
+
+
+def _on_cpu(topology: str) -> None:
+    """Keep JAX from looking for accelerators, and give it the CPU devices that are asked for."""
+    count = re.match(r"cpu:(\d+)$", topology)
+    with contextlib.suppress(RuntimeError):  # JAX has started already
+        if "JAX_PLATFORMS" not in os.environ:
+            jax.config.update("jax_platforms", "cpu")
+        if count and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+            jax.config.update("jax_num_cpu_devices", int(count[1]))
+
+
+def arguments(name: str, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
+    """The arguments that a function of the user's makes, of the mesh if it takes one.
+
+    Raises:
+        ValueError: there is no such function, or it returns no tuple.
+    """
+    try:
+        make: Callable[..., Any] = find_function(name)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}: write a function {name.rpartition(':')[2]}() that returns the arguments as a tuple of "
+            "jax.ShapeDtypeStruct, or name another one with --args"
+        ) from error
+    takes_mesh = any(
+        each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
+        for each in inspect.signature(make).parameters.values()
+    )
+    values = make(mesh) if takes_mesh else make()
+    if not isinstance(values, tuple):
+        raise ValueError(
+            f"{name} returns a {type(values).__name__}; it should return the arguments as a tuple"
+        )
+    return values
+
+
+def spread_over(fun: Callable[..., Any], mesh: jax.sharding.Mesh, preset: Any, topology: Topology) -> Any:
+    """A function spread over the mesh of a topology.
+
+    What `lepton.optimize` made for a mesh of its own is made again for this one. A plain function stays as it
+    is unless a preset is named.
+
+    Args:
+        fun: the function.
+        mesh: of the topology's devices.
+        preset: `shard=` of `lepton.optimize`; None for what the function says.
+        topology: to optimise for its platform.
+    """
+    from lepton_jax._api import Optimized, optimize
+    from lepton_jax._sharded.request import Sharding, Spread
+
+    if not isinstance(fun, Optimized):
+        return fun if preset is None else optimize(fun, mesh=mesh, shard=preset, target=topology.platform)
+    before = fun.options.spread
+    sharding = Sharding.of(preset) if preset is not None else None if before is None else before.sharding
+    changed = dataclasses.replace(fun.options, target=fun.options.target or topology.platform)
+    if sharding is not None:
+        given = Spread(mesh, sharding) if before is None else before
+        changed = dataclasses.replace(
+            changed, spread=dataclasses.replace(given, mesh=mesh, sharding=sharding)
+        )
+    return Optimized(fun.__wrapped__, changed)

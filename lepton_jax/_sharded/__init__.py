@@ -1,0 +1,1 @@
+"""`optimize(mesh=…, shard=…)`: from a user's call to a program spread over a mesh."""

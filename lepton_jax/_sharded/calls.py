@@ -1,0 +1,117 @@
+"""A user's call as a function of a flat list of arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+
+from lepton_jax import _nnx
+from lepton_jax._inputs import argument_names
+from lepton_jax._options import StaticArguments
+from lepton_jax._sharded.naming import Leaf, name_leaves
+from lepton_jax._stage import kind_of
+from lepton_jax.ir import _jax
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call, flat.
+
+    Attributes:
+        key: what tells one program from another: trees, abstract values, static arguments.
+        leaves: the arrays.
+        names: says what the arrays are called, in order.
+        run: the function of the leaves; it returns the results as a tree of arrays.
+        finish: makes what the caller gets of that tree, and of what the run that was traced has noted.
+        restore: the arguments given by position, with other arrays in them; modules are updated.
+        noted: receives what `finish` needs to know of the run.
+    """
+
+    key: Any
+    leaves: list[Any]
+    names: Callable[[], list[Leaf]]
+    run: Callable[..., Any]
+    finish: Callable[[Any, list[Any]], Any]
+    restore: Callable[[Sequence[Any]], tuple[Any, ...]]
+    noted: list[Any] = field(default_factory=list)
+
+
+def flatten(
+    fun: Callable[..., Any], static: StaticArguments, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Call:
+    """A call of `fun`; NNX modules among its arguments are updated when it is finished."""
+    names = argument_names(fun, len(args))
+    fixed = {i: value for i, value in enumerate(args) if i in static.positions}
+    fixed_names = {key: kwargs[key] for key in sorted(kwargs) if key in static.names}
+    moving = [(names[i], value) for i, value in enumerate(args) if i not in fixed]
+    moving += [(key, kwargs[key]) for key in sorted(kwargs) if key not in fixed_names]
+    free = len(args) - len(fixed)
+
+    def positional(values: Sequence[Any]) -> tuple[Any, ...]:
+        given = iter(values[:free])
+        return tuple(fixed[i] if i in fixed else next(given) for i in range(len(args)))
+
+    def call(values: Sequence[Any]) -> Any:
+        named = {name: value for (name, _), value in zip(moving[free:], values[free:], strict=True)}
+        return fun(*positional(values), **named, **fixed_names)
+
+    constants = (tuple(fixed.items()), tuple(fixed_names.items()), len(args), _jax.x64_enabled())
+    if _nnx.holds_modules((args, kwargs)) and _nnx.writable((args, kwargs)):
+        return _of_modules(call, positional, moving, constants)
+    leaves, tree = jax.tree.flatten([value for _, value in moving])
+
+    def run(*arrays: Any) -> Any:
+        return call(jax.tree.unflatten(tree, arrays))
+
+    def restore(arrays: Sequence[Any]) -> tuple[Any, ...]:
+        return positional(jax.tree.unflatten(tree, arrays))
+
+    key = (constants, tuple(name for name, _ in moving[free:]), tree, tuple(map(kind_of, leaves)))
+    return Call(key, leaves, lambda: _names(moving), run, lambda results, _: results, restore)
+
+
+def _names(moving: Sequence[tuple[str, Any]]) -> list[Leaf]:
+    return [leaf for name, tree in moving for leaf in name_leaves(name, tree)]
+
+
+def _of_modules(
+    call: Callable[[Sequence[Any]], Any],
+    positional: Callable[[Sequence[Any]], tuple[Any, ...]],
+    moving: Sequence[tuple[str, Any]],
+    constants: Any,
+) -> Call:
+    """A call with modules: their state goes in and comes out, as with `nnx.jit`."""
+    from flax import nnx
+
+    given = dict(moving)
+    before, state = nnx.split(given)
+    leaves, tree = jax.tree.flatten(state)
+    noted: list[Any] = []
+
+    def run(*arrays: Any) -> Any:
+        merged = nnx.merge(before, jax.tree.unflatten(tree, arrays))
+        result = call([merged[name] for name, _ in moving])
+        definition, new_state = nnx.split((merged, result))
+        noted[:] = [definition]
+        return new_state
+
+    def finish(new_state: Any, noted: list[Any]) -> Any:
+        changed, result = nnx.merge(noted[0], new_state)
+        nnx.update(given, nnx.state(changed))
+        return result
+
+    def restore(arrays: Sequence[Any]) -> tuple[Any, ...]:
+        placed = jax.tree.unflatten(tree, arrays)
+        nnx.update(given, placed)
+        merged = nnx.merge(before, placed)
+        objects: type = nnx.Pytree
+        return positional([v if isinstance(v, objects) else merged[name] for name, v in moving])
+
+    def names() -> list[Leaf]:
+        return [replace(leaf, argument=leaf.path.partition("/")[0]) for leaf in name_leaves("", state)]
+
+    key = (constants, before, tree, tuple(map(kind_of, leaves)))
+    return Call(key, leaves, names, run, finish, restore, noted)

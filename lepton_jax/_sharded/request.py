@@ -1,0 +1,211 @@
+"""What a user says about a mesh: the arguments of `optimize`, checked and in hashable form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+AnyMesh = Mesh | AbstractMesh
+
+PRESETS: Final = ("dp", "fsdp", "tp", "fsdp+tp", "sp", "ep")
+SOLVE: Final = "auto"
+
+
+@dataclass(frozen=True, init=False)
+class Sharding:
+    """How arguments shall lie on a mesh, where a dictionary of specs does not say enough.
+
+    Rules and the other options stand beside the specs, not among them: a pattern may be any text.
+
+    Attributes:
+        specs: by patterns of paths as `params/.../kernel`, each with a `PartitionSpec`, a tuple of axes or
+            logical names, a single name, or None for "every device holds all of it". Where several patterns
+            choose an array, the last one holds.
+        preset: what decides where no pattern does: `dp`, `fsdp`, `tp`, `fsdp+tp`, `sp`, `ep`, `auto`, or a
+            saved plan.
+        rules: what logical names stand for: `{"embed": None, "mlp": "model"}`, or pairs as Flax has them.
+        local: patterns of arguments of which each process gives its own part of dimension 0.
+
+    Raises:
+        TypeError: something in it is none of these.
+        ValueError: there is no preset of this name.
+
+    Example:
+        >>> Sharding({"params/.../kernel": (None, "mlp")}, preset="dp", rules={"mlp": "model"}).preset
+        'dp'
+    """
+
+    specs: tuple[tuple[str, Any], ...]
+    preset: Any
+    rules: tuple[tuple[str, tuple[str, ...]], ...]
+    local: tuple[str, ...]
+    _key: Any = field(repr=False, compare=True)
+
+    def __init__(
+        self,
+        specs: Mapping[str, Any] | None = None,
+        *,
+        preset: Any = None,
+        rules: Mapping[str, Any] | Sequence[tuple[str, Any]] | None = None,
+        local: str | Sequence[str] = (),
+    ) -> None:
+        from lepton_jax.parallel.annotations import rules_of, spec_of
+
+        if specs is not None and not isinstance(specs, Mapping):
+            raise TypeError(f"shard: specs are a dictionary of patterns and specs, not {specs!r}")
+        if isinstance(preset, str) and preset not in (*PRESETS, SOLVE):
+            raise ValueError(
+                f"shard: there is no preset {preset!r}; there are {', '.join((*PRESETS, SOLVE))}, or give a "
+                "dictionary of patterns and specs"
+            )
+        written = {} if specs is None else specs
+        set_ = object.__setattr__
+        set_(self, "specs", tuple((str(key), spec_of(value, repr(key))) for key, value in written.items()))
+        set_(self, "preset", preset)
+        set_(self, "rules", rules_of(rules))
+        set_(self, "local", (local,) if isinstance(local, str) else tuple(local))
+        set_(self, "_key", preset if isinstance(preset, str) else id(preset))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sharding) and self._parts() == other._parts()
+
+    def __hash__(self) -> int:
+        return hash(self._parts())
+
+    def _parts(self) -> tuple[Any, ...]:
+        return self.specs, self._key, self.rules, self.local
+
+    @classmethod
+    def of(cls, shard: Any) -> Sharding:
+        """What `shard=` says: patterns, a preset, a plan, a preset with patterns beside it, or a `Sharding`.
+
+        Raises: as the class.
+        """
+        if isinstance(shard, Sharding):
+            return shard
+        if shard is None or isinstance(shard, Mapping):
+            return cls(shard)
+        if isinstance(shard, tuple):
+            if len(shard) != 2 or not isinstance(shard[1], Mapping):
+                raise TypeError(
+                    "shard: a preset with patterns beside it is a pair, as ('fsdp', {'params/head': None}), "
+                    f"not {shard!r}"
+                )
+            return cls(shard[1], preset=shard[0])
+        return cls(preset=shard)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The arguments of `optimize` that concern a mesh.
+
+    Attributes:
+        mesh: JAX's, or in words as `data=2,model=4`.
+        sharding: how arguments shall lie on it.
+        donate: `auto` to donate what comes back; None to donate what the user names.
+        memory: bytes that each device has for the program; None for what its chip has.
+    """
+
+    mesh: AnyMesh | str
+    sharding: Sharding
+    donate: str | None = None
+    memory: int | None = None
+
+    def get_mesh(self) -> AnyMesh:
+        """JAX's mesh, made of the first devices where the user gave words.
+
+        Raises:
+            ValueError: it needs more devices than there are.
+        """
+        if not isinstance(self.mesh, str):
+            return self.mesh
+        from lepton_jax.parallel.meshes import MeshSpec
+
+        spec = MeshSpec.of(self.mesh, chip="cpu")
+        devices = jax.devices()
+        if spec.devices > len(devices):
+            raise ValueError(
+                f"the mesh {spec} needs {spec.devices} devices, JAX has {len(devices)} "
+                f"({devices[0].platform}). To plan without them give a jax.sharding.AbstractMesh; to try it "
+                f"on CPU set XLA_FLAGS=--xla_force_host_platform_device_count={spec.devices} before JAX "
+                "starts"
+            )
+        sizes = tuple(axis.size for axis in spec.axes)
+        types = (AxisType.Auto,) * len(sizes)
+        return jax.make_mesh(sizes, spec.names, axis_types=types, devices=devices[: spec.devices])
+
+
+def make_spread(
+    mesh: Any, shard: Any, donate: str | None, memory: int | str | None, donated: bool
+) -> Spread | None:
+    """Check what `optimize` was told about a mesh.
+
+    Args:
+        donated: whether the user names arguments to donate.
+
+    Returns:
+        None where nothing was said.
+
+    Raises:
+        TypeError: the mesh or the sharding is nothing of the kind.
+        ValueError: shard, donate or memory without a mesh, or a value that they cannot have.
+    """
+    if mesh is None:
+        given = {"shard": shard, "donate": donate, "memory": memory}
+        named = [f"{name}={value!r}" for name, value in given.items() if value is not None]
+        if named:
+            raise ValueError(f"{', '.join(named)} needs a mesh: optimize(f, mesh='data=8', ...)")
+        return None
+    if donate not in (None, "auto"):
+        raise ValueError(f"donate is 'auto' or None, not {donate!r}; donate_argnums names arguments")
+    if donate and donated:
+        raise ValueError("donate='auto' finds what to donate: leave out donate_argnums and donate_argnames")
+    return Spread(_mesh(mesh), Sharding.of(shard), donate, _bytes(memory))
+
+
+def _mesh(mesh: Any) -> AnyMesh | str:
+    if isinstance(mesh, (Mesh, AbstractMesh)):
+        if not mesh.axis_names:
+            raise ValueError("the mesh has no axes")
+        return mesh
+    if not isinstance(mesh, (str, Mapping)):
+        raise TypeError(
+            f"mesh is a jax.sharding.Mesh, an AbstractMesh, or sizes as 'data=2,model=4', not {mesh!r}"
+        )
+    from lepton_jax.parallel.meshes import MeshSpec
+
+    return str(MeshSpec.of(mesh, chip="cpu"))
+
+
+_DECIMAL: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS: Final = {**_DECIMAL, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def _bytes(memory: int | str | None) -> int | None:
+    """Bytes, from a number or from words as `14GB`."""
+    if memory is None or isinstance(memory, int):
+        return memory
+    found = re.fullmatch(r"([\d.]+)\s*([kmgt]?i?)b?", memory.strip().lower())
+    if found is None or found[2] not in _UNITS:
+        raise ValueError(f"memory is a number of bytes or as '14GB', not {memory!r}")
+    return int(float(found[1]) * _UNITS[found[2]])
+
+
+def automatic(mesh: AnyMesh) -> AnyMesh:
+    """The mesh with axes over which XLA decides; JAX's own types of axes may say otherwise."""
+    if not isinstance(mesh, Mesh):
+        return automatic_axes(mesh)
+    types = (AxisType.Auto,) * len(mesh.axis_names)
+    return mesh if mesh.axis_types == types else Mesh(mesh.devices, mesh.axis_names, axis_types=types)
+
+
+def automatic_axes(mesh: AbstractMesh) -> AbstractMesh:
+    """`automatic` of an abstract mesh."""
+    types = dict.fromkeys(mesh.axis_names, AxisType.Auto)
+    found: AbstractMesh = mesh.update_axis_types(types)
+    return found

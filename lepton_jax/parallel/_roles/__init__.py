@@ -1,0 +1,1 @@
+"""How roles are found: by names, by shapes, by what comes back."""

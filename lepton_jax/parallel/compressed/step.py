@@ -1,0 +1,149 @@
+"""A training step over copies of the parameters: each device differentiates its part of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lepton_jax.parallel.compressed.optimizer import has_feedback, state_specs
+
+if TYPE_CHECKING:
+    import optax
+
+
+class DataParallel:
+    """A training step in which each device has the parameters and a part of the batch.
+
+    Made by `data_parallel`.
+    """
+
+    def __init__(
+        self,
+        loss: Callable[..., Any],
+        tx: optax.GradientTransformation,
+        mesh: jax.sharding.Mesh,
+        axes: tuple[str, ...],
+        has_aux: bool,
+        donate: bool,
+    ) -> None:
+        self._loss = loss
+        self._tx = tx
+        self._mesh = mesh
+        self._axes = axes
+        self._has_aux = has_aux
+        self._step: Any = jax.jit(self._made, donate_argnums=(0, 1) if donate else ())
+
+    def init(self, params: Any) -> tuple[Any, Any]:
+        """The parameters on every device of the mesh, and the optimiser's first state.
+
+        Args:
+            params: a tree of arrays, the same in every process.
+        """
+        copies = NamedSharding(self._mesh, PartitionSpec())
+        params = jax.device_put(params, copies)
+        specs = state_specs(jax.eval_shape(self._tx.init, params))
+        places = jax.tree.map(
+            lambda spec: NamedSharding(self._mesh, spec),
+            specs,
+            is_leaf=lambda s: isinstance(s, PartitionSpec),
+        )
+        return jax.jit(lambda p: p, out_shardings=copies)(params), jax.jit(
+            self._tx.init, out_shardings=places
+        )(params)
+
+    def step(self, params: Any, state: Any, batch: Any) -> tuple[Any, Any, Any]:
+        """One step of training.
+
+        Args:
+            params, state: of `init`, or of the step before; they are donated.
+            batch: a tree of arrays; the devices along the axes divide the first dimension of each. In a
+                program of several processes: global arrays, or the same on the host in all of them.
+
+        Returns:
+            The new parameters and state, and the mean of the devices' losses; with `has_aux` the pair of it
+            and the mean of what else the loss gives.
+        """
+        found: tuple[Any, Any, Any] = self._step(params, state, jax.tree.map(self._split, batch))
+        return found
+
+    def lower(self, params: Any, state: Any, batch: Any) -> Any:
+        """The step's `jax.stages.Lowered` for such arguments, arrays or shapes."""
+        return self._step.lower(params, state, jax.tree.map(self._split, batch))
+
+    def _split(self, array: Any) -> Any:
+        """An array of a batch over the devices; arrays of several processes stay as they are."""
+        place = NamedSharding(self._mesh, PartitionSpec(self._axes))
+        if isinstance(array, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            return array
+        return jax.device_put(array, place)
+
+    def _made(self, params: Any, state: Any, batch: Any) -> Any:
+        whole, specs, cut = PartitionSpec(), state_specs(state), PartitionSpec(self._axes)
+        return jax.shard_map(
+            self._on_each,
+            mesh=self._mesh,
+            in_specs=(whole, specs, cut),
+            out_specs=(whole, specs, whole),
+            check_vma=False,
+        )(params, state, batch)
+
+    def _on_each(self, params: Any, state: Any, batch: Any) -> Any:
+        import optax
+
+        found, slope = jax.value_and_grad(self._loss, has_aux=self._has_aux)(params, batch)
+        if not has_feedback(state):
+            slope = lax.pmean(slope, self._axes)
+        updates, state = self._tx.update(slope, state, params)
+        return optax.apply_updates(params, updates), state, lax.pmean(found, self._axes)
+
+
+def data_parallel(
+    loss: Callable[..., Any],
+    tx: optax.GradientTransformation,
+    mesh: jax.sharding.Mesh,
+    *,
+    axes: str | Sequence[str] | None = None,
+    has_aux: bool = False,
+    donate: bool = True,
+) -> DataParallel:
+    """A training step for which every device has all parameters and its part of each batch.
+
+    Gradients are added up exactly, or with `tx = lepton.compressed(...)` as that says.
+
+    Args:
+        loss: of the parameters and a batch, a mean over the batch; as for `jax.value_and_grad`.
+        tx: the optimiser.
+        mesh: of the devices.
+        axes: over which batches are split; default: all of the mesh.
+        has_aux: whether the loss gives a pair of the loss and more arrays.
+        donate: whether a step may write over the parameters and the state that it is given.
+
+    Raises:
+        ValueError: there are more axes on the mesh, along which parameters would be copied and nothing split.
+
+    Example:
+        >>> import jax.numpy as jnp, optax
+        >>> mesh = jax.make_mesh((1,), ("data",))
+        >>> train = data_parallel(lambda w, x: ((x @ w) ** 2).mean(), optax.sgd(0.1), mesh)
+        >>> w, state = train.init(jnp.ones(2))
+        >>> w, state, loss = train.step(w, state, jnp.eye(2))
+        >>> float(loss), w.tolist()
+        (1.0, [0.8999999761581421, 0.8999999761581421])
+    """
+    names = tuple(map(str, mesh.axis_names))
+    chosen = names if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+    for axis in chosen:
+        if axis not in names:
+            raise ValueError(f"{axis!r} is not an axis of the mesh; its axes are {', '.join(names)}")
+    if rest := [name for name in names if name not in chosen and mesh.shape[name] > 1]:
+        raise ValueError(
+            f"data_parallel copies the parameters along all axes of the mesh, and {rest[0]!r} is not among "
+            f"{chosen}: name it too, or write the step with jax.shard_map and tx.update"
+        )
+    return DataParallel(loss, tx, mesh, chosen, has_aux, donate)

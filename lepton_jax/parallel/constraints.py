@@ -1,0 +1,207 @@
+"""Layouts written into a program, where XLA's own propagation need not find them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from lepton_jax.ir import _jax
+from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.importer import copy_equations
+from lepton_jax.ir.regions import CALLS, LOOPS, slots
+from lepton_jax.parallel.layouts import Layout
+
+HINTS: Final = frozenset({_jax.SHARD_HINT, "sharding_constraint"})
+"""Operations that say how their operand shall lie: `lepton.shard_hint` and JAX's own."""
+
+_TOLD: Final = frozenset(
+    {
+        *("dot_general", "ragged_dot_general", "conv_general_dilated"),
+        *(
+            "reduce_sum",
+            "reduce_max",
+            "reduce_min",
+            "reduce_prod",
+            "reduce_and",
+            "reduce_or",
+            "argmax",
+            "argmin",
+        ),
+        *("gather", "scatter", "scatter-add", "scatter_add", "scatter_mul", "dynamic_slice"),
+        *("dynamic_update_slice", "pad", "reshape", "concatenate", "sort", "top_k", "cumsum", "iota"),
+        *("broadcast_in_dim", "rng_bit_generator", "random_bits", "scan", "while", "cond"),
+    }
+)
+"""What leaves more than one layout open: sums over what is split, and what has other dimensions than its
+operands. An element-wise operation lies as its operands do, where nobody wants it otherwise."""
+
+_CLOSED: Final = frozenset({"shard_map", "custom_linear_solve", "custom_jvp_call", "custom_vjp_call"})
+"""Their regions see parts of arrays, or have derivatives that do not know of constraints."""
+
+
+def constrain(graph: Graph, assignment: Mapping[Value, Layout], mesh: Mesh | AbstractMesh) -> int:
+    """Write `jax.lax.with_sharding_constraint` behind what leaves its layout open, in loops and branches too.
+
+    Hints are replaced by constraints. Element-wise operations and transposes get one where their result lies
+    otherwise than their operands. Arrays that are parts of sums get none: XLA adds them up where they are
+    needed whole. Layouts of arrays of one element are left to XLA.
+
+    Args:
+        graph: it is changed.
+        assignment: of values that shall lie so.
+        mesh: of JAX; its axes are those of the layouts, of the type `Auto`.
+
+    Returns:
+        How many constraints there are now.
+    """
+    count = 0
+    traces: dict[Any, Any] = {}
+    for inner in graph.graphs(enter=_is_open):
+        count += _gather_for_reductions(inner, assignment, mesh, traces)
+        for value, after in list(_places(inner, assignment)):
+            layout = assignment.get(value)
+            if layout is None or layout.partial:
+                continue
+            sharding = NamedSharding(mesh, layout.spec())
+            if value.node is not None and value.node.params.get("sharding") == sharding:
+                continue  # the user's own constraint
+            _write(value, sharding, inner, after, traces)
+            count += 1
+        for node in inner:
+            if node.op == _jax.SHARD_HINT:
+                node.result.replace_uses(node.operands[0])
+                inner.erase(node)
+    return count
+
+
+def part_hints(graph: Graph) -> None:
+    """Let what a hint gives be an array of its own, where a loop, a branch or a call ties it to others.
+
+    What a loop carries lies alike at its beginning and its end; a hint there is kept, and what it gives is
+    laid out anew behind it.
+    """
+    for node in list(hints(graph)):
+        value, inner = node.result, node.graph
+        assert inner is not None and node.next is not None
+        tied = [(user, place) for user, place in value.uses if user.regions or user is inner.ret]
+        if not tied or (inner is graph and all(user is graph.ret for user, _ in tied)):
+            continue
+        shape = jax.ShapeDtypeStruct(
+            value.shape, value.dtype, weak_type=getattr(value.aval, "weak_type", False)
+        )
+        traced = _jax.trace_flat(_open_hint, [shape])
+        (free,) = copy_equations(traced, [value], inner, node.next, {})
+        for user, place in tied:
+            user.set_operand(place, free)
+
+
+def _open_hint(x: Any) -> list[Any]:
+    return [_jax.shard_hint(x, (None,) * x.ndim)]
+
+
+def hints(graph: Graph) -> Iterator[Node]:
+    """The nodes that say how an array shall lie, those in loops and branches too."""
+    for inner in graph.graphs(enter=_is_open):
+        yield from (node for node in inner if node.op in HINTS)
+
+
+def _is_open(node: Node) -> bool:
+    return node.op not in _CLOSED and node.op not in CALLS
+
+
+def _places(graph: Graph, assignment: Mapping[Value, Layout]) -> Iterator[tuple[Value, Node]]:
+    """The values of a graph that get a constraint, each with the node before which it stands."""
+    first = next(iter(graph), graph.ret)
+    carried = {
+        graph.inputs[i]
+        for parent in graph.parents
+        if parent.op in LOOPS
+        for slot in slots(parent)
+        if slot.kind == "carry"
+        for r, i in slot.inputs
+        if parent.regions[r] is graph
+    }
+    for value in graph.inputs:
+        if value in carried and _is_told(value):
+            yield value, first
+    for node in graph:
+        assert node.next is not None
+        if node.op == "broadcast_in_dim" and node.operands[0].is_const:  # a constant lies as its readers want
+            continue
+        if node.op in HINTS or node.op in _TOLD or _changes(node, assignment):
+            yield from ((value, node.next) for value in node.results if node.op in HINTS or _is_told(value))
+
+
+def _changes(node: Node, assignment: Mapping[Value, Layout]) -> bool:
+    """Whether the result of an element-wise operation or a transpose lies otherwise than an operand."""
+    if len(node.results) != 1 or node.result not in assignment:
+        return False
+    layout = assignment[node.result]
+    order = node.params["permutation"] if node.op == "transpose" else range(layout.ndim)
+    for value in node.operands:
+        before = assignment.get(value)
+        if value.is_const or before is None or before.ndim != layout.ndim:
+            continue
+        is_alike = tuple(value.shape[dim] for dim in order) == node.result.shape
+        if is_alike and tuple(before.dims[dim] for dim in order) != layout.dims:
+            return True
+    return False
+
+
+def _is_told(value: Value) -> bool:
+    """Whether it is an array of several elements that somebody reads."""
+    if not value.uses or not _jax.is_array_aval(value.aval) or _jax.is_extended(value.dtype):
+        return False
+    return any(not isinstance(size, int) or size > 1 for size in value.shape)
+
+
+def _gather_for_reductions(
+    graph: Graph, assignment: Mapping[Value, Layout], mesh: Mesh | AbstractMesh, traces: dict[Any, Any]
+) -> int:
+    """Let reductions by functions of the user's read arrays that are whole along what is reduced.
+
+    XLA joins parts of sums, products and extrema only; it fails where it cannot.
+    """
+    count = 0
+    for node in [node for node in graph if node.op == "reduce"]:
+        for place, value in enumerate(node.operands[: len(node.results)]):
+            if value.is_const or not _is_told(value):
+                continue
+            before = assignment.get(value, Layout.whole(value.ndim)).dims
+            axes = node.params["dimensions"]
+            whole = Layout(tuple(() if dim in axes else names for dim, names in enumerate(before)))
+            sharding = NamedSharding(mesh, whole.spec())
+            node.set_operand(place, _behind(value, sharding, graph, node, traces))
+            count += 1
+    return count
+
+
+def _write(value: Value, sharding: NamedSharding, graph: Graph, before: Node, traces: dict[Any, Any]) -> None:
+    """Let all who read a value read it behind a constraint."""
+    new = _behind(value, sharding, graph, before, traces)
+    node = new.node
+    assert node is not None
+    if value.node is not None:
+        node.source = value.node.source
+    value.replace_uses(new)
+    node.set_operand(0, value)
+
+
+def _behind(
+    value: Value, sharding: NamedSharding, graph: Graph, before: Node, traces: dict[Any, Any]
+) -> Value:
+    """A value behind a constraint; constraints that are alike are traced once."""
+
+    def told(x: Any) -> list[Any]:
+        return [jax.lax.with_sharding_constraint(x, sharding)]
+
+    weak_type = getattr(value.aval, "weak_type", False)
+    key = value.shape, value.dtype, weak_type, sharding
+    if key not in traces:
+        shape = jax.ShapeDtypeStruct(value.shape, value.dtype, weak_type=weak_type)
+        traces[key] = _jax.trace_flat(told, [shape])
+    (new,) = copy_equations(traces[key], [value], graph, before, {})
+    return new

@@ -1,0 +1,92 @@
+"""How long a program takes on one device: arithmetic, memory traffic, collectives, what of them is exposed.
+
+Two things run at once, arithmetic and links. A collective of what is there from the start, as FSDP's gathers
+of the parameters, begins as soon as the links are free, and whoever needs it waits for its end; one that only
+outputs wait for, as the sum of a gradient, begins when its operand is there, and nobody waits. All else, as
+the sums within the layers of tensor parallelism, waits and is waited for ("How to Scale Your Model", Austin
+et al., 2025, chapter 5). In a loop the links are busy for what they do in one step, each step alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lepton_jax.ir._cost.leaves import leaf_cost
+from lepton_jax.ir.cost import seconds
+from lepton_jax.ir.graph import Node
+from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.prediction.events import Move, Walked
+from lepton_jax.parallel.prediction.memory import FUSED
+from lepton_jax.targets.rates import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds on each device; see `Prediction`."""
+
+    flops: float
+    compute: float
+    traffic: float
+    communication: float
+    exposed: float
+
+
+def times_of(found: Walked, moves: Sequence[Move], mesh: MeshSpec) -> Times:
+    """What the nodes and the collectives of a program take.
+
+    Args:
+        found: the program.
+        moves: its collectives, combined.
+        mesh: the mesh.
+    """
+    flops = compute = traffic = 0.0
+    for node, share in found.shares.items():
+        often = found.times[node]
+        busy, moved = _spent(node, share, mesh.chip.rates)
+        flops += leaf_cost(node).flops * share * often
+        compute += busy * often
+        traffic += moved * often
+    total = sum(move.collective.seconds(mesh) * move.collective.times for move in moves)
+    return Times(flops, compute, traffic, total, min(total, _exposed(found, mesh)))
+
+
+def _spent(node: Node, share: float, rates: Target) -> tuple[float, float]:
+    """Seconds of arithmetic, and of memory traffic, of a node on one device."""
+    cost = leaf_cost(node)
+    busy = seconds(replace(cost, bytes=0.0, nodes=0.0, iterations=0.0).times(share), rates)
+    return busy, 0.0 if node.op in FUSED else cost.bytes * share / rates.bytes_per_second
+
+
+def _exposed(found: Walked, mesh: MeshSpec) -> float:
+    """The seconds in which nothing but links is at work."""
+    now = free = worked = 0.0
+    loops: dict[int, list[Node | Move]] = {}
+    for event in found.events:
+        often = found.loop_of(event)
+        if often is not None:
+            loops.setdefault(often, []).append(event)
+        elif isinstance(event, Move):
+            spent = event.collective.seconds(mesh) * event.collective.times
+            begin = free if event.ahead else max(free, now)
+            free = begin + spent
+            now = now if event.after else max(now, free)
+        else:
+            spent = max(_spent(event, found.shares[event], mesh.chip.rates))
+            now, worked = now + spent, worked + spent
+    return max(now, free) - worked + sum(_exposed_in(events, found, mesh) for events in loops.values())
+
+
+def _exposed_in(events: Sequence[Node | Move], found: Walked, mesh: MeshSpec) -> float:
+    """The exposed seconds of a loop: what is waited for, and what of the rest is more than the work."""
+    work = waits = beside = 0.0
+    for event in events:
+        if not isinstance(event, Move):
+            work += max(_spent(event, found.shares[event], mesh.chip.rates)) * found.times[event]
+            continue
+        spent = event.collective.seconds(mesh) * event.collective.times
+        if event.ahead or event.after:
+            beside += spent
+        else:
+            waits += spent
+    return waits + max(0.0, beside - work)

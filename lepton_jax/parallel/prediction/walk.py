@@ -1,0 +1,286 @@
+"""The collectives of a program, found by following its values in order as XLA's partitioner does.
+
+Parts of a sum stay parts as long as XLA leaves them so: through what only renames, and through the sum of two
+such, which is completed once (XLA's all-reduce reassociation). What was gathered is kept for the next reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Final
+
+import jax.numpy as jnp
+
+from lepton_jax.ir.cost import bytes_of
+from lepton_jax.ir.graph import RETURN, Graph, Node, Value
+from lepton_jax.ir.regions import LOOPS, Slot, slots, trip_count
+from lepton_jax.parallel.collectives import Collective, Kind
+from lepton_jax.parallel.layouts import Layout
+from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.prediction.events import Move, Walked
+from lepton_jax.parallel.prediction.values import described, is_made, needed_nodes, only_multiplied, summed_as
+from lepton_jax.parallel.prediction.windows import PRODUCTS, windowed
+from lepton_jax.parallel.resharding import reshard
+from lepton_jax.parallel.strategies import as_given, cheapest
+
+RENAMES: Final = frozenset(
+    {
+        *("reshape", "transpose", "squeeze", "expand_dims", "convert_element_type", "neg", "copy", "copy_p"),
+        *("name", "shard_hint", "sharding_constraint", "stop_gradient"),
+    }
+)
+SUMS: Final = frozenset({"add", "add_any"})
+MANUAL: Final[Mapping[str, Kind]] = MappingProxyType(
+    {
+        **dict.fromkeys(("psum", "psum_invariant", "pmax", "pmin"), "all-reduce"),
+        **dict.fromkeys(("all_gather", "all_gather_invariant"), "all-gather"),
+        "reduce_scatter": "reduce-scatter",
+        "all_to_all": "all-to-all",
+        "ppermute": "collective-permute",
+    }
+)
+"""The collectives that `jax.lax` has."""
+FAR: Final = 148
+"""XLA for TPUs gathers an array again where it was last read more operations ago than this; found by
+compiling unrolled transformers: after 145 it kept what it had gathered, after 151 it did not."""
+
+
+def walk(graph: Graph, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> Walked:
+    """The collectives of a graph whose values lie so."""
+    run = _Walk(assignment, mesh)
+    for value in graph.inputs:
+        run.state[value] = run.wanted(value)
+        run.given.add(value)
+    run.graph(graph, 1)
+    for value in graph.outputs:
+        run.complete(value, None, 1)
+    return run.found
+
+
+class _Walk:
+    def __init__(self, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> None:
+        self.assignment = assignment
+        self.mesh = mesh
+        self.state: dict[Value, Layout] = {}
+        self.dtypes: dict[Value, Any] = {}
+        self.source: dict[Value, Node] = {}
+        self.given: set[Value] = set()
+        self.clock = 0
+        self.loop: int | None = None
+        self.returned: dict[Value, bool] = {}
+        self.read: dict[Value, int] = {}
+        self.found = Walked([], {}, {}, {}, self.state, {})
+
+    def wanted(self, value: Value) -> Layout:
+        """How a value shall lie."""
+        return self.assignment.get(value) or Layout.whole(value.ndim)
+
+    def lies(self, value: Value) -> Layout:
+        """How a value lies now."""
+        if value.is_const:
+            return Layout.whole(value.ndim)
+        return self.state.get(value) or self.wanted(value)
+
+    def graph(self, graph: Graph, times: int) -> None:
+        """Follow the nodes of a graph that runs so often."""
+        needed = needed_nodes(graph)
+        for node in graph:
+            if node not in needed:
+                continue
+            if node.regions:
+                self.holder(node, times)
+            else:
+                self.leaf(node, times)
+
+    def leaf(self, node: Node, times: int) -> None:
+        """An operation: what it needs, and what it leaves."""
+        self.clock += 1
+        if node.op in MANUAL:
+            self.manual(node, times)
+            return
+        if self.passed_on(node):
+            self.found.times[node] = times
+            return
+        for value in node.operands:
+            self.complete(value, node, times)
+        results = [self.wanted(value) for value in node.results]
+        strategy, _ = cheapest(node, [self.lies(value) for value in node.operands], results, self.mesh)
+        self.found.shares[node], self.found.times[node] = strategy.share, times
+        for value, layout in zip(node.operands, strategy.operands, strict=True):
+            self.bring(value, layout, node, times)
+        self.found.note(node, self.loop)
+        if node.op in RENAMES and node.operands[0] in self.given:
+            self.given.update(node.results)
+        sums = node.op in _ADDING
+        for value, layout in zip(node.results, strategy.results, strict=True):
+            self.state[value] = layout
+            if layout.partial:
+                self.dtypes[value], self.source[value] = summed_as(node), node
+            if not (layout.partial and sums):
+                self.complete(value, node, times)
+
+    def manual(self, node: Node, times: int) -> None:
+        """A collective that the user wrote, within `jax.shard_map`, where values are one device's parts."""
+        names = node.params.get("axes", node.params.get("axis_name", ()))
+        chosen = {names} if isinstance(names, str) else set(names)
+        axes = tuple(name for name in self.mesh.names if name in chosen)
+        if self.mesh.size(*axes) > 1:
+            for value in node.results:
+                self.add([Collective(MANUAL[node.op], axes, bytes_of(value))], value, node, times)
+
+    def passed_on(self, node: Node) -> bool:
+        """Whether parts of sums go through a node as they are; if so they do."""
+        parts = [value for value in node.operands if self.lies(value).partial]
+        if not parts or len(node.results) != 1 or any(len(value.uses) != 1 for value in parts):
+            return False
+        layouts = [self.lies(value) for value in node.operands]
+        if node.op in SUMS:
+            if len(parts) != 2 or layouts[0] != layouts[1] or parts[0].shape != parts[1].shape:
+                return False
+        elif node.op not in RENAMES:
+            return False
+        (result,) = node.results
+        strategy = as_given(node, [layout.complete() for layout in layouts], self.mesh)
+        if strategy is None:
+            return False
+        self.found.shares[node] = strategy.share
+        self.state[result] = replace(strategy.results[0], partial=layouts[0].partial)
+        self.dtypes[result] = result.dtype if node.op in SUMS else self.dtypes[parts[0]]
+        self.source[result] = node if node.op in SUMS else self.source[parts[0]]
+        return True
+
+    def complete(self, value: Value, node: Node | None, times: int) -> None:
+        """Let a value lie as it shall; parts of its sum are joined."""
+        if value.is_const:
+            return
+        have, want = self.lies(value), self.wanted(value)
+        if have == want:
+            return
+        self.state[value] = want
+        aval = self.sent_as(value)
+        if have.partial and self.dtypes.get(value, value.dtype) != value.dtype:
+            aval = value.aval.update(dtype=self.dtypes[value])
+        moves: Sequence[Collective] = reshard(aval, have, want, self.mesh)
+        after = self.is_returned(value)
+        if moves and have.partial and after and times == 1:
+            self.found.parts[value] = have
+        source = self.source.get(value, node)
+        if have.partial and source is not None:
+            moves = windowed(moves, source, self.found.shares.get(source, 1.0), self.mesh, "reduce-scatter")
+        self.add(moves, value, source, times, after)
+
+    def is_returned(self, value: Value) -> bool:
+        """Whether no product and no loop waits for a value: only updates and outputs are made of it."""
+        known = self.returned.get(value)
+        if known is None:
+            known = self.returned[value] = all(self._returns(node, place) for node, place in value.uses)
+        return known
+
+    def _returns(self, node: Node, place: int) -> bool:
+        if node.op != RETURN:
+            return not node.regions and node.op not in PRODUCTS and all(map(self.is_returned, node.results))
+        assert node.graph is not None
+        for parent in node.graph.parents:
+            if parent.op != "scan" or place < parent.params["num_carry"]:
+                return False
+            if not self.is_returned(parent.results[place]):
+                return False
+        return True
+
+    def bring(self, value: Value, layout: Layout, node: Node | None, times: int) -> None:
+        """Have a copy of a value that lies so."""
+        have = self.lies(value)
+        if value.is_const or have == layout or is_made(value):
+            return
+        copies = self.found.held.setdefault(value, [])
+        if any(not reshard(value.aval, copy, layout, self.mesh) for copy in copies):
+            passed = self.clock - self.read[value]
+            self.read[value] = self.clock
+            if passed <= FAR or self.mesh.chip.rates.platform != "tpu":
+                return
+        moves: Sequence[Collective] = reshard(self.sent_as(value), have, layout, self.mesh)
+        if moves:
+            self.read[value] = self.clock
+            copies += [layout] if layout not in copies else []
+            if node is not None and len(value.uses) == 1:
+                moves = windowed(moves, node, self.found.shares.get(node, 1.0), self.mesh, "all-gather")
+            self.add(moves, value, node, times)
+
+    def sent_as(self, value: Value) -> Any:
+        """The type in which a value is sent: on TPUs what only products read is rounded before."""
+        if self.mesh.chip.rates.platform == "tpu" and value.dtype == jnp.float32 and only_multiplied(value):
+            return value.aval.update(dtype=jnp.dtype(jnp.bfloat16))
+        return value.aval
+
+    def add(
+        self, moves: Sequence[Collective], value: Value, node: Node | None, times: int, after: bool = False
+    ) -> None:
+        """Note collectives."""
+        what = described(value, node)
+        ahead = value in self.given
+        for each in moves:
+            move = Move(replace(each, times=each.times * times, what=what), value, node, ahead, after)
+            self.found.moves.append(move)
+            self.found.note(move, self.loop)
+
+    def holder(self, node: Node, times: int) -> None:
+        """A node with regions: what goes in, what is done there, what comes out."""
+        inner = times * (trip_count(node) or 1)
+        for value in node.operands:
+            self.complete(value, node, times)
+        flows = slots(node)
+        for slot in flows:
+            self.enter(node, slot, times)
+        outside, self.loop = self.loop, len(self.found.events) if node.op in LOOPS else self.loop
+        for region in node.regions:
+            self.graph(region, inner)
+        for slot in flows:
+            self.leave(node, slot, inner)
+        self.loop = outside
+        for value in node.results:
+            self.state.setdefault(value, self.wanted(value))
+
+    def enter(self, node: Node, slot: Slot, times: int) -> None:
+        for place in slot.inputs:
+            region, index = place
+            inside = node.regions[region].inputs[index]
+            self.state[inside] = self.wanted(inside)
+            if slot.operand is None or slot.kind == "opaque":
+                continue
+            outside = node.operands[slot.operand]
+            want = self.state[inside]
+            if slot.kind == "scanned":
+                want = Layout(((), *want.dims))
+            self.bring(outside, want, node, times)
+            if outside in self.given and slot.kind != "carry":
+                self.given.add(inside)
+
+    def leave(self, node: Node, slot: Slot, times: int) -> None:
+        for region, index in slot.outputs:
+            graph = node.regions[region]
+            value = graph.outputs[index]
+            self.complete(value, None, times)
+            if slot.kind == "opaque":
+                continue
+            want = self.lies(value)
+            if slot.kind == "carry":
+                want = self.wanted(graph.inputs[next(i for r, i in slot.inputs if r == region)])
+            elif slot.result is not None:
+                want = self.wanted(node.results[slot.result])
+                if slot.kind == "stacked":
+                    want = Layout(want.dims[1:])
+            self.bring(value, want, None, times)
+            if slot.result is not None:
+                self.state[node.results[slot.result]] = (
+                    Layout(((), *want.dims)) if slot.kind == "stacked" else want
+                )
+
+
+_ADDING: Final = frozenset(
+    {
+        *("dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated", "reduce_sum", "gather"),
+        *("scatter-add", "cumsum"),
+    }
+)

@@ -1,0 +1,16 @@
+"""`dp`: each device computes a part of the batch with all parameters."""
+
+from __future__ import annotations
+
+from lepton_jax.parallel.presets.arrangement import Arrangement, Work
+from lepton_jax.parallel.presets.batch import pin_batch, split_batch
+
+
+def arrange(work: Work) -> Arrangement:
+    """Split the batch over the mesh; gradients are added up over it.
+
+    Raises:
+        PresetError: there is no batch, or it does not divide over the first axis.
+    """
+    pin_batch(work, split_batch(work, work.axes.batch(), needed="dp"))
+    return work.finished({})

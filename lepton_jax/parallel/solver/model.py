@@ -1,0 +1,285 @@
+"""From a program and a mesh to the problem of choosing layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+
+from lepton_jax.ir._cost.leaves import leaf_cost
+from lepton_jax.ir.cost import seconds as cost_seconds
+from lepton_jax.ir.graph import Node, Value
+from lepton_jax.parallel.layouts import Layout
+from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.prediction.memory import FUSED
+from lepton_jax.parallel.resharding import reshard, seconds
+from lepton_jax.parallel.solver.choices import (
+    Label,
+    Layouts,
+    index_layouts,
+    label_of,
+    labels_of,
+    layout_of,
+    real_axes,
+)
+from lepton_jax.parallel.solver.flat import Flat, Op
+from lepton_jax.parallel.solver.groups import Cluster, clusters
+from lepton_jax.parallel.solver.problem import Floats, Labels, Problem
+from lepton_jax.parallel.solver.tables import Tables, nbytes
+from lepton_jax.parallel.strategies import Strategy, cheapest, strategies
+
+_TIE: Final = 0.01
+
+
+@dataclass(eq=False)
+class Model:
+    """A program's problem, and what its labels mean.
+
+    Attributes:
+        problem: what is chosen.
+        flat: the operations.
+        clusters: those with a variable.
+        variable: of each cluster its variable.
+        labels: of each cluster its labels.
+        ways: of each heavy operation its variable and its strategies.
+    """
+
+    problem: Problem
+    flat: Flat
+    mesh: MeshSpec
+    of_value: dict[int, Cluster]
+    variable: dict[Cluster, int] = field(default_factory=dict)
+    labels: dict[Cluster, list[Label]] = field(default_factory=dict)
+    ways: list[tuple[Op, int, list[Strategy]]] = field(default_factory=list)
+    _rows: dict[Any, Layouts] = field(default_factory=dict)
+
+    def layouts(self, value: int) -> Layouts:
+        """The layouts of a value under each label of its variable."""
+        cluster = self.of_value[value]
+        row, labels = cluster.groups[value], self.labels[cluster]
+        key = (row, id(labels))
+        if key not in self._rows:
+            names = real_axes(self.mesh)
+            self._rows[key] = index_layouts([layout_of(row, label, names) for label in labels])
+        return self._rows[key]
+
+    def layout(self, value: int, chosen: Sequence[int]) -> Layout:
+        """How a value lies when labels are chosen."""
+        if value not in self.of_value:
+            return Layout.whole(len(getattr(self.flat.avals[value], "shape", ())))
+        return self.layouts(value).of(chosen[self.variable[self.of_value[value]]])
+
+    def assignment(self, chosen: Sequence[int]) -> dict[Value, Layout]:
+        """The layouts of all values of the graph."""
+        return {value: self.layout(number, chosen).complete() for value, number in self.flat.numbers.items()}
+
+    def nearest(self, assignment: Mapping[Value, Layout]) -> Labels:
+        """Labels like an assignment: of each cluster the label that most of its bytes have."""
+        chosen = [0] * len(self.problem.costs)
+        names = real_axes(self.mesh)
+        votes: dict[Cluster, dict[Label, float]] = {}
+        for value, layout in assignment.items():
+            number = self.flat.numbers.get(value)
+            cluster = self.of_value.get(number) if number is not None else None
+            if cluster is None or number is None:
+                continue
+            label = label_of(cluster.groups[number], layout, names)
+            if label is not None:
+                count = votes.setdefault(cluster, {})
+                count[label] = count.get(label, 0.0) + float(np.prod(value.shape))
+        for cluster, count in votes.items():
+            known = {label: i for i, label in enumerate(self.labels[cluster])}
+            fitting = [label for label in count if label in known]
+            if fitting:
+                chosen[self.variable[cluster]] = known[max(fitting, key=lambda each: count[each])]
+        return chosen
+
+
+def corrected(model: Model, chosen: Sequence[int]) -> int:
+    """Charge for what the partitioner does otherwise than these labels say; returns for how many operations.
+
+    It splits each axis as most of an operation's arrays are split, even where that moves more. What it
+    moves more is charged to the chosen strategy together with the layout of the array that speaks against
+    it.
+    """
+    count = 0
+    for op, variable, ways in model.ways:
+        assert op.node is not None
+        way = ways[chosen[variable]]
+        values = [
+            *(model.flat.numbers[v] for v in op.node.operands),
+            *(model.flat.numbers[v] for v in op.node.results),
+        ]
+        lies = [model.layout(value, chosen).complete() for value in values]
+        operands = len(op.node.operands)
+        taken, moves = cheapest(op.node, lies[:operands], lies[operands:], model.mesh)
+        if taken.axes == way.axes:
+            continue
+        meant = [*way.operands, *way.results]
+        avals = [model.flat.avals[value] for value in values]
+        before = [*lies[:operands], *way.results]
+        after = [*way.operands, *lies[operands:]]
+        cost = sum(
+            seconds(reshard(a, b, c, model.mesh), model.mesh)
+            for a, b, c in zip(avals, before, after, strict=True)
+        )
+        more = (seconds(moves, model.mesh) - cost) * op.times
+        against = [
+            n for n, (have, want) in enumerate(zip(lies, meant, strict=True)) if have.dims != want.dims
+        ]
+        against = [n for n in against if values[n] in model.of_value]
+        if more <= 1e-9 or not against:
+            continue
+        against.sort(key=lambda n: -nbytes(avals[n]))
+        value = values[against[0]]
+        layouts = model.layouts(value)
+        mine = layouts.index == layouts.index[chosen[model.variable[model.of_value[value]]]]
+        table = np.zeros((len(ways), len(mine)))
+        table[chosen[variable], mine] = more
+        model.problem.add(variable, model.variable[model.of_value[value]], table)
+        count += 1
+    return count
+
+
+def build(flat: Flat, mesh: MeshSpec, pins: Mapping[int, Layout], held: Sequence[int] = ()) -> Model:
+    """The problem of a program on a mesh.
+
+    Args:
+        flat: the program.
+        mesh: the mesh.
+        pins: the layouts that values must have, by number.
+        held: values that are in memory all the time: the inputs.
+    """
+    alone: set[int] = set()
+    while True:
+        found, of_value = clusters(flat, alone)
+        model = Model(Problem(), flat, mesh, of_value)
+        clash = _label(model, found, pins)
+        if clash is None:
+            break
+        alone.add(clash)
+    tables = Tables(mesh)
+    for op in flat.ops:
+        _add(op, model, tables)
+    for value in dict.fromkeys(held):
+        if value in of_value:  # of layouts that cost the same the one that takes less memory
+            lists = model.layouts(value)
+            sizes = np.array([each.local_bytes(flat.avals[value], mesh) for each in lists.distinct])
+            variable = model.variable[of_value[value]]
+            spent = _TIE * sizes / mesh.chip.rates.bytes_per_second
+            model.problem.costs[variable] = model.problem.costs[variable] + spent[lists.index]
+    return model
+
+
+def _label(model: Model, found: Sequence[Cluster], pins: Mapping[int, Layout]) -> int | None:
+    """Give each cluster its labels; returns a pinned value that wants what its cluster does not allow."""
+    names = real_axes(model.mesh)
+    known: dict[tuple[Label, ...], list[Label]] = {}
+    for cluster in found:
+        labels = labels_of(cluster, model.mesh)
+        for value in [value for value in cluster.values if value in pins]:
+            wanted = pins[value]
+            exact = label_of(cluster.groups[value], wanted, names)
+            if exact is not None and exact not in labels and len(cluster.values) == 1:
+                labels = [exact]
+            left = [
+                each for each in labels if layout_of(cluster.groups[value], each, names).dims == wanted.dims
+            ]
+            if not left and len(cluster.values) > 1:
+                return value
+            labels = left
+            if not labels:
+                raise ValueError(
+                    f"a pin of an array of shape {model.flat.avals[value].shape} to {wanted} is not possible"
+                )
+        labels = known.setdefault(tuple(labels), labels)
+        model.labels[cluster] = labels
+        model.variable[cluster] = model.problem.variable(len(labels), cluster)
+    return None
+
+
+def _add(op: Op, model: Model, tables: Tables) -> None:
+    if op.node is None:
+        (before,), (after,) = op.operands, op.results
+        if before not in model.of_value:
+            return
+        table = tables.between(model.flat.avals[before], model.layouts(before), model.layouts(after))
+        _couple(model, before, after, table * op.times if op.times > 1 else table)
+    elif op.heavy:
+        _heavy(op, op.node, model, tables)
+    else:
+        _light(op, op.node, model, tables)
+
+
+def _couple(model: Model, a: int, b: int, table: Floats) -> None:
+    """What pairs of labels of two values' variables cost."""
+    i, j = (model.variable[model.of_value[value]] for value in (a, b))
+    if i == j:
+        model.problem.costs[i] = model.problem.costs[i] + np.diagonal(table)
+    else:
+        model.problem.add(i, j, table)
+
+
+def _work(node: Node, mesh: MeshSpec) -> float:
+    """The seconds of a node on one device: the slower of arithmetic and, where nothing is fused, memory."""
+    cost = leaf_cost(node)
+    moved = 0.0 if node.op in FUSED else cost.bytes
+    return cost_seconds(replace(cost, bytes=moved, nodes=0.0, iterations=0.0), mesh.chip.rates)
+
+
+def _heavy(op: Op, node: Node, model: Model, tables: Tables) -> None:
+    """A decision of its own: what its strategies cost, and what operands and results cost with them."""
+    ways = [way for way in strategies(node, model.mesh) if not any(each.partial for each in way.operands)]
+    variable = model.problem.variable(len(ways), node)
+    model.ways.append((op, variable, ways))
+    model.problem.costs[variable] += (
+        _work(node, model.mesh) * op.times * np.array([way.share for way in ways])
+    )
+    places = [*enumerate(op.operands), *enumerate(op.results, start=len(op.operands))]
+    for position, value in places:
+        if value not in model.of_value:
+            continue
+        is_operand = position < len(op.operands)
+        asked = tables.indexed(ways, position)
+        own = model.layouts(value)
+        aval = model.flat.avals[value]
+        table = tables.back(aval, own, asked) if is_operand else tables.between(aval, asked, own)
+        table = tables.possible(table, ways, own, op.times)
+        model.problem.add(variable, model.variable[model.of_value[value]], table)
+
+
+def _light(op: Op, node: Node, model: Model, tables: Tables) -> None:
+    """An operation that follows its largest array."""
+    values = (*op.operands, *op.results)
+    avals = [model.flat.avals[value] for value in values]
+    inside = [n for n, value in enumerate(values) if value in model.of_value]
+    if not inside:
+        return
+    home = max(reversed(inside), key=lambda n: nbytes(avals[n]))
+    cluster = model.of_value[values[home]]
+    variable = model.variable[cluster]
+    work = _work(node, model.mesh) * op.times
+    places = [model.layouts(value) if n in inside else None for n, value in enumerate(values)]
+    share, needs = tables.follow(op.factors, home, places, avals, len(op.operands))
+    model.problem.costs[variable] = model.problem.costs[variable] + work * share
+    if cluster.sums:
+        return
+    for n, (asked, closed) in needs.items():
+        own = places[n]
+        if own is None:
+            model.problem.costs[variable] = model.problem.costs[variable] + closed * op.times
+        elif model.of_value[values[n]] is cluster:
+            if closed.any():
+                model.problem.costs[variable] = model.problem.costs[variable] + closed * op.times
+        else:
+            is_operand = n < len(op.operands)
+            table = (
+                tables.between(avals[n], own, asked).T if is_operand else tables.between(avals[n], asked, own)
+            )
+            model.problem.add(
+                variable,
+                model.variable[model.of_value[values[n]]],
+                table * op.times if op.times > 1 else table,
+            )

@@ -1,0 +1,51 @@
+"""What the solver returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from lepton_jax.ir.graph import Value
+from lepton_jax.parallel.layouts import Layout
+
+Status = Literal["optimal", "time limit", "greedy", "preset"]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """A way to lay a program on a mesh.
+
+    Attributes:
+        assignment: of every value, those of regions too.
+        objective: seconds a step of what the search found by its own model, in which nothing overlaps.
+        bound: no layouts of the model within the memory take less.
+        status: `optimal`: shown to be the best to within the gap asked for; `time limit`: the best found in
+            time; `greedy`: the search ended above the bound; `preset`: a preset is predicted to be faster
+            than what was found, since more of its communication is hidden, and is taken instead.
+        predicted: seconds a step by `predict`, of which overlap is part.
+        microbatches: into how many parts the batch is to be cut for the program to fit.
+        missing: bytes per device by which it does not fit even so; 0 where it does.
+        rivals: of the presets that can be had for this program and mesh, the seconds by `predict`.
+        notes: what else there is to say.
+    """
+
+    assignment: Mapping[Value, Layout]
+    objective: float
+    bound: float
+    status: Status
+    predicted: float = 0.0
+    microbatches: int = 1
+    missing: int = 0
+    rivals: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def gap(self) -> float:
+        """How much less than the objective could be possible, as a part of it.
+
+        Example:
+            >>> Solution({}, objective=2.0, bound=1.5, status="time limit").gap
+            0.25
+        """
+        return max(0.0, 1.0 - self.bound / self.objective) if self.objective > 0 else 0.0

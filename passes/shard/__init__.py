@@ -1,0 +1,1 @@
+"""Passes that change what programs over several devices send one another."""

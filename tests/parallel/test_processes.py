@@ -1,0 +1,191 @@
+"""Programs of several processes: collectives, copies compared across them, and how they end together."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import jax
+import pytest
+
+from lepton_jax.parallel import processes
+from lepton_jax.parallel.local import free_port, run_processes
+
+OPTIMISED = """
+import sys
+import jax, numpy as np
+from jax.sharding import PartitionSpec as P
+import lepton_jax as lepton
+
+assert "lepton_jax._sharded.run" not in sys.modules and "lepton_jax.parallel.propagation" not in sys.modules
+w = np.arange(16, dtype="float32").reshape(8, 2)
+x = np.full((4, 8), jax.process_index() + 1, "float32")
+
+def step(w, x):
+    return w + (x.T @ (x @ w)) / 100, x * 2
+
+f = lepton.optimize(step, mesh="data=4", shard=lepton.Sharding({"x": P("data")}, local="x"), donate="auto")
+whole = np.concatenate([np.full((4, 8), 1.0), np.full((4, 8), 2.0)])
+wanted = w
+given = w
+for _ in range(2):
+    given, doubled = f(given, x)
+    wanted = wanted + (whole.T @ (whole @ wanted)) / 100
+assert doubled.shape == (8, 8) and given.is_fully_replicated
+np.testing.assert_allclose(given.addressable_data(0), wanted, rtol=1e-5)
+assert all((shard.data == 2 * x[:2]).all() for shard in doubled.addressable_shards)
+(_, placed) = f.place(given, x)
+assert placed.shape == (8, 8) and not placed.is_fully_addressable
+on_device, _ = f.place(jax.numpy.asarray(w), x)  # the same on all processes, on a device of each
+assert on_device.shape == (8, 2) and on_device.is_fully_replicated and not on_device.is_fully_addressable
+first, _ = f(jax.numpy.asarray(w), x)
+np.testing.assert_allclose(first.addressable_data(0), w + (whole.T @ (whole @ w)) / 100, rtol=1e-5)
+again, _ = f(given, placed)  # an array that is whole already stays
+try:
+    lepton.optimize(step, mesh="data=4", shard=lepton.Sharding({"x": None, "w": P("data")}, local="x"))(w, x)
+except ValueError as error:
+    assert "split its dimension 0 along axes that go over the processes" in str(error), error
+else:
+    raise AssertionError("a part of an array that is not split was taken")
+print("optimised")
+"""
+"""A step over two processes: parts of a batch, wholes of parameters, state that stays."""
+
+TOGETHER = """
+import os, signal
+import jax, jax.numpy as jnp, numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec as P
+import lepton_jax as lepton
+from lepton_jax.parallel.compressed import Compression, all_reduce_mean, init_feedback
+
+assert jax.process_count() == 2 and len(jax.devices()) == 4 and len(jax.local_devices()) == 2
+mesh = jax.make_mesh((2, 2), ("slice", "data"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+both = ("slice", "data")
+grads = np.random.default_rng(0).standard_normal((4, 64, 64)).astype(np.float32)
+ways = [Compression("int8", both, inner="data", smallest=0),
+        Compression("topk", both, smallest=0, share=0.2)]
+
+def placed(value, spec):
+    value = np.asarray(value)
+    return jax.make_array_from_callback(value.shape, NamedSharding(mesh, spec), lambda index: value[index])
+
+states = [init_feedback([grads[0]], way, mesh.shape) for way in ways]
+specs = [state.specs() for state in states]
+states = jax.tree.map(placed, states, specs)
+run = jax.jit(jax.shard_map(
+    lambda g, states: tuple(zip(*[all_reduce_mean([g[0]], s, way) for s, way in zip(states, ways)])),
+    mesh=mesh, in_specs=(P(both), specs), out_specs=(P(), tuple(specs))))
+means, states = run(placed(grads, P(both)), states)
+exact = grads.mean(0)
+errors = [float(np.linalg.norm(np.asarray(m) - exact) / np.linalg.norm(exact)) for (m,) in means]
+assert errors[0] < 0.012 and errors[1] < 0.8, errors
+lepton.check_replicas(means, name="means")
+
+wrong = jax.devices()[2]
+parts = [jax.device_put(np.full((3, 4), 1.0 + (d == wrong), np.float32), d) for d in jax.local_devices()]
+spoiled = jax.make_array_from_single_device_arrays((3, 4), NamedSharding(mesh, P()), parts)
+try:
+    lepton.check_replicas({"means": means, "spoiled": spoiled})
+except lepton.ReplicaError as error:
+    print(error, flush=True)
+multihost_utils.sync_global_devices("all is checked")
+if jax.process_index() == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+multihost_utils.sync_global_devices("never")
+"""
+"""Compressed reductions, copies compared across processes, and a process that is killed."""
+
+
+def test_two_processes_optimise_reduce_compare_and_end_together() -> None:
+    """One run for all: the second process is killed at the end, and the first says so and ends."""
+    ended = run_processes(OPTIMISED + TOGETHER, n=2, devices=2, timeout=100)
+    assert [each.status for each in ended] == [70, -9], ended
+    for each in ended:
+        assert "optimised\n" in each.out
+        assert "copies of params/spoiled (float32[3, 4]) differ:" in each.out
+        assert "(process 1) differs from device 0 (process 0) in 12 of 12 elements" in each.out
+        assert each.out.rstrip().endswith("the first at [0, 0] of its part, by at most 1")
+    assert "process 1 of 2 (" in ended[0].err and "died; process 0 ends too" in ended[0].err
+    assert ended[0].seconds < 90
+
+
+def started(*calls: tuple[Any, ...]) -> list[str]:
+    """What goes wrong in processes that start with these arguments, each in a thread of its own."""
+    found = [""] * len(calls)
+
+    def one(at: int, arguments: tuple[Any, ...]) -> None:
+        try:
+            processes.start(*arguments, timeout=1.5, on_death=lambda message: None)
+        except (processes.ProcessError, ValueError) as error:
+            found[at] = f"{type(error).__name__}: {error}"
+
+    threads = [threading.Thread(target=one, args=each) for each in enumerate(calls)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_processes_that_do_not_come_together_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[Any] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **how: joined.append((args, how)))
+    watches: list[Any] = []
+    monkeypatch.setattr(processes._Watch, "at_exit", lambda self: watches.append(self))
+    where = [f"127.0.0.1:{free_port()}" for _ in range(5)]
+    found = started(
+        (where[0], 2, 0),
+        (where[0], 2, 1),
+        (where[1], 2, 1),
+        (where[2], 3, 0),
+        (where[2], 3, 2),
+        (where[3], 2, 0),
+        (where[3], 3, 1),
+    )
+    for watch in watches:
+        watch._leave()
+    assert found[:2] == ["", ""] and sorted(args for args, _ in joined) == [
+        (where[0], 2, 0),
+        (where[0], 2, 1),
+    ]
+    assert "process 0 does not answer at 127.0.0.1:" in found[2] and "is it running" in found[2]
+    assert found[3] == found[4] == "ProcessError: of 3 processes 1 did not come within 1.5 s"
+    assert found[5] == found[6] and "was started as one of 3 processes, process 0 as one of 2" in found[5]
+    for wrong, said in [
+        ((where[4], 2, 2), "each is 0 to 1, not 2"),
+        (("localhost", 2, 0), "as '10.0.0.1:8476'"),
+        ((where[4], None, 0), "or none of them"),
+    ]:
+        with pytest.raises(ValueError, match=said):
+            processes.start(*wrong)
+    processes.start(where[4], 1, 0)  # alone: nobody to wait for
+    processes.start()
+    assert joined[-1] == ((), {"initialization_timeout": 60, "heartbeat_timeout_seconds": 30})
+
+
+def test_a_process_that_fails_says_with_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    heard = threading.Event()
+    statuses: list[int] = []
+    monkeypatch.setattr("os._exit", statuses.append)
+    host, port = "127.0.0.1", free_port()
+    watches: dict[int, Any] = {}
+
+    def note(message: str) -> None:
+        said.append(message)
+        heard.set()
+
+    def join(process: int) -> None:
+        watches[process] = processes._Watch(host, port, 2, process, 5.0, note)
+
+    threads = [threading.Thread(target=join, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    watches[0]._error = "ValueError: no data"
+    watches[0]._leave()
+    assert heard.wait(5.0)
+    assert said == ["process 0 of 2 (127.0.0.1) ended with ValueError: no data; process 1 ends too"]
+    assert statuses == [1]
