@@ -135,15 +135,25 @@ def test_straight_through_and_cycles() -> None:
     assert shares == [1.0] * 4 + ([0.5] * 4 + [1.0] * 4) * 2 + [0.5] * 4
 
 
-def test_sharded_as_the_weights() -> None:
-    """Masks lie where the weights lie."""
-    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
-    params = jax.device_put({"w": jnp.ones((4, 4))}, sharding)
+def test_sharded_as_the_weights_and_alike_on_all_replicas() -> None:
+    """Masks lie where the weights lie; devices that hold the same part of the weights hold the same masks."""
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "model"))
+    weight = jax.random.normal(jax.random.key(0), (4, 4))
+    params = jax.device_put({"w": weight}, sharding)
+    x = jax.random.normal(jax.random.key(1), (8, 4))
+    batch = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
     tx = lepton.sparsify(optax.adam(1e-3), 0.5, importance="fisher")
-    state = jax.jit(tx.init)(params)
-    updates, state = jax.jit(tx.update)(params, state, params)
-    assert state.masks["w"].sharding.is_equivalent_to(sharding, 2) and updates["w"].shape == (4, 4)
+
+    def step(params: Any, state: Any, x: Any) -> Any:
+        updates, state = tx.update(jax.grad(lambda p: jnp.mean((x @ p["w"]) ** 2))(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    found, state = jax.jit(step)(params, jax.jit(tx.init)(params), batch)
+    assert state.masks["w"].sharding.is_equivalent_to(sharding, 2)
+    lepton.check_replicas({"params": found, "state": state})
+    _, alone = jax.jit(step)({"w": weight}, jax.jit(tx.init)({"w": weight}), x)
+    assert state.masks["w"].tolist() == alone.masks["w"].tolist() and 0 < int(state.masks["w"].sum()) < 16
 
 
 @pytest.mark.parametrize(
