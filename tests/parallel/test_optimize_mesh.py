@@ -372,7 +372,7 @@ def test_options_of_the_wrong_kind(options: dict[str, Any]) -> None:
         ({"mesh": AUTO, "shard": {"x": P(None, None, "data")}}, "x has 2 dimensions"),
         ({"mesh": AUTO, "shard": {"x": P("rows")}}, "'rows' in the spec of x is not an axis"),
         ({"mesh": "data=3", "shard": {"x": P("data")}}, "x has size 8 in dimension 0, .* 6 or 9 would do"),
-        ({"mesh": "data=1", "shard": "dp"}, "nothing to split"),
+        ({"mesh": "model=7", "shard": "tp"}, "nothing to split"),
         (
             {"mesh": AUTO, "shard": lepton.Sharding({"x": "data"}, local="scale")},
             "local: 'scale' matches none",
@@ -382,6 +382,13 @@ def test_options_of_the_wrong_kind(options: dict[str, Any]) -> None:
 def test_what_does_not_fit_the_program(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lepton.optimize(dense, **options)(W, X)
+
+
+def test_one_device_takes_all() -> None:
+    for shard in ("fsdp+tp", "auto"):
+        run = lepton.optimize(dense, mesh="data=1,model=1", shard=shard)
+        close(run(W, X), dense(W, X))
+    assert "has one device" in str(lepton.optimize(dense, mesh="data=1", shard="dp").plan(W, X))
 
 
 def test_without_a_mesh() -> None:

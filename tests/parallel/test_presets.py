@@ -256,7 +256,6 @@ def test_micro_batches_are_split_along_their_examples() -> None:
     ("preset", "name", "mesh", "message"),
     [
         ("zero", "mlp", "data=8", "'zero' is no preset; there are dp, fsdp, tp, fsdp.tp, sp, ep"),
-        ("dp", "mlp", "data=1", "has one device"),
         (
             "dp",
             "mlp",

@@ -42,10 +42,12 @@ def arrange(name: str, graph: Graph, roles: Roles, mesh: MeshSpec) -> Arrangemen
         name: of the preset.
         graph: calls inlined; it is not changed.
         roles: of its inputs.
-        mesh: axes of one device are not used.
+        mesh: axes of one device are not used. With a single device all is whole, so that the same script runs
+            on one machine and on many.
 
     Raises:
-        PresetError: there is no such preset, it has nothing to split, or the mesh has not the axes for it.
+        PresetError: there is no such preset, it has nothing to split over several devices, or the mesh has
+            not the axes for it.
 
     Example:
         >>> import jax
@@ -63,7 +65,8 @@ def arrange(name: str, graph: Graph, roles: Roles, mesh: MeshSpec) -> Arrangemen
     if name not in PRESETS:
         raise PresetError(f"shard={name!r} is no preset; there are {', '.join(PRESETS)}")
     if mesh.devices < 2:
-        raise PresetError(f"shard={name!r} has nothing to split: the mesh {mesh} has one device")
+        whole = {value: Layout.whole(value.ndim) for value in graph.inputs}
+        return Arrangement(whole, (f"shard={name!r} splits nothing: the mesh {mesh} has one device",))
     return PRESETS[name](Work(graph, roles, mesh))
 
 

@@ -46,7 +46,7 @@ def solve(
     Args:
         graph: with plain calls written into their callers; it is not changed.
         roles: of its inputs; what is returned of a parameter or of state lies as it.
-        mesh: axes of one device are not used.
+        mesh: axes of one device are not used; with a single device all is whole.
         memory: bytes per device; default: what the mesh's chips have.
         pins: layouts that values must have.
         seconds: after which the search takes the best found so far; presets are evaluated besides.
@@ -74,7 +74,19 @@ def solve(
     for value, layout in (pins or {}).items():
         layout.check(value.shape, mesh, "a pinned array")
     limited = mesh.chip.memory if memory is None else memory
+    if mesh.devices < 2:
+        return _alone(graph, mesh, limited, donated)
     return _Solve(graph, roles, mesh, limited, dict(pins or {}), seconds, gap, donated).run()
+
+
+def _alone(graph: Graph, mesh: MeshSpec, memory: int, donated: Collection[int]) -> Solution:
+    """One device takes everything whole."""
+    assignment = propagate(graph, {value: Layout.whole(value.ndim) for value in graph.inputs}, mesh)
+    found = predict(graph, assignment, mesh, tuple(donated))
+    missing = max(0, math.ceil(found.peak - memory))
+    status: Status = "greedy" if missing else "optimal"
+    notes = (f"the mesh {mesh} has one device",)
+    return Solution(assignment, found.seconds, found.seconds, status, found.seconds, 1, missing, {}, notes)
 
 
 @dataclass(frozen=True, eq=False)
