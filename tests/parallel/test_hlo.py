@@ -67,6 +67,8 @@ def test_parts_of_asynchronous_collectives_on_tpu_count_once() -> None:
 def test_cycles_of_a_loop_count_as_often_as_it_runs() -> None:
     assert estimated_cycles(parse(TPU_ASYNC)) == 7 * 1000 + 50
     assert estimated_cycles(parse(TPU_ASYNC), {"jit(loss)/jvp()/while": 2}) == 2050
+    unknown = TPU_ASYNC.replace('"estimated_cycles":"50"', f'"estimated_cycles":"{2**63 - 1}"')
+    assert unknown != TPU_ASYNC and estimated_cycles(parse(unknown)) == 7 * 1000
     assert estimated_cycles(parse(CPU_SCAN)) is None
     assert seconds(10**9, get_chip("v5p")) == pytest.approx(0.571, abs=1e-3)
     assert seconds(10**9, get_chip("h100")) is None

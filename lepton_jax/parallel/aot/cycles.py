@@ -11,6 +11,9 @@ from lepton_jax.parallel.aot.text import Module, called_by
 from lepton_jax.targets.chips import Chip
 
 _CYCLES: Final = re.compile(r'"estimated_cycles":"(\d+)"')
+_UNKNOWN: Final = 1 << 62
+"""From here on a number says that the compiler has no estimate: it writes the largest of 64 bits."""
+
 PER_CYCLE: Final[Mapping[str, int]] = MappingProxyType(
     {"v4": 8 * 128 * 128 * 2, "v5e": 4 * 128 * 128 * 2, "v5p": 8 * 128 * 128 * 2}
 )
@@ -39,7 +42,8 @@ def estimated_cycles(module: Module, trips: Mapping[str, int] | None = None) -> 
         if name in fused:  # counted with the fusion
             continue
         for each in module.computations[name].instructions.values():
-            if found := _CYCLES.search(each.rest):
+            found = _CYCLES.search(each.rest)
+            if found and int(found[1]) < _UNKNOWN:
                 total, seen = total + int(found[1]) * times, True
     return total if seen else None
 
