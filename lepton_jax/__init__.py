@@ -6,6 +6,9 @@ import lepton_jax as lepton
 def loss(params, batch): ...
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
 from lepton_jax import ir as ir
 from lepton_jax import storage as storage
 from lepton_jax._api import Optimized as Optimized
@@ -41,17 +44,6 @@ from lepton_jax._verify_each import VerifyEach as VerifyEach
 from lepton_jax.distill import distill as distill
 from lepton_jax.numerics.loss_scale import loss_scaled as loss_scaled
 from lepton_jax.numerics.loss_scale import scale_loss as scale_loss
-from lepton_jax.parallel import processes as processes
-from lepton_jax.parallel.compressed import CompressedState as CompressedState
-from lepton_jax.parallel.compressed import compressed as compressed
-from lepton_jax.parallel.compressed import data_parallel as data_parallel
-from lepton_jax.parallel.compressed import refit as refit
-from lepton_jax.parallel.compressed import state_specs as state_specs
-from lepton_jax.parallel.consistency import ReplicaError as ReplicaError
-from lepton_jax.parallel.consistency import check_replicas as check_replicas
-from lepton_jax.parallel.pipeline import pipelined as pipelined
-from lepton_jax.parallel.pipeline import stage_boundary as stage_boundary
-from lepton_jax.parallel.processes import ProcessError as ProcessError
 from lepton_jax.rewrite import LeptonError as LeptonError
 from lepton_jax.rewrite import Pass as Pass
 from lepton_jax.rewrite import PassContext as PassContext
@@ -71,3 +63,42 @@ from lepton_jax.storage import LeptonFileError as LeptonFileError
 from lepton_jax.structured.dependencies import dependencies as dependencies
 from lepton_jax.structured.prune import StructurallyPruned as StructurallyPruned
 from lepton_jax.structured.prune import structured_prune as structured_prune
+
+if TYPE_CHECKING:
+    from lepton_jax.parallel import processes as processes
+    from lepton_jax.parallel.compressed import CompressedState as CompressedState
+    from lepton_jax.parallel.compressed import compressed as compressed
+    from lepton_jax.parallel.compressed import data_parallel as data_parallel
+    from lepton_jax.parallel.compressed import refit as refit
+    from lepton_jax.parallel.compressed import state_specs as state_specs
+    from lepton_jax.parallel.consistency import ReplicaError as ReplicaError
+    from lepton_jax.parallel.consistency import check_replicas as check_replicas
+    from lepton_jax.parallel.pipeline import pipelined as pipelined
+    from lepton_jax.parallel.pipeline import stage_boundary as stage_boundary
+    from lepton_jax.parallel.processes import ProcessError as ProcessError
+
+_OVER_DEVICES: Final = {
+    "CompressedState": "lepton_jax.parallel.compressed",
+    "compressed": "lepton_jax.parallel.compressed",
+    "data_parallel": "lepton_jax.parallel.compressed",
+    "refit": "lepton_jax.parallel.compressed",
+    "state_specs": "lepton_jax.parallel.compressed",
+    "ReplicaError": "lepton_jax.parallel.consistency",
+    "check_replicas": "lepton_jax.parallel.consistency",
+    "pipelined": "lepton_jax.parallel.pipeline",
+    "stage_boundary": "lepton_jax.parallel.pipeline",
+    "ProcessError": "lepton_jax.parallel.processes",
+}
+"""What most programs do not need, and where it is: it is imported when it is asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "processes":
+        return importlib.import_module("lepton_jax.parallel.processes")
+    if name not in _OVER_DEVICES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_OVER_DEVICES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OVER_DEVICES, "processes"})

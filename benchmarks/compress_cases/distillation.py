@@ -28,6 +28,7 @@ from benchmarks.quantise_cases._character_model import (
     QUICK,
     Recipe,
     Tokens,
+    characters,
     trained,
     untrained,
     windows,
@@ -107,11 +108,10 @@ def _images(quick: bool) -> list[Row]:
 def _text(quick: bool) -> list[Row]:
     if (files := data("tinyshakespeare.txt")) is None:
         return []
-    letters, numbers = np.unique(np.frombuffer(files[0].read_bytes(), np.uint8), return_inverse=True)
-    tokens = numbers.astype(np.int32)
+    tokens, vocabulary = characters(files[0])
     cut = int(len(tokens) * (1 - HELD_OUT))
     recipe, steps = (QUICK, 10) if quick else (TEACHER, STEPS)
-    teacher = trained(recipe, tokens[:cut], len(letters))
+    teacher = trained(recipe, tokens[:cut], vocabulary)
     held = windows(tokens[cut:], recipe.context + 1, 16 if quick else 256)
     smaller = replace(recipe, width=recipe.width // 2)
 
@@ -122,7 +122,7 @@ def _text(quick: bool) -> list[Row]:
         return perplexity(lambda x: call(params, x), held)
 
     def run(terms: list[Term], seed: int) -> float:
-        model = untrained(replace(smaller, seed=seed), len(letters))
+        model = untrained(replace(smaller, seed=seed), vocabulary)
         rate = optax.warmup_cosine_decay_schedule(0.0, TEXT_RATE, steps // 20, steps, TEXT_RATE / 20)
         student = lepton.distill(
             teacher,
@@ -138,7 +138,7 @@ def _text(quick: bool) -> list[Row]:
 
     sizes = [
         sum(leaf.size for leaf in jax.tree.leaves(nnx.state(each, nnx.Param)))
-        for each in (nnx.eval_shape(lambda: untrained(smaller, len(letters))), teacher)
+        for each in (nnx.eval_shape(lambda: untrained(smaller, vocabulary)), teacher)
     ]
     best = score(teacher, nnx.to_pure_dict(nnx.state(teacher, nnx.Param)))
     return _rows("Shakespeare, perplexity", run, TEXT_TERMS, best, sizes[0] / sizes[1], quick, higher=False)

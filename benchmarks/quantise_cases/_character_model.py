@@ -60,6 +60,12 @@ class Recipe:
 QUICK: Final = Recipe(layers=1, width=32, heads=2, context=16, batch=4, steps=20)
 
 
+def characters(file: Path) -> tuple[Tokens, int]:
+    """The bytes of a text as numbers from 0, and how many different ones there are."""
+    letters, numbers = np.unique(np.frombuffer(file.read_bytes(), np.uint8), return_inverse=True)
+    return numbers.astype(np.int32), len(letters)
+
+
 def windows(text: Tokens, length: int, count: int) -> Tokens:
     """So many pieces of a text, evenly spread, int32[count, length]."""
     starts = np.linspace(0, len(text) - length, count).astype(int)
@@ -116,15 +122,13 @@ def shakespeare(quick: bool) -> Shakespeare | None:
     """The trained model and its text; None, and a line that says why, where the text is missing."""
     if (files := data("tinyshakespeare.txt")) is None:
         return None
-    raw = np.frombuffer(files[0].read_bytes(), np.uint8)
-    letters, numbers = np.unique(raw, return_inverse=True)
-    tokens = numbers.astype(np.int32)
+    tokens, vocabulary = characters(files[0])
     cut = int(len(tokens) * (1 - HELD_OUT))
     recipe = QUICK if quick else Recipe()
     text = windows(tokens[cut:], recipe.context + 1, 32 if quick else 256)
     seen = windows(tokens[:cut], recipe.context, 16 if quick else 64)
     calibration = [jnp.asarray(seen[i : i + 16]) for i in range(0, len(seen), 16)]
-    decoder = trained(recipe, tokens[:cut], len(letters))
+    decoder = trained(recipe, tokens[:cut], vocabulary)
     return Shakespeare(recipe, decoder, tokens[:cut], text, calibration)
 
 

@@ -18,8 +18,17 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks._common import Row, data
-from benchmarks.quantise_cases._character_model import HELD_OUT, QUICK, Recipe, Tokens, untrained, windows
+from benchmarks._common import Row
+from benchmarks.quantise_cases._character_model import (
+    HELD_OUT,
+    QUICK,
+    Recipe,
+    Tokens,
+    characters,
+    untrained,
+    windows,
+)
+from benchmarks.shard_cases._text import text_for_eight
 from lepton_jax.parallel.aot.hlo import collectives
 from lepton_jax.parallel.compressed import compressed, data_parallel
 from lepton_jax.parallel.compressed.codes import FORMATS
@@ -41,20 +50,16 @@ AXES: Final = ("slice", "data")
 
 def measure(quick: bool) -> list[Row]:
     """Of each way: bytes sent in a step, the loss in the end, and by how much it exceeds the exact one's."""
-    if (files := data("tinyshakespeare.txt")) is None:
+    if (file := text_for_eight()) is None:
         return []
-    if jax.device_count() < 8:
-        print("not measured: XLA_FLAGS=--xla_force_host_platform_device_count=8 gives 8 devices")
-        return []
-    letters, numbers = np.unique(np.frombuffer(files[0].read_bytes(), np.uint8), return_inverse=True)
-    tokens = numbers.astype(np.int32)
+    tokens, vocabulary = characters(file)
     cut = int(len(tokens) * (1 - HELD_OUT))
     recipe = replace(QUICK, batch=8, steps=3) if quick else RECIPE
     held = windows(tokens[cut:], recipe.context + 1, 16 if quick else 512)
     rows: list[Row] = []
     for name in QUICK_WAYS if quick else WAYS:
         how = WAYS[name] | ({"smallest": 1 << 10} if quick and WAYS[name] else {})
-        rows.append(_row(name, how, recipe, tokens[:cut], held, len(letters)))
+        rows.append(_row(name, how, recipe, tokens[:cut], held, vocabulary))
         exact = rows[0]
         row = rows[-1]
         row["times fewer than float32"] = exact["bytes sent"] / row["bytes sent"]

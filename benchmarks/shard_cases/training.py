@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-import jax
-
-from benchmarks._common import Row, data
+from benchmarks._common import Row
+from benchmarks.shard_cases._text import text_for_eight
 from lepton_jax.parallel.local import run_processes
 
 SCRIPT: Final = Path(__file__).resolve().parents[2] / "examples" / "train_pod.py"
@@ -42,14 +41,11 @@ print(json.dumps(losses))
 
 def measure(quick: bool) -> list[Row]:
     """Of each way: the mean loss of the last ten steps, and how far any step's loss is from one device's."""
-    if (files := data("tinyshakespeare.txt")) is None:
-        return []
-    if jax.device_count() < 8:
-        print("not measured: XLA_FLAGS=--xla_force_host_platform_device_count=8 gives 8 devices")
+    if (file := text_for_eight()) is None:
         return []
     steps = 3 if quick else STEPS
     width = 32 if quick else 128
-    common = ["--text", str(files[0]), "--steps", str(steps), "--width", str(width)]
+    common = ["--text", str(file), "--steps", str(steps), "--width", str(width)]
     alone = _trained([*common, "--shard", "dp", "--mesh", "data=1"])
     rows = [_row("one device", "data=1", alone, alone)]
     for shard, mesh in ({"tp": "data=2,model=4"} if quick else WAYS).items():

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 
 from lepton_jax import _nnx
-from lepton_jax._inputs import argument_names
 from lepton_jax._options import StaticArguments
 from lepton_jax._sharded.naming import Leaf, name_leaves
 from lepton_jax._stage import kind_of
@@ -40,10 +39,17 @@ class Call:
 
 
 def flatten(
-    fun: Callable[..., Any], static: StaticArguments, args: Sequence[Any], kwargs: Mapping[str, Any]
+    fun: Callable[..., Any],
+    static: StaticArguments,
+    names: Sequence[str],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
 ) -> Call:
-    """A call of `fun`; NNX modules among its arguments are updated when it is finished."""
-    names = argument_names(fun, len(args))
+    """A call of `fun`; NNX modules among its arguments are updated when it is finished.
+
+    Args:
+        names: of the arguments given by position.
+    """
     fixed = {i: value for i, value in enumerate(args) if i in static.positions}
     fixed_names = {key: kwargs[key] for key in sorted(kwargs) if key in static.names}
     moving = [(names[i], value) for i, value in enumerate(args) if i not in fixed]

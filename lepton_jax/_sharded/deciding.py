@@ -12,13 +12,13 @@ from jax.sharding import NamedSharding
 
 from lepton_jax._sharded.donating import next_values
 from lepton_jax._sharded.naming import Leaf
-from lepton_jax._sharded.request import SOLVE, AnyMesh, Sharding, Spread
+from lepton_jax._sharded.request import SOLVE, Sharding, Spread
 from lepton_jax.ir import _jax
 from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.parallel.annotations import Annotator, Entry, Spec, matched, rules_of, spec_of
 from lepton_jax.parallel.constraints import hints, part_hints
 from lepton_jax.parallel.layouts import Layout
-from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.meshes import AnyMesh, MeshSpec
 from lepton_jax.parallel.multislice import outer_axes
 from lepton_jax.parallel.plan import Plan
 from lepton_jax.parallel.propagation import propagate

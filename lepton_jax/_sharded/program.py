@@ -19,7 +19,7 @@ from lepton_jax._sharded.deciding import Decision, decide
 from lepton_jax._sharded.donating import donated
 from lepton_jax._sharded.naming import Leaf
 from lepton_jax._sharded.placing import as_global, place
-from lepton_jax._sharded.request import AnyMesh, Spread, automatic, automatic_axes
+from lepton_jax._sharded.request import Spread
 from lepton_jax._stage import EvaluationFailed, Program, as_traced, manager_for
 from lepton_jax.ir import _jax, collection
 from lepton_jax.ir.cutting.inlined import inline_calls
@@ -29,6 +29,7 @@ from lepton_jax.ir.inline import copy_graph
 from lepton_jax.ir.paths import choose
 from lepton_jax.parallel._plan.identity import all_values
 from lepton_jax.parallel.constraints import constrain
+from lepton_jax.parallel.meshes import AnyMesh, automatic, automatic_axes
 from lepton_jax.rewrite import PassWarning
 
 

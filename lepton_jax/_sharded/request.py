@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-AnyMesh = Mesh | AbstractMesh
+if TYPE_CHECKING:
+    from lepton_jax.parallel.meshes import AnyMesh
 
 PRESETS: Final = ("dp", "fsdp", "tp", "fsdp+tp", "sp", "ep")
 SOLVE: Final = "auto"
@@ -194,18 +195,3 @@ def _bytes(memory: int | str | None) -> int | None:
     if found is None or found[2] not in _UNITS:
         raise ValueError(f"memory is a number of bytes or as '14GB', not {memory!r}")
     return int(float(found[1]) * _UNITS[found[2]])
-
-
-def automatic(mesh: AnyMesh) -> AnyMesh:
-    """The mesh with axes over which XLA decides; JAX's own types of axes may say otherwise."""
-    if not isinstance(mesh, Mesh):
-        return automatic_axes(mesh)
-    types = (AxisType.Auto,) * len(mesh.axis_names)
-    return mesh if mesh.axis_types == types else Mesh(mesh.devices, mesh.axis_names, axis_types=types)
-
-
-def automatic_axes(mesh: AbstractMesh) -> AbstractMesh:
-    """`automatic` of an abstract mesh."""
-    types = dict.fromkeys(mesh.axis_names, AxisType.Auto)
-    found: AbstractMesh = mesh.update_axis_types(types)
-    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +10,13 @@ from typing import Any, Final
 
 import jax
 
+from lepton_jax._inputs import argument_names
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax._sharded.calls import Call, flatten
 from lepton_jax._sharded.program import Laid, lay_out
-from lepton_jax._sharded.request import AnyMesh, Spread
+from lepton_jax._sharded.request import Spread
 from lepton_jax._stage import Program
+from lepton_jax.parallel.meshes import AnyMesh
 from lepton_jax.parallel.plan import Plan
 
 _MOST_PROGRAMS: Final = 64
@@ -43,6 +46,7 @@ class MeshJit:
         self._laid: OrderedDict[Any, Laid] = OrderedDict()
         self._lock = threading.Lock()
         self._mesh: AnyMesh | None = None
+        self._names = functools.cache(functools.partial(argument_names, fun))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function."""
@@ -78,7 +82,7 @@ class MeshJit:
         self._laid.clear()
 
     def _flat(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
-        return flatten(self._fun, self._static, args, kwargs)
+        return flatten(self._fun, self._static, self._names(len(args)), args, kwargs)
 
     def _of(self, call: Call) -> Laid:
         """The program of a call, made if it is not there."""

@@ -9,8 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from lepton_jax.targets.chips import Chip, Link, get_chip
+
+AnyMesh = Mesh | AbstractMesh
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +157,18 @@ def _chip_name(mesh: Any) -> str:
     if device.platform == "cpu":
         return "cpu"
     return "h200" if "H200" in device.device_kind else "h100"
+
+
+def automatic(mesh: AnyMesh) -> AnyMesh:
+    """The mesh with axes over which XLA decides; JAX's own types of axes may say otherwise."""
+    if not isinstance(mesh, Mesh):
+        return automatic_axes(mesh)
+    types = (AxisType.Auto,) * len(mesh.axis_names)
+    return mesh if mesh.axis_types == types else Mesh(mesh.devices, mesh.axis_names, axis_types=types)
+
+
+def automatic_axes(mesh: AbstractMesh) -> AbstractMesh:
+    """`automatic` of an abstract mesh."""
+    types = dict.fromkeys(mesh.axis_names, AxisType.Auto)
+    found: AbstractMesh = mesh.update_axis_types(types)
+    return found

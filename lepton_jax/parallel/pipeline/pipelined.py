@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 
 from lepton_jax.ir.importer import trace
 from lepton_jax.ir.paths import leaf_paths
-from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.meshes import MeshSpec, automatic
 from lepton_jax.parallel.pipeline import orders
 from lepton_jax.parallel.pipeline.packed import PackedPipeline, Place
 from lepton_jax.parallel.pipeline.schedules import Schedule, Task
@@ -47,7 +47,7 @@ class Pipelined:
     ) -> None:
         self.fun = fun
         self.schedule = table
-        self._place, self._spec = Place(_automatic(mesh), axis, data, spec.size(*data)), spec
+        self._place, self._spec = Place(automatic(mesh), axis, data, spec.size(*data)), spec
         self._shared, self._memory, self._marks = shared, memory, marks
         self._train = jax.jit(partial(self._call, table))
         self._loss = jax.jit(partial(self._call, _forward_only(table)))
@@ -180,10 +180,10 @@ class Pipelined:
                 return x
             if all(kind is AxisType.Auto for kind in sharding.mesh.axis_types):
                 return x
-            automatic = NamedSharding(_automatic(sharding.mesh), sharding.spec)
+            free = NamedSharding(automatic(sharding.mesh), sharding.spec)
             if isinstance(x, jax.ShapeDtypeStruct):
-                return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=automatic)
-            return jax.device_put(x, automatic)
+                return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=free)
+            return jax.device_put(x, free)
 
         return jax.tree.map(placed, tree)
 
@@ -262,14 +262,6 @@ def _forward_only(table: Schedule) -> Schedule:
         tuple(None if cell is None else Task(*cell) for cell in row) for row in orders.in_order(every)
     )
     return replace(table, table=rows)
-
-
-def _automatic(mesh: Any) -> Any:
-    """The mesh with all axes left to the compiler."""
-    kinds = (AxisType.Auto,) * len(mesh.axis_names)
-    if isinstance(mesh, AbstractMesh):
-        return AbstractMesh(tuple(mesh.shape.values()), mesh.axis_names, axis_types=kinds)
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=kinds)
 
 
 def _automatic_context(mesh: Any, args: Any) -> contextlib.AbstractContextManager[Any]:
