@@ -4,6 +4,8 @@
 
 - wire: bytes that devices send in training steps, by Lepton's choice and by shardings written by hand, as
   predicted and as compiled ahead of time for pods (needs the extra `tpu`).
+- memory: bytes on a device when most is there, predicted and compiled, of loops, masks and others beside the
+  programs of wire (needs the extra `tpu`).
 - solve: how long the solver takes, over layers, loops and the number of chips.
 - training: a transformer trained on one device and on many, every preset, and on two processes.
 - pipelines: schedules, their bubbles and what they keep.
@@ -34,7 +36,7 @@ SUITE: Final = Suite(
     "python benchmarks/shard.py",
     __doc__ or "",
     shard_cases,
-    ("wire", "solve", "training", "pipelines", "compressed", "pods"),
+    ("wire", "memory", "solve", "training", "pipelines", "compressed", "pods"),
 )
 
 

@@ -20,6 +20,8 @@ from lepton_jax._calibrate import CalibrationError as CalibrationError
 from lepton_jax._compile import Model as Model
 from lepton_jax._compile import ModelReport as ModelReport
 from lepton_jax._compile import compile as compile
+from lepton_jax._delayed import DelayedScaling as DelayedScaling
+from lepton_jax._delayed import delayed_scaling as delayed_scaling
 from lepton_jax._explain import Explanation as Explanation
 from lepton_jax._file import SavedModel as SavedModel
 from lepton_jax._file import load as load

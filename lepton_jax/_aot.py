@@ -16,7 +16,9 @@ from typing import Any
 
 import jax
 
+from lepton_jax._api import Optimized, optimize
 from lepton_jax._bisect import _find
+from lepton_jax._sharded.request import OPEN, OpenMesh, Sharding, Spread
 from lepton_jax.parallel.aot.compile import compile_for
 from lepton_jax.parallel.aot.topologies import EXAMPLES, Topology, get_topology
 from lepton_jax.rewrite import LeptonError
@@ -36,10 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mesh",
         metavar="AXES",
-        help='the axes of the mesh, as "data=64,model=8"; one size may be left open (default: data)',
+        help='the axes of the mesh, as "data=64,model=8"; one size may be left open; auto to try all shapes '
+        "(default: data)",
     )
     parser.add_argument(
         "--preset", metavar="NAME", help="spread it so: dp, fsdp, tp, fsdp+tp, sp, ep or auto"
+    )
+    parser.add_argument(
+        "--judge",
+        metavar="NAME",
+        help="who chooses among the best few of --preset auto: predict (default), shardy or compile",
+    )
+    parser.add_argument(
+        "--microbatches",
+        metavar="N",
+        help="compute the batch in so many parts; auto for as many as the memory demands",
     )
     parser.add_argument(
         "--args",
@@ -59,15 +72,23 @@ def aot_command(args: argparse.Namespace) -> int:
     try:
         _on_cpu(args.topology)
         topology = get_topology(args.topology)
-        mesh = topology.mesh(args.mesh)
-        fun = find_function(args.function)
+        mesh = OpenMesh(topology=topology) if args.mesh == OPEN else topology.mesh(args.mesh)
+        parts = parse_count(args.microbatches)
+        fun = spread_over(find_function(args.function), mesh, args.preset, topology, args.judge, parts)
         values = arguments(args.args or f"{args.function.rpartition(':')[0]}:{EXAMPLE_ARGS}", mesh)
-        found = compile_for(spread_over(fun, mesh, args.preset, topology), values, topology, args.mesh)
+        axes: Any = args.mesh
+        notes: tuple[str, ...] = ()
+        if isinstance(fun, Optimized) and fun.options.spread is not None:
+            plan = fun.plan(*values)
+            axes, notes = dict(plan.axes), plan.notes
+        found = compile_for(fun, values, topology, axes)
     except (LeptonError, ImportError, ValueError, TypeError) as error:
         print(f"lepton aot: {error}", file=sys.stderr)
         return 2
     found = dataclasses.replace(found, name=args.function)
-    print(json.dumps(found.to_json(), indent=1) if args.json else found)
+    print(json.dumps({**found.to_json(), "notes": notes}, indent=1) if args.json else found)
+    for note in () if args.json else notes:
+        print(f"note               {note}")
     return 0 if found.fits else 1
 
 
@@ -98,11 +119,12 @@ def _on_cpu(topology: str) -> None:
             jax.config.update("jax_num_cpu_devices", int(count[1]))
 
 
-def arguments(name: str, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
+def arguments(name: str, mesh: jax.sharding.Mesh | OpenMesh) -> tuple[Any, ...]:
     """The arguments that a function of the user's makes, of the mesh if it takes one.
 
     Raises:
-        ValueError: there is no such function, or it returns no tuple.
+        ValueError: there is no such function, it returns no tuple, or it wants a mesh that is still to be
+            found.
     """
     try:
         make: Callable[..., Any] = find_function(name)
@@ -115,6 +137,8 @@ def arguments(name: str, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
         each.default is each.empty and each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)
         for each in inspect.signature(make).parameters.values()
     )
+    if takes_mesh and isinstance(mesh, OpenMesh):
+        raise ValueError(f"{name} takes the mesh, which --mesh auto finds for its arguments: give its axes")
     values = make(mesh) if takes_mesh else make()
     if not isinstance(values, tuple):
         raise ValueError(
@@ -123,7 +147,27 @@ def arguments(name: str, mesh: jax.sharding.Mesh) -> tuple[Any, ...]:
     return values
 
 
-def spread_over(fun: Callable[..., Any], mesh: jax.sharding.Mesh, preset: Any, topology: Topology) -> Any:
+def parse_count(text: str | None) -> int | str | None:
+    """What `--microbatches` says.
+
+    Raises:
+        ValueError: it is neither a number of parts nor `auto`.
+    """
+    if text is None or text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"--microbatches is a number of parts or auto, not {text}")
+    return int(text)
+
+
+def spread_over(
+    fun: Callable[..., Any],
+    mesh: jax.sharding.Mesh | OpenMesh,
+    preset: Any,
+    topology: Topology,
+    judge: str | None = None,
+    microbatches: int | str | None = None,
+) -> Any:
     """A function spread over the mesh of a topology.
 
     What `lepton.optimize` made for a mesh of its own is made again for this one. A plain function stays as it
@@ -134,17 +178,29 @@ def spread_over(fun: Callable[..., Any], mesh: jax.sharding.Mesh, preset: Any, t
         mesh: of the topology's devices.
         preset: `shard=` of `lepton.optimize`; None for what the function says.
         topology: to optimise for its platform.
-    """
-    from lepton_jax._api import Optimized, optimize
-    from lepton_jax._sharded.request import Sharding, Spread
+        judge: of `lepton.Sharding`; None for what the function says.
+        microbatches: of `lepton.optimize`; None for what the function says.
 
-    if not isinstance(fun, Optimized):
-        return fun if preset is None else optimize(fun, mesh=mesh, shard=preset, target=topology.platform)
-    before = fun.options.spread
+    Raises:
+        ValueError: nothing says how to spread it, and the mesh is open, there is a judge, or a number of
+            micro-batches.
+    """
+    before = fun.options.spread if isinstance(fun, Optimized) else None
     sharding = Sharding.of(preset) if preset is not None else None if before is None else before.sharding
+    if sharding is None and (judge is not None or isinstance(mesh, OpenMesh)):
+        raise ValueError("--mesh auto and --judge need --preset, or a function with shard=")
+    if sharding is None and microbatches is not None:
+        raise ValueError("--microbatches needs --preset, or a function with shard=")
+    if sharding is not None and judge is not None:
+        sharding = sharding.judged_by(judge)
+    if not isinstance(fun, Optimized):
+        if sharding is None:
+            return fun
+        return optimize(fun, mesh=mesh, shard=sharding, target=topology.platform, microbatches=microbatches)
     changed = dataclasses.replace(fun.options, target=fun.options.target or topology.platform)
     if sharding is not None:
         given = Spread(mesh, sharding) if before is None else before
+        given = given if microbatches is None else dataclasses.replace(given, microbatches=microbatches)
         changed = dataclasses.replace(
             changed, spread=dataclasses.replace(given, mesh=mesh, sharding=sharding)
         )

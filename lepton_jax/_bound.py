@@ -21,10 +21,17 @@ from lepton_jax.ir.structure import content_key
 from lepton_jax.rewrite import Pipeline
 
 
-def last_passes(turn: str = "auto") -> str:
-    """What runs after the user's passes; see `products` for which weights it is to turn."""
+def last_passes(turn: str = "auto", on_mesh: bool = False) -> str:
+    """What runs after the user's passes.
+
+    Args:
+        turn: which weights are turned, see `products`.
+        on_mesh: products of one input stay apart: where columns are split, devices do not have the parts
+            of a merged product that are cut out of it.
+    """
+    merge = "" if on_mesh else "merge-products,"
     last = f"products{{turn={turn}}},early,cse,dce"
-    return f"cse,requantize,cse,merge-products,integer-convolution,weight-only,{last}"
+    return f"cse,requantize,cse,{merge}integer-convolution,weight-only,{last}"
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,8 @@ def bind(
     jaxpr, out_tree = trace_call(fun, static, args, kwargs)
     trace_seconds = time.perf_counter() - start
     name = getattr(fun, "__name__", "f")
-    pipeline = Pipeline((*options.pipeline.steps, *Pipeline.parse(last_passes(turn)).steps))
+    last = last_passes(turn, options.spread is not None)
+    pipeline = Pipeline((*options.pipeline.steps, *Pipeline.parse(last).steps))
     seen: list[Any] = []
     manager = manager_for(options, pipeline=pipeline)
     graph, report = manager.run(

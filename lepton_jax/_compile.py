@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,12 @@ import jax.numpy as jnp
 from lepton_jax._api import Optimized
 from lepton_jax._file import save_model
 from lepton_jax._modules import as_function
-from lepton_jax._options import Names, Numbers, make_options
+from lepton_jax._options import Names, Numbers, make_options, spread_of
 from lepton_jax._prepared import Prepared
 from lepton_jax.rewrite import Pipeline, Report
+
+if TYPE_CHECKING:
+    from lepton_jax.parallel.plan import Plan
 
 
 @jax.tree_util.register_pytree_node_class
@@ -51,6 +54,14 @@ class Model:
     def jit(self) -> Any:
         """The jitted function of `(model.params, *args)`, with `lower`, `trace` and `eval_shape`."""
         return self.fun.jit_of(self.params)
+
+    def plan(self, *args: Any, **kwargs: Any) -> Plan:
+        """How the model is spread over its mesh at these shapes, see `Optimized.plan`.
+
+        Raises:
+            ValueError: it was compiled without a mesh.
+        """
+        return self.fun.plan(self.params, *args, **kwargs)
 
     def report(self) -> ModelReport:
         """What was done to the program at the latest shapes, and what became of the parameters."""
@@ -157,6 +168,10 @@ def compile(
     donate_argnums: Numbers = None,
     donate_argnames: Names = None,
     strict: bool | None = None,
+    mesh: Any = None,
+    shard: Any = None,
+    donate: str | None = None,
+    memory: int | str | None = None,
 ) -> Model:
     """A model whose parameters are prepared once: `compile(fun, params, *sample)`, then `model(*inputs)`.
 
@@ -180,6 +195,10 @@ def compile(
             argument 0.
         donate_argnames: the same, by name, for inputs that are given by name.
         strict: as in `optimize`.
+        mesh: as in `optimize`: the model is spread over it, its prepared parameters lie there.
+        shard: as in `optimize`; patterns are those of the parameters as they are given.
+        donate: as in `optimize`.
+        memory: as in `optimize`.
 
     Returns:
         The model.
@@ -189,6 +208,7 @@ def compile(
         CalibrationError: calibration is empty, does not fit, or saw NaN or infinities.
         PipelineError: the pipeline names an unknown pass or option.
         TypeError: `fun` is neither a function nor a module, or the parameters are missing.
+        ValueError: arguments about a mesh that do not go together, or do not fit the program.
 
     Example:
         >>> import jax.numpy as jnp
@@ -209,6 +229,7 @@ def compile(
         strict,
         False,
         0,
+        spread_of(mesh, shard, donate, memory, donate_argnums, donate_argnames),
     )
     optimized: Optimized[Any, Any] = Optimized(function, options)
     if calibration is not None:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import jax
+
+from lepton_jax._inputs import name_inputs
+from lepton_jax._options import Options, StaticArguments
+from lepton_jax._stage import Program, manager_for, trace_call
 from lepton_jax.rewrite import Report
 
 
@@ -51,6 +59,32 @@ class Explanation:
         if not self.missed:
             lines.append("  nothing")
         return "\n".join(lines)
+
+
+def explain(
+    fun: Callable[..., Any],
+    options: Options,
+    static: StaticArguments,
+    name: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Explanation:
+    """Run the passes on a call, noting near misses. See `Optimized.explain`."""
+    report = Report()
+
+    @functools.wraps(fun)
+    def traced(*args: Any, **kwargs: Any) -> int:
+        nonlocal report
+        jaxpr, _ = trace_call(fun, static, args, kwargs)
+        inputs = name_inputs(fun, options.params, static, args, kwargs)
+        manager = manager_for(options, explain=True)
+        graph, report = manager.run(jaxpr, name, inputs.params, inputs.paths)
+        report.predicted = Program(jaxpr, graph, report, name, options).predicted()
+        return 0
+
+    statics = {k: v for k, v in options.jit_arguments.items() if k.startswith("static")}
+    jax.jit(traced, **statics).trace(*args, **kwargs)
+    return Explanation(report)
 
 
 def _time(seconds: float) -> str:

@@ -95,7 +95,7 @@ def save_model(
             jax.random.wrap_key_data(array, impl=keys[name]) if name in keys else array
             for name, array in zip(model.params, arrays, strict=True)
         ]
-        return model.fun.apply(model.params.with_arrays(whole), *args, **kwargs)
+        return model.fun.preparer.run(model.params.with_arrays(whole), *args, **kwargs)
 
     plain = {name: jax.random.key_data(a) if name in keys else a for name, a in arrays.items()}
     shapes = [jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)) for a in plain.values()]

@@ -16,7 +16,7 @@ import jax
 
 from lepton_jax._options import Options
 from lepton_jax.ir.importer import from_jaxpr
-from lepton_jax.numerics.compare import compare_trees
+from lepton_jax.numerics.compare import Difference, compare_trees
 from lepton_jax.targets import records
 
 _PAIRS: Final = 7
@@ -60,17 +60,14 @@ def choose(
     if options.verify:
         expected = plain(*_copies(args), **_copies(kwargs))
         difference = compare_trees(expected, optimised(*_copies(args), **_copies(kwargs)))
-        if options.pipeline.approximate:
-            off = f"off by {difference.largest:.2g} at the most" if difference.ok else str(difference)
-            choice.notes.append(f"verify: {', '.join(options.pipeline.approximate)} approximate: {off}")
-        elif not difference.ok:
-            return Choice(plain, [f"verify: the plain program is kept, for {difference}"])
-        else:
-            choice.notes.append(f"verify: {difference}")
+        note, ok = judged(difference, options)
+        if not ok:
+            return Choice(plain, [f"verify: the plain program is kept, for {note}"])
+        choice.notes.append(f"verify: {note}")
     if options.measure:
-        key = _program(plain, options, args, kwargs)
+        key = program_key(plain, options, args, kwargs)
         known = records.read(_KIND, key)
-        ratio = known if isinstance(known, float) else _ratio(plain, optimised, args, kwargs)
+        ratio = known if isinstance(known, float) else time_ratio(plain, optimised, args, kwargs)
         if ratio is not known:
             records.write(_KIND, key, ratio)
         when = " (measured before on this machine)" if ratio is known else ""
@@ -81,13 +78,22 @@ def choose(
     return choice
 
 
-def _program(plain: Any, options: Options, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def judged(difference: Difference, options: Options) -> tuple[str, bool]:
+    """What to say of a result that differs so from the plain program's, and whether it may stay."""
+    names = options.pipeline.approximate
+    if not names:
+        return str(difference), difference.ok
+    off = f"off by {difference.largest:.2g} at the most" if difference.ok else str(difference)
+    return f"{', '.join(names)} approximate: {off}", True
+
+
+def program_key(plain: Any, options: Options, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """What the decision is about: the program with its shapes, and what Lepton is told to do with it."""
     told = (options.pipeline, options.level, options.target, version("lepton-jax"))
     return "\n".join([*map(str, told), from_jaxpr(plain.trace(*args, **kwargs).jaxpr).to_text()])
 
 
-def _ratio(plain: Any, optimised: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
+def time_ratio(plain: Any, optimised: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float:
     """Median of plain time over optimised time, of pairs run in turn, both compiled before."""
     for fun in (plain, optimised):
         jax.block_until_ready(fun(*_copies(args), **_copies(kwargs)))

@@ -71,8 +71,7 @@ def make_options(
     """Check the arguments of `optimize`.
 
     Raises:
-        ValueError: an unknown level or target, or a wrong pipeline; the message lists what there is; or
-            `verify` or `measure` on a mesh.
+        ValueError: an unknown level or target, or a wrong pipeline; the message lists what there is.
         TypeError: `passes` is neither text nor a pipeline.
     """
     if not isinstance(passes, (str, Pipeline)):
@@ -81,8 +80,6 @@ def make_options(
         raise ValueError(f"there is no level {level!r}; the levels are: {', '.join(LEVELS)}")
     if target is not None:
         get_target(target)
-    if spread is not None and (verify or measure):
-        raise ValueError("verify and measure run a function on one device: leave them out, or mesh")
     return Options(
         pipeline=Pipeline.parse(passes) if isinstance(passes, str) else passes,
         level=level,
@@ -97,6 +94,44 @@ def make_options(
         params=_tuple(params),
         spread=spread,
     )
+
+
+def spread_of(
+    mesh: Any,
+    shard: Any,
+    donate: str | None,
+    memory: int | str | None,
+    donate_argnums: Numbers,
+    donate_argnames: Names,
+    microbatches: int | str | None = None,
+) -> Spread | None:
+    """What is said about a mesh, checked; None where nothing is.
+
+    Raises: as `lepton_jax._sharded.request.make_spread`.
+    """
+    if mesh is None and shard is None and donate is None and memory is None:
+        return None
+    from lepton_jax._sharded.request import make_spread
+
+    named = donate_argnums is not None or donate_argnames is not None
+    return make_spread(mesh, shard, donate, memory, named, microbatches)
+
+
+def in_parts(passes: str | Pipeline, microbatches: int | str | None, mesh: Any) -> str | Pipeline:
+    """The passes, and without a mesh the one that cuts the batch into parts; on a mesh layouts come first.
+
+    Raises:
+        ValueError: the number of parts is none, or there is no mesh to find it for.
+    """
+    if microbatches is None or mesh is not None or not isinstance(passes, (str, Pipeline)):
+        return passes
+    if isinstance(microbatches, bool) or not isinstance(microbatches, int) or microbatches < 1:
+        raise ValueError(
+            f"microbatches is a number of parts, and on a mesh also 'auto': not {microbatches!r}"
+        )
+    last = Pipeline.parse(f"microbatch{{count={microbatches}}}")
+    before = Pipeline.parse(passes) if isinstance(passes, str) else passes
+    return Pipeline((*before.steps, *last.steps))
 
 
 def _tuple(given: Any) -> tuple[Any, ...]:

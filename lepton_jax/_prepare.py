@@ -49,6 +49,7 @@ class Preparer:
         key = (call_key(self._static, args, kwargs), None if form is None else form.key)
         found = self._bound.get(key)
         if found is None:
+            args, kwargs = self._shapes(args, kwargs)  # where arrays lie makes no other program
             found = self._bound[key] = self._bind(args, kwargs, form)
             self.note_call(args, kwargs)
             if len(self._bound) > _MOST_PROGRAMS:
@@ -86,19 +87,21 @@ class Preparer:
 
     def note_call(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Remember the shapes of a call, for parameters that come alone."""
+        self._call = self._shapes(args, kwargs)
+
+    def _shapes(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A call with shapes in the places of arrays."""
         fixed = {i: args[i] for i in self._static.positions if i < len(args)}
         shapes = [fixed[i] if i in fixed else jax.tree.map(shape_of, each) for i, each in enumerate(args)]
         named = {k: v if k in self._static.names else jax.tree.map(shape_of, v) for k, v in kwargs.items()}
-        self._call = (tuple(shapes), named)
+        return tuple(shapes), named
 
     def latest_inputs(self, form: Form) -> tuple[list[Any], dict[str, Any]]:
         """The shapes of the latest call, without what was prepared."""
         assert self._call is not None
-        args, kwargs = self._call
-        places = {i for _, i in form.arguments}
-        names = {name for name, i in form.arguments if i is None}
-        named = {name: each for name, each in kwargs.items() if name not in names}
-        return [each for i, each in enumerate(args) if i not in places], named
+        return late_arguments(form, *self._call)
 
     def prepare(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Prepared:
         """See `Optimized.prepare`."""
@@ -106,9 +109,24 @@ class Preparer:
         bound = self.bound(args, kwargs)
         leaves = dynamic_leaves(self._static, args, kwargs)
         given = [leaves[i] for i in sorted(bound.params)]
+        if self._holds_arrays(given):
+            self._check_finite(bound, leaves)
+        return self._run_prepare(bound, given, args, kwargs)
+
+    def _holds_arrays(self, given: Sequence[Any]) -> bool:
+        """Whether parameters are given, not their shapes.
+
+        Raises:
+            PrepareError: they are not, and shapes do not do.
+        """
         if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in given):
             raise PrepareError("prepare needs the parameters themselves, not their shapes")
-        self._check_finite(bound, leaves)
+        return True
+
+    def _run_prepare(
+        self, bound: Bound, given: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Prepared:
+        """Compute what is kept of parameters; `args` and `kwargs` are the whole call."""
         return prepare_leaves(bound, given)
 
     def _check_finite(self, bound: Bound, leaves: Sequence[Any]) -> None:
@@ -160,8 +178,11 @@ class Preparer:
         places = tuple(i for _, i in prepared.form.arguments if i is not None)
         found = self._applies.get(places)
         if found is None:
-            found = self._applies[places] = jax.jit(self._apply, **self._jit_arguments(places))
+            found = self._applies[places] = self._new_jit(places)
         return found
+
+    def _new_jit(self, places: Sequence[int]) -> Any:
+        return jax.jit(self.run, **self._jit_arguments(places))
 
     def _jit_arguments(self, places: Sequence[int]) -> dict[str, Any]:
         """What `jax.jit` is told, at the places that the arguments have in `apply`."""
@@ -175,15 +196,33 @@ class Preparer:
                 moved[key] = tuple(i - sum(p < i for p in places) + 1 for i in moved[key])
         return moved
 
-    def _apply(self, prepared: Prepared, *args: Any, **kwargs: Any) -> Any:
+    def run(self, prepared: Prepared, *args: Any, **kwargs: Any) -> Any:
+        """`apply`, neither jitted nor spread over a mesh."""
+        whole, named = self.completed(prepared, args, kwargs)
+        bound = self.bound(whole, named, prepared.form)
+        return apply_bound(bound, prepared, late_leaves(bound, self._static, whole, named))
+
+    def completed(
+        self, prepared: Prepared, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """The whole call of the function, with shapes in the places of what was prepared."""
         form, whole, named = prepared.form, list(args), dict(kwargs)
         for (name, place), tree in zip(form.arguments, form.arguments_given(), strict=True):  # by place
             if place is None or place > len(whole):  # what stands before it is given by name
                 named[name] = tree
             else:
                 whole.insert(place, tree)
-        bound = self.bound(whole, named, form)
-        return apply_bound(bound, prepared, late_leaves(bound, self._static, whole, named))
+        return whole, named
+
+
+def late_arguments(
+    form: Form, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """A call without what was prepared."""
+    places = {i for _, i in form.arguments}
+    names = {name for name, i in form.arguments if i is None}
+    named = {name: each for name, each in kwargs.items() if name not in names}
+    return [each for i, each in enumerate(args) if i not in places], named
 
 
 def _is_finite(array: Any) -> bool:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Final
 
 import jax
 
 from lepton_jax._stage import kind_of
+from lepton_jax.ir.graph import Graph
 from lepton_jax.rewrite import UsageError
 
 
@@ -17,8 +22,21 @@ class PrepareError(UsageError):
 
 
 @dataclass(frozen=True)
+class Digest:
+    """What is known of a program that another process traced: equal for equal programs, text for text.
+
+    Attributes:
+        text: in hexadecimal.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
 class Form:
     """What prepared parameters are made of, and for which program.
+
+    Forms that `jax.export` has written and read again equal those that they were written from.
 
     Attributes:
         key: equal for equal `prepare` programs.
@@ -34,8 +52,44 @@ class Form:
     given: tuple[tuple[Any, ...], Any]
     turned: str = ""
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both are of the same arrays for the same program."""
+        if self is other:
+            return True
+        if not isinstance(other, Form) or self._outside != other._outside:
+            return False
+        if isinstance(self.key, Digest) or isinstance(other.key, Digest):
+            return self.digest == other.digest
+        return bool(self.key == other.key and self.given == other.given)
+
+    def __hash__(self) -> int:
+        """Forms that are equal have the same."""
+        return hash(self._outside)
+
+    @cached_property
+    def _outside(self) -> tuple[Any, ...]:
+        """What is written out as it is."""
+        leaves = tuple((tuple(map(str, shape)), str(dtype), weak) for shape, dtype, weak in self.given[0])
+        return (self.names, self.arguments, leaves, self.turned)
+
+    @cached_property
+    def digest(self) -> Digest:
+        """Of the program, without what differs from process to process."""
+        if isinstance(self.key, Digest):
+            return self.key
+        return Digest(hashlib.sha256(_without_addresses(self.key).encode()).hexdigest())
+
     def arguments_given(self) -> list[Any]:
-        """The arguments that were prepared, as trees of `jax.ShapeDtypeStruct`."""
+        """The arguments that were prepared, as trees of `jax.ShapeDtypeStruct`.
+
+        Raises:
+            PrepareError: these parameters were read from an exported program.
+        """
+        if self.given[1] is None:
+            raise PrepareError(
+                "these parameters are of an exported program (jax.export): call that with them; "
+                "prepare the parameters again to call the function"
+            )
         leaves = [jax.ShapeDtypeStruct(s, d, weak_type=w) for s, d, w in self.given[0]]
         return list(jax.tree.unflatten(self.given[1], leaves))
 
@@ -96,3 +150,39 @@ def shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
     """An array without what is in it."""
     shape, dtype, weak = kind_of(leaf)
     return jax.ShapeDtypeStruct(shape, dtype, weak_type=weak)
+
+
+_ADDRESS: Final = re.compile(r"0x[0-9a-f]+")
+
+
+def _without_addresses(key: Any) -> str:
+    """A key as text that is the same in every process that traces the same program."""
+    return _ADDRESS.sub("", key.to_text() if isinstance(key, Graph) else repr(key))
+
+
+def _write(form: Form) -> bytes:
+    """A form as `jax.export` keeps it: all but how the arguments were nested, and the program itself."""
+    names, arguments, leaves, turned = form._outside
+    found = {
+        "program": form.digest.text,
+        "names": names,
+        "arguments": arguments,
+        "given": leaves,
+        "turned": turned,
+    }
+    return json.dumps(found).encode()
+
+
+def _read(data: bytes) -> Form:
+    found = json.loads(bytes(data).decode())
+    leaves = tuple((tuple(shape), dtype, weak) for shape, dtype, weak in found["given"])
+    arguments = tuple((name, position) for name, position in found["arguments"])
+    return Form(Digest(found["program"]), tuple(found["names"]), arguments, (leaves, None), found["turned"])
+
+
+jax.export.register_pytree_node_serialization(
+    Prepared,
+    serialized_name="lepton_jax.Prepared",
+    serialize_auxdata=_write,
+    deserialize_auxdata=_read,
+)

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lepton_jax.ir.paths import choose, leaf_paths
+from lepton_jax._sparse_masks import (
+    ROOT,
+    Chosen,
+    Distribution,
+    Importance,
+    Method,
+    Scope,
+    Settings,
+    check,
+    masks_at,
+    random_scores,
+    regrown,
+    remembered,
+    scores_of,
+)
+from lepton_jax.ir.paths import leaf_paths
 from lepton_jax.numerics._states import the_one
-from lepton_jax.numerics.masks import Pattern, Unstructured, erdos_renyi_at, global_masks, ranks
+from lepton_jax.numerics.masks import Pattern, Unstructured
 from lepton_jax.numerics.sparsity_schedules import Schedule, one_shot
 
 if TYPE_CHECKING:
     import optax
-
-Method = Literal["prune", "straight_through", "rigl", "set", "static"]
-Importance = Literal["magnitude", "saliency", "movement", "fisher"]
-
-_KEPT: Final = 0.99
 
 
 class SparseState(NamedTuple):
@@ -43,28 +52,14 @@ class SparseState(NamedTuple):
     inner: Any
 
 
-@dataclass(frozen=True)
-class _Settings:
-    method: Method
-    importance: Importance
-    scope: Literal["layer", "global"]
-    distribution: Literal["uniform", "erk"]
-    pattern: Pattern
-    every: int
-    until: int | None
-    drop: float
-    only: tuple[str, ...]
-    skip: tuple[str, ...]
-
-
 def sparsify(
     tx: optax.GradientTransformation,
     sparsity: float | Schedule,
     *,
     method: Method = "prune",
     importance: Importance = "magnitude",
-    scope: Literal["layer", "global"] = "layer",
-    distribution: Literal["uniform", "erk"] = "uniform",
+    scope: Scope = "layer",
+    distribution: Distribution = "uniform",
     pattern: Pattern | None = None,
     every: int = 1,
     until: int | None = None,
@@ -122,7 +117,7 @@ def sparsify(
     import optax
 
     schedule = sparsity if callable(sparsity) else one_shot(sparsity)
-    settings = _Settings(
+    settings = Settings(
         method,
         importance,
         scope,
@@ -134,17 +129,17 @@ def sparsify(
         (only,) if isinstance(only, str) else tuple(only),
         (skip,) if isinstance(skip, str) else tuple(skip),
     )
-    _check(settings)
+    check(settings)
     within = optax.with_extra_args_support(tx)
 
     def init(params: Any) -> SparseState:
-        chosen = _Chosen.of(params, settings)
+        chosen = Chosen.of(params, settings)
         weights = chosen.leaves(params)
         key, now = jax.random.split(jax.random.key(seed))
         if method in ("prune", "straight_through"):
             masks = [jnp.ones_like(weight, bool) for weight in weights]
         else:
-            masks = _masks(_random(now, weights), schedule(jnp.zeros((), jnp.int32)), settings)
+            masks = masks_at(random_scores(now, weights), schedule(jnp.zeros((), jnp.int32)), settings)
         remembers = importance in ("movement", "fisher")
         memory = chosen.tree([jnp.zeros_like(w, jnp.float32) for w in weights]) if remembers else None
         return SparseState(jnp.zeros((), jnp.int32), chosen.tree(masks), memory, key, within.init(params))
@@ -152,10 +147,10 @@ def sparsify(
     def update(updates: Any, state: SparseState, params: Any = None, **extra: Any) -> tuple[Any, SparseState]:
         if params is None:
             raise ValueError("sparsify needs the parameters: tx.update(grads, state, params)")
-        chosen = _Chosen.of(params, settings)
+        chosen = Chosen.of(params, settings)
         weights, gradients = chosen.leaves(params), chosen.leaves(updates)
         masks = jax.tree.leaves(state.masks)
-        memory = _remembered(jax.tree.leaves(state.memory), weights, gradients, settings)
+        memory = remembered(jax.tree.leaves(state.memory), weights, gradients, settings)
         through = method == "straight_through"
         reaching = updates if through else chosen.put(updates, _times(masks, gradients))
         found, inner = within.update(reaching, state.inner, params, **extra)
@@ -165,8 +160,8 @@ def sparsify(
         def changed() -> list[jax.Array]:
             moved = [weight + step for weight, step in zip(weights, steps, strict=True)]
             if through or method == "prune":
-                return _masks(_scores(moved, gradients, memory, settings), schedule(state.step), settings)
-            return _regrown(masks, moved, gradients, state.step, now, settings)
+                return masks_at(scores_of(moved, gradients, memory, settings), schedule(state.step), settings)
+            return regrown(masks, moved, gradients, state.step, now, settings)
 
         if method != "static":
             due = state.step % every == 0
@@ -222,140 +217,13 @@ def sparsity_of(state: Any) -> dict[str, float]:
         state: the optimiser's state: a `SparseState`, or a tree that holds one.
     """
     masks = sparse_state(state).masks
-    paths, leaves = leaf_paths(_ROOT, masks), jax.tree.leaves(masks)
+    paths, leaves = leaf_paths(ROOT, masks), jax.tree.leaves(masks)
     found = {
         path: 1 - float(jnp.mean(mask)) if mask.size else 0.0
         for path, mask in zip(paths, leaves, strict=True)
     }
     size = max(sum(mask.size for mask in leaves), 1)
     return found | {"total": sum(mask.size - int(jnp.sum(mask)) for mask in leaves) / size}
-
-
-@dataclass(frozen=True)
-class _Chosen:
-    """Which leaves of the parameters are pruned.
-
-    Attributes:
-        structure: of the parameters.
-        places: of the leaves.
-    """
-
-    structure: Any
-    places: tuple[int, ...]
-
-    @classmethod
-    def of(cls, params: Any, settings: _Settings) -> _Chosen:
-        """Those with two dimensions or more, of floats, that patterns do not leave out."""
-        leaves, structure = jax.tree.flatten(params)
-        paths = leaf_paths(_ROOT, params)
-        chosen = choose(settings.only, paths, "sparsify") if settings.only else set(range(len(paths)))
-        chosen -= choose(settings.skip, paths, "sparsify") if settings.skip else set()
-        places = [i for i in sorted(chosen) if _is_weight(leaves[i])]
-        if not places:
-            raise ValueError(
-                "sparsify: nothing is left to prune; weights are floats of two dimensions or more"
-            )
-        return cls(structure, tuple(places))
-
-    def leaves(self, tree: Any) -> list[jax.Array]:
-        """The chosen leaves of a tree as that of the parameters."""
-        found = self.structure.flatten_up_to(tree)
-        return [found[i] for i in self.places]
-
-    def put(self, tree: Any, leaves: Sequence[jax.Array]) -> Any:
-        """The tree with other leaves at the chosen places."""
-        found = self.structure.flatten_up_to(tree)
-        for i, leaf in zip(self.places, leaves, strict=True):
-            found[i] = leaf
-        return jax.tree.unflatten(self.structure, found)
-
-    def tree(self, leaves: Sequence[jax.Array]) -> Any:
-        """A tree with leaves at the chosen places alone."""
-        import optax
-
-        found: list[Any] = [optax.MaskedNode()] * self.structure.num_leaves
-        for i, leaf in zip(self.places, leaves, strict=True):
-            found[i] = leaf
-        return jax.tree.unflatten(self.structure, found)
-
-
-def _is_weight(leaf: Any) -> bool:
-    return jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-
-
-def _masks(scores: Sequence[jax.Array], sparsity: jax.Array, settings: _Settings) -> list[jax.Array]:
-    """Which weights stay at a sparsity of all together."""
-    if settings.scope == "global":
-        return global_masks(scores, sparsity, settings.pattern)
-    if settings.distribution == "uniform":
-        return [settings.pattern.mask(score, sparsity) for score in scores]
-    shares = erdos_renyi_at([score.shape for score in scores], sparsity)
-    return [settings.pattern.mask(score, share) for score, share in zip(scores, shares, strict=True)]
-
-
-def _scores(
-    weights: Sequence[jax.Array],
-    gradients: Sequence[jax.Array],
-    memory: Sequence[jax.Array],
-    settings: _Settings,
-) -> list[jax.Array]:
-    match settings.importance:
-        case "magnitude":
-            return [jnp.abs(weight) for weight in weights]
-        case "saliency":
-            return [jnp.abs(weight * grad) for weight, grad in zip(weights, gradients, strict=True)]
-        case "movement":
-            return list(memory)
-        case "fisher":
-            return [weight**2 * mean for weight, mean in zip(weights, memory, strict=True)]
-
-
-def _remembered(
-    memory: Sequence[jax.Array],
-    weights: Sequence[jax.Array],
-    gradients: Sequence[jax.Array],
-    settings: _Settings,
-) -> list[jax.Array]:
-    """What importance remembers after one more step; nothing, where it remembers nothing."""
-    if not memory:
-        return []
-    if settings.importance == "movement":
-        return [m - (w * g).astype(m.dtype) for m, w, g in zip(memory, weights, gradients, strict=True)]
-    return [
-        _KEPT * m + (1 - _KEPT) * jnp.square(g.astype(m.dtype))
-        for m, g in zip(memory, gradients, strict=True)
-    ]
-
-
-def _regrown(
-    masks: Sequence[jax.Array],
-    weights: Sequence[jax.Array],
-    gradients: Sequence[jax.Array],
-    step: jax.Array,
-    key: jax.Array,
-    settings: _Settings,
-) -> list[jax.Array]:
-    """Masks with as many weights as before: the smallest have gone, and others come in their place."""
-    assert settings.until is not None
-    share = settings.drop / 2 * (1 + jnp.cos(jnp.pi * step / settings.until))
-    grown = [jnp.abs(g) for g in gradients] if settings.method == "rigl" else _random(key, weights)
-    found = []
-    for mask, weight, gradient in zip(masks, weights, grown, strict=True):
-        there = jnp.sum(mask)
-        leaving = jnp.round(share * there).astype(jnp.int32)
-        by_size = ranks(jnp.where(mask, jnp.abs(weight).astype(jnp.float32), -1.0))
-        stays = mask & (by_size >= mask.size - there + leaving)
-        by_gradient = ranks(jnp.where(mask, -1.0, gradient.astype(jnp.float32)))
-        comes = ~mask & (by_gradient >= mask.size - leaving)
-        missing = leaving - jnp.sum(comes)  # fewer are gone than are to come
-        back = mask & ~stays & (by_size >= mask.size - there + leaving - missing)
-        found.append(stays | comes | back)
-    return found
-
-
-def _random(key: jax.Array, weights: Sequence[jax.Array]) -> list[jax.Array]:
-    keys = jax.random.split(key, len(weights))
-    return [jax.random.uniform(each, weight.shape) for each, weight in zip(keys, weights, strict=True)]
 
 
 def _times(masks: Sequence[jax.Array], gradients: Sequence[jax.Array]) -> list[jax.Array]:
@@ -368,30 +236,3 @@ def _only(
     """Steps that end in zero where masks say so."""
     each = zip(masks, steps, weights, strict=True)
     return [jnp.where(mask, step, -weight.astype(step.dtype)) for mask, step, weight in each]
-
-
-def _check(settings: _Settings) -> None:
-    """Refuse arguments out of range.
-
-    Raises:
-        ValueError: the first of them, with what it may be.
-    """
-    for name, known in _CHOICES.items():
-        if getattr(settings, name) not in known:
-            raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(settings, name)!r}")
-    if settings.every < 1 or not 0 < settings.drop <= 1:
-        raise ValueError(f"every is 1 or more and drop 0 to 1, not {settings.every} and {settings.drop}")
-    moving = settings.method in ("rigl", "set")
-    if moving and settings.until is None:
-        raise ValueError(f"{settings.method} wants until=: the step from which on masks stay")
-    if moving and not isinstance(settings.pattern, Unstructured):
-        raise ValueError(f"{settings.method} chooses weights one by one: leave pattern out")
-
-
-_ROOT: Final = "params"
-_CHOICES: Final[dict[str, tuple[str, ...]]] = {
-    "method": ("prune", "straight_through", "rigl", "set", "static"),
-    "importance": ("magnitude", "saliency", "movement", "fisher"),
-    "scope": ("layer", "global"),
-    "distribution": ("uniform", "erk"),
-}

@@ -1,13 +1,11 @@
-"""`lepton.optimize` behaves as `jax.jit` does, wherever JAX functions go."""
+"""`lepton.optimize` behaves as `jax.jit` does: calls, arguments, results, stages."""
 
 from __future__ import annotations
 
 import functools
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import chex
@@ -15,11 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 import lepton_jax as lepton
+from tests.api_programs import noisy
 
 
 class Pair(NamedTuple):
@@ -32,12 +28,6 @@ class Pair(NamedTuple):
 class Layer:
     w: Any
     name: str = "layer"
-
-
-def noisy(x: Any) -> Any:
-    """A function with something to optimise."""
-    y = jnp.transpose(jnp.transpose(x)) * 1.0
-    return jnp.sin(y) + jnp.sin(y) + lax.cond(True, lambda v: v, jnp.cos, y)
 
 
 def test_decorator_forms() -> None:
@@ -212,114 +202,6 @@ def test_one_trace_for_one_shape() -> None:
     np.testing.assert_allclose(lepton.optimize(wrapped)(x), fun(x) + 1, rtol=1e-6)
 
 
-def test_under_and_over_transformations() -> None:
-    def fun(x: Any) -> Any:
-        return jnp.sum(noisy(x) * x)
-
-    f = lepton.optimize(fun)
-    x = jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)
-    xs = jnp.stack([x, x + 1])
-
-    def every(x: Any, xs: Any) -> dict[str, tuple[Any, ...]]:
-        """What plain JAX gives, and then what Lepton does."""
-        gradient, tangent, batch = jax.grad(fun)(x), jax.jvp(fun, (x,), (x,))[1], jax.vmap(fun)(xs)
-        return {
-            "jit": (fun(x), jax.jit(f)(x)),
-            "grad": (gradient, jax.grad(f)(x), lepton.optimize(jax.grad(fun))(x)),
-            "grad, twice optimised": (gradient, lepton.optimize(jax.grad(f))(x)),
-            "hessian": (jax.hessian(fun)(x), jax.hessian(f)(x)),
-            "jacfwd": (gradient, jax.jacfwd(f)(x)),
-            "jvp": (tangent, jax.jvp(f, (x,), (x,))[1], jax.linearize(f, x)[1](x)),
-            "vmap": (batch, jax.vmap(f)(xs), lepton.optimize(jax.vmap(fun))(xs), lax.map(f, xs)),
-            "vmap of grad": (jax.vmap(jax.grad(fun))(xs), jax.vmap(jax.grad(f))(xs)),
-            "checkpoint": (
-                gradient,
-                jax.grad(jax.checkpoint(f))(x),
-                lepton.optimize(jax.grad(jax.checkpoint(fun)))(x),
-            ),
-        }
-
-    for name, (expected, *actual) in jax.jit(every)(x, xs).items():
-        for result in actual:
-            np.testing.assert_allclose(result, expected, rtol=1e-5, atol=1e-6, err_msg=name)
-    np.testing.assert_allclose(jax.grad(f)(x), jax.jit(jax.grad(fun))(x), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(f)(xs), jax.jit(jax.vmap(fun))(xs), rtol=1e-5, atol=1e-6)
-    assert jax.eval_shape(f, x).shape == f.eval_shape(x).shape == ()
-
-
-def test_custom_rules_keep_their_meaning() -> None:
-    @jax.custom_vjp
-    def clipped(x: Any) -> Any:
-        return jnp.sin(x) * 1.0
-
-    clipped.defvjp(lambda x: (clipped(x), x), lambda x, g: (jnp.clip(g, -0.1, 0.1),))
-
-    @jax.custom_jvp
-    def odd(x: Any) -> Any:
-        return jnp.transpose(jnp.transpose(x)) + x * 0
-
-    odd.defjvp(lambda p, t: (odd(*p), 7.0 * t[0]))
-
-    def fun(x: Any) -> Any:
-        return jnp.sum(clipped(x) + odd(x.reshape(1, -1)).reshape(-1))
-
-    x = jnp.arange(3.0)
-    for g in (
-        jax.grad(lepton.optimize(fun)),
-        lepton.optimize(jax.grad(fun)),
-        lepton.optimize(jax.grad(lepton.optimize(fun))),
-    ):
-        np.testing.assert_allclose(g(x), jax.grad(fun)(x), rtol=1e-6)
-
-
-def test_shard_map_and_shardings() -> None:
-    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
-    sharding = NamedSharding(mesh, P("i"))
-    x = jax.device_put(jnp.arange(4.0), sharding)
-
-    def local(v: Any) -> Any:
-        return lax.psum(v * 1.0 + 0.0, "i")
-
-    mapped = jax.shard_map(local, mesh=mesh, in_specs=P("i"), out_specs=P())
-    inside = jax.shard_map(lepton.optimize(local), mesh=mesh, in_specs=P("i"), out_specs=P())
-    np.testing.assert_array_equal(lepton.optimize(mapped)(x), mapped(x))
-    np.testing.assert_array_equal(inside(x), mapped(x))
-    f = lepton.optimize(lambda v: lax.with_sharding_constraint(v * 2.0, sharding))
-    assert f(x).sharding.is_equivalent_to(sharding, 1)
-
-
-def test_explicit_mesh() -> None:
-    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Explicit,))
-    with jax.set_mesh(mesh):
-        x = jax.device_put(jnp.arange(8.0).reshape(4, 2), P("i", None))
-        fun = noisy
-        expected, result = jax.jit(fun)(x), lepton.optimize(fun)(x)
-        assert jax.typeof(result).sharding == jax.typeof(expected).sharding
-        np.testing.assert_allclose(result, expected, rtol=1e-6)
-
-
-def test_export() -> None:
-    f = lepton.optimize(noisy)
-    x = jnp.ones((2, 3))
-    data = jax.export.export(f)(x).serialize()
-    np.testing.assert_allclose(jax.export.deserialize(data).call(x), noisy(x), rtol=1e-6)
-
-
-def test_export_with_symbolic_dimensions() -> None:
-    def fun(x: Any) -> Any:
-        y = jnp.transpose(jnp.transpose(x * 1.0)).reshape(-1)
-        return (
-            jnp.concatenate([y, y])[: x.shape[0]]
-            + lax.scan(lambda c, v: (c + v, v * 1.0), jnp.zeros(()), y)[0]
-        )
-
-    (b,) = jax.export.symbolic_shape("b")
-    exported = jax.export.export(lepton.optimize(fun))(jax.ShapeDtypeStruct((b, 3), jnp.float32))
-    for n in (1, 4):
-        x = jnp.arange(3.0 * n).reshape(n, 3)
-        np.testing.assert_allclose(exported.call(x), fun(x), rtol=1e-6)
-
-
 def test_threads() -> None:
     f = lepton.optimize(noisy)
     shapes = [(n % 5 + 1, 3) for n in range(40)]
@@ -351,19 +233,6 @@ def test_methods() -> None:
     np.testing.assert_array_equal(model.forward(x), x)
     bound = lepton.optimize(model.forward)
     np.testing.assert_array_equal(bound(x), x)
-
-
-def test_closed_over_tracers() -> None:
-    def outer(x: Any) -> Any:
-        inner = lepton.optimize(lambda y: (y * x * 1.0).sum())
-        return jax.grad(inner)(x) + inner(x)
-
-    x = jnp.arange(3.0)
-    expected = outer(x)
-    with jax.checking_leaks():
-        np.testing.assert_allclose(jax.jit(outer)(x), expected, rtol=1e-6)
-        np.testing.assert_allclose(jax.vmap(outer)(jnp.stack([x, x]))[0], expected, rtol=1e-6)
-    assert jax.eval_shape(jax.jacfwd(outer), x).shape == (3, 3)
 
 
 def test_stages() -> None:
@@ -403,83 +272,5 @@ def test_names_survive() -> None:
 
 def test_explain_says_what_fired_and_what_nearly_did() -> None:
     text = str(lepton.optimize(noisy).explain(jnp.ones((2, 3))))
-    assert "transpose" in text and "test_api.py" in text
+    assert "transpose" in text and "api_programs.py" in text
     assert "fired" in text and "nearly fired" in text
-
-
-def test_measure_keeps_a_decision() -> None:
-    f = lepton.optimize(noisy, measure=True, verify=True)
-    x = jnp.ones((64, 64))
-    np.testing.assert_allclose(f(x), noisy(x), rtol=1e-6)
-    np.testing.assert_allclose(f(x), noisy(x), rtol=1e-6)
-    notes = " ".join(f.report.notes)
-    assert "measure:" in notes and "verify: equal" in notes
-    np.testing.assert_allclose(jax.jit(f)(x), noisy(x), rtol=1e-6)
-
-
-def test_a_measured_decision_is_kept_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LEPTON_CACHE", str(tmp_path))
-    x = jnp.ones((64, 64))
-
-    def decided(passes: str = "default") -> str:
-        f = lepton.optimize(noisy, passes, measure=True)
-        f.clear_cache()
-        np.testing.assert_allclose(f(x), noisy(x), rtol=1e-6)
-        return " ".join(f.report.notes)
-
-    assert "before" not in decided()
-    assert "measured before on this machine" in decided()
-    assert "before" not in decided("cleanup")  # another pipeline is another decision
-    for file in tmp_path.rglob("*.json"):
-        file.write_text(json.dumps({"value": 0.25}))
-    assert "the plain program is kept, 4.00× as fast (measured before" in decided()
-    for file in tmp_path.rglob("*.json"):
-        file.write_text("broken")
-    assert "before" not in decided()
-
-
-class _Breaks(lepton.Pass):
-    """A pass that changes what the program computes."""
-
-    name = "breaks"
-
-    def run(self, graph: lepton.ir.Graph, ctx: lepton.PassContext) -> None:
-        for node in graph.walk():
-            if node.op == "sin" and ctx.fire("drop-sin", node):
-                node.result.replace_uses(node.operands[0])
-
-
-class _Fails(lepton.Pass):
-    """A pass that leaves what cannot be evaluated."""
-
-    name = "fails"
-
-    def run(self, graph: lepton.ir.Graph, ctx: lepton.PassContext) -> None:
-        for node in graph.walk():
-            if node.op == "sin" and ctx.fire("lose-operand", node):
-                node.set_operands([])
-
-
-def test_verify_option_falls_back_to_the_plain_program() -> None:
-    x = jnp.ones(3)
-    f = lepton.optimize(jnp.sin, lepton.Pipeline((_Breaks(),)), verify=True)
-    np.testing.assert_allclose(f(x), jnp.sin(x))
-    assert any("plain program is kept" in note for note in f.report.notes)
-
-
-def test_a_program_that_cannot_be_evaluated_is_run_plain() -> None:
-    x = jnp.ones(3)
-    f = lepton.optimize(lambda x: jnp.sin(x), lepton.Pipeline((_Fails(),)), strict=False)
-    with pytest.warns(lepton.PassWarning, match="plain jax.jit"):
-        np.testing.assert_allclose(f(x), jnp.sin(x))
-    np.testing.assert_allclose(f(x), jnp.sin(x))
-    np.testing.assert_allclose(jax.grad(lambda x: f(x).sum())(x), jnp.cos(x))
-
-
-def test_verify_finds_a_broken_pass() -> None:
-    good = lepton.verify(noisy, jnp.ones((2, 3)))
-    assert good.ok and good.worst < 64, str(good)
-    bad = lepton.verify(lepton.optimize(noisy, lepton.Pipeline((_Breaks(),))), jnp.ones((2, 3)))
-    assert not bad.ok
-    with pytest.raises(lepton.VerificationError, match="times what rounding explains"):
-        bad.raise_if_failed()

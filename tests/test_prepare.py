@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import equinox
@@ -83,6 +86,44 @@ def test_prepared_parameters_are_a_pytree_that_transformations_take() -> None:
     close(exported(*prepared.arrays, X).call(*prepared.arrays, X), forward(PARAMS, X))
 
 
+_ELSEWHERE = """
+import pathlib, sys
+import jax, jax.numpy as jnp, numpy as np
+import lepton_jax
+folder = pathlib.Path(sys.argv[1])
+for number in range(2):
+    exported = jax.export.deserialize(bytearray((folder / f"{number}.bin").read_bytes()))
+    (prepared, x), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    with np.load(folder / f"{number}.npz") as kept:
+        arrays = [jnp.asarray(kept[f"arr_{i}"]) for i in range(len(prepared))]
+        found = exported.call(prepared.with_arrays(arrays), jnp.asarray(kept["x"]))
+        np.testing.assert_allclose(found, kept["y"], rtol=1e-5, atol=1e-5)
+    assert list(prepared)[0] == "params/b" and exported.platforms == ("cpu", "cuda", "tpu")
+"""
+
+
+def test_exported_models_are_loaded_by_other_processes(tmp_path: Path) -> None:
+    """For several platforms, as bytes; here and there with prepared parameters."""
+    other = lepton.compile(forward, PARAMS, X, passes="inline,quantize{weights=int4,group=4}")
+    for number, options in enumerate(("activations=dynamic", "weights=int4,group=2")):
+        model = lepton.compile(forward, PARAMS, X, passes=f"inline,quantize{{{options}}}")
+        exported = jax.export.export(model.jit, platforms=("cpu", "cuda", "tpu"))(model.params, X)
+        data = exported.serialize(vjp_order=1)
+        again = jax.export.deserialize(bytearray(data))
+        np.testing.assert_array_equal(again.call(model.params, X), model(X))
+        (read, _), _ = jax.tree.unflatten(again.in_tree, again.in_avals)
+        assert read.form == model.params.form and hash(read.form) == hash(model.params.form)
+        assert read.form != other.params.form and model.params.form != other.params.form
+        with pytest.raises(PrepareError, match="of an exported program"):
+            lepton.optimize(forward, params="params").apply(read.with_arrays(model.params.arrays), X)
+        (tmp_path / f"{number}.bin").write_bytes(data)
+        np.savez(tmp_path / f"{number}.npz", *map(np.asarray, model.params.arrays), x=X, y=model(X))
+    run = subprocess.run(
+        [sys.executable, "-c", _ELSEWHERE, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+
+
 def test_wrong_use_is_named() -> None:
     f = lepton.optimize(forward, params="params")
     with pytest.raises(PrepareError, match="apply takes what prepare returned, not dict"):
@@ -130,22 +171,29 @@ def pointwise(p: Any, x: Any) -> Any:
     return jax.lax.conv(images, p["a"][:, :, None, None], (1, 1), "SAME")
 
 
+def each_way(p: Any, x: Any) -> Any:
+    return {fun.__name__: fun(p[fun.__name__], x) for fun in (pooled, narrow, channels_first, pointwise)}
+
+
 @pytest.mark.parametrize("passes", ["default", "default,quantize{activations=dynamic}"])
-@pytest.mark.parametrize("fun", [pooled, narrow, channels_first, pointwise])
-def test_prepared_parameters_serve_any_number_of_rows(fun: Any, passes: str) -> None:
+def test_prepared_parameters_serve_any_number_of_rows(passes: str) -> None:
     rng = np.random.default_rng(1)
+    shapes = {"a": (128, 128), "b": (128, 256), "c": (128, 130)}
+    used = {"pooled": "ab", "narrow": "ac", "channels_first": "a", "pointwise": "a"}
     params = {
-        k: rng.normal(size=s).astype(np.float32) / 12 for k, s in (("a", (128, 128)), ("b", (128, 256)))
+        name: {k: rng.normal(size=shapes[k]).astype(np.float32) / 12 for k in keys}
+        for name, keys in used.items()
     }
-    params["c"] = rng.normal(size=(128, 130)).astype(np.float32) / 12
+    exact = jax.jit(each_way)
     for first, *others in ((1, 40), (40, 1), (3, 1, 40)):
-        model = lepton.compile(
-            fun, params, rng.normal(size=(first, 24, 128)).astype(np.float32), passes=passes
-        )
-        assert model.nbytes < 4 * sum(w.size for w in params.values()) + 4096
+        sample = rng.normal(size=(first, 24, 128)).astype(np.float32)
+        model = lepton.compile(each_way, params, sample, passes=passes)
+        assert model.nbytes < 4 * sum(w.size for w in jax.tree.leaves(params)) + 4096
         for batch in (first, *others):
             x = rng.normal(size=(batch, 24, 128)).astype(np.float32)
-            np.testing.assert_allclose(model(x), fun(params, x), 0.1, 0.1)
+            found, wanted = model(x), exact(params, x)
+            for name in used:
+                np.testing.assert_allclose(found[name], wanted[name], 0.1, 0.1, err_msg=name)
 
 
 def test_as_many_rows_as_a_weight_has_are_no_other_program() -> None:

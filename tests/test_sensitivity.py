@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import lepton_jax as lepton
@@ -62,6 +63,27 @@ def test_sites_are_ranked_and_pipelines_follow() -> None:
     assert "skip=" in found.mixed(keep=1, high=None)
     assert found.mixed(keep=0) == found.mixed(error=10.0) == str(lepton.Pipeline.parse(passes))
     assert found.mixed(nbytes=10**6, high=None).count("p/") == len(PARAMS)
+
+
+def test_a_corrected_bias_counts() -> None:
+    """One site alone is what the model with that site alone is; correction takes most of its error."""
+
+    def shifted(p: Any, x: Any) -> Any:
+        return jnp.tanh(x @ p["up"]) @ p["down"]
+
+    params = {"up": floats(16, 32, scale=0.2), "down": floats(32, 8, scale=0.2)}
+    data = [3 + 0.05 * floats(32, 16)]
+    errors = {}
+    for correct, only in (("none", "p/down"), ("bias", "p/up p/down")):
+        passes = f'inline,quantize{{only="{only}",weights=int3,correct={correct}}}'
+        found = lepton.sensitivity(shifted, params, data[0], data=data, passes=passes, strict=True)
+        errors[correct] = {row.name: row.error for row in found.rows}
+    assert errors["bias"]["p/down"] < 0.2 * errors["none"]["p/down"]
+    alone = 'inline,quantize{only="p/up",weights=int3,correct=bias}'
+    model = lepton.compile(shifted, params, data[0], passes=alone, calibration=data)
+    exact = np.asarray(jax.jit(shifted)(params, data[0]))
+    off = np.linalg.norm(model(data[0]) - exact) / np.linalg.norm(exact)
+    assert errors["bias"]["p/up"] == pytest.approx(off, rel=1e-3)
 
 
 def test_metrics_of_the_user_and_wrong_use() -> None:

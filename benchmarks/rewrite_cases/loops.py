@@ -342,6 +342,26 @@ def second_order_in_parallel(x: Any) -> Any:
     return lax.associative_scan(then, (1.6 * one, -0.8 * one, one, zero, x, zero))[4]
 
 
+def filter_row(row: Any) -> Any:
+    """A filter that saturates, along numbers or vectors."""
+    return lax.scan(lambda c, x: ((y := jnp.tanh(0.9 * c + 0.1 * x)), y), jnp.zeros_like(row[0]), row)[1]
+
+
+def filter_each(x: Any) -> Any:
+    """One row after the other."""
+    return lax.map(filter_row, x)
+
+
+def newton(x: Any) -> Any:
+    """A square root by Newton's method."""
+    return lax.fori_loop(0, 20, lambda _, y: 0.5 * (y + x / y), x)
+
+
+def root_each(x: Any) -> Any:
+    """One number after the other."""
+    return lax.map(newton, x)
+
+
 def recurrent(length: int, rows: int, width: int, gates: int = 1) -> Arrays:
     w = normal(width, gates * width, seed=1) * width**-0.5
     return normal(length, rows, width), w, normal(width, gates * width, seed=2) * 0.5 * width**-0.5
@@ -389,6 +409,17 @@ CASES = [
         rnn_each,
         rnn_together,
         lambda: (normal(32, 64, 128), *recurrent(1, 1, 128)[1:]),
+    ),
+    Case("lax.map: a filter over 512 rows", filter_each, jax.vmap(filter_row), lambda: (normal(512, 256),)),
+    Case(
+        "lax.map: Newton's method, 4,096 times", root_each, jax.vmap(newton), lambda: (normal(4096) ** 2 + 1,)
+    ),
+    Case(
+        "lax.map: a filter over 64 sequences of vectors: stays",
+        filter_each,
+        filter_each,
+        lambda: (normal(64, 64, 64),),
+        gpu=jax.vmap(filter_row),
     ),
     Case(
         "fori_loop: sum of tanh(x[i] @ w)",

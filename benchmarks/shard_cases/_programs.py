@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import jax
@@ -12,6 +12,7 @@ from jax import ShapeDtypeStruct as Shape
 from jax.sharding import PartitionSpec as P
 
 BATCH: Final = 32
+"""Of eight devices; see `Program.on`."""
 
 LENGTH: Final = 512
 
@@ -66,6 +67,14 @@ class Program:
             return params, momentum, value
 
         return step
+
+    def on(self, devices: int) -> Program:
+        """The same with as many examples for each of so many devices; the sizes above are for eight."""
+
+        def more(x: Shape) -> Shape:
+            return Shape((x.shape[0] * devices // 8, *x.shape[1:]), x.dtype)
+
+        return replace(self, batch=jax.tree.map(more, self.batch))
 
     @property
     def arguments(self) -> tuple[Any, Any, Any]:

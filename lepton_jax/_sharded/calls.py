@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -13,6 +13,9 @@ from lepton_jax._options import StaticArguments
 from lepton_jax._sharded.naming import Leaf, name_leaves
 from lepton_jax._stage import kind_of
 from lepton_jax.ir import _jax
+
+if TYPE_CHECKING:
+    from lepton_jax._sharded.carrying import Served
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,10 @@ class Call:
         run: the function of the leaves; it returns the results as a tree of arrays.
         finish: makes what the caller gets of that tree, and of what the run that was traced has noted.
         restore: the arguments given by position, with other arrays in them; modules are updated.
+        arguments: what the user's function calls the arguments given by position.
+        has_modules: whether there are modules among the arguments, which `finish` updates.
         noted: receives what `finish` needs to know of the run.
+        served: the parameters among the arrays that were prepared, if any were.
     """
 
     key: Any
@@ -35,7 +41,10 @@ class Call:
     run: Callable[..., Any]
     finish: Callable[[Any, list[Any]], Any]
     restore: Callable[[Sequence[Any]], tuple[Any, ...]]
+    arguments: tuple[str, ...] = ()
+    has_modules: bool = False
     noted: list[Any] = field(default_factory=list)
+    served: Served | None = None
 
 
 def flatten(
@@ -44,11 +53,14 @@ def flatten(
     names: Sequence[str],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
+    *,
+    as_trees: bool = False,
 ) -> Call:
     """A call of `fun`; NNX modules among its arguments are updated when it is finished.
 
     Args:
         names: of the arguments given by position.
+        as_trees: take modules as trees of arrays, which nobody writes into.
     """
     fixed = {i: value for i, value in enumerate(args) if i in static.positions}
     fixed_names = {key: kwargs[key] for key in sorted(kwargs) if key in static.names}
@@ -65,8 +77,9 @@ def flatten(
         return fun(*positional(values), **named, **fixed_names)
 
     constants = (tuple(fixed.items()), tuple(fixed_names.items()), len(args), _jax.x64_enabled())
-    if _nnx.holds_modules((args, kwargs)) and _nnx.writable((args, kwargs)):
-        return _of_modules(call, positional, moving, constants)
+    given = tuple(names)
+    if not as_trees and _nnx.holds_modules((args, kwargs)) and _nnx.writable((args, kwargs)):
+        return replace(_of_modules(call, positional, moving, constants), arguments=given)
     leaves, tree = jax.tree.flatten([value for _, value in moving])
 
     def run(*arrays: Any) -> Any:
@@ -76,7 +89,7 @@ def flatten(
         return positional(jax.tree.unflatten(tree, arrays))
 
     key = (constants, tuple(name for name, _ in moving[free:]), tree, tuple(map(kind_of, leaves)))
-    return Call(key, leaves, lambda: _names(moving), run, lambda results, _: results, restore)
+    return Call(key, leaves, lambda: _names(moving), run, lambda results, _: results, restore, given)
 
 
 def _names(moving: Sequence[tuple[str, Any]]) -> list[Leaf]:
@@ -120,4 +133,4 @@ def _of_modules(
         return [replace(leaf, argument=leaf.path.partition("/")[0]) for leaf in name_leaves("", state)]
 
     key = (constants, before, tree, tuple(map(kind_of, leaves)))
-    return Call(key, leaves, names, run, finish, restore, noted)
+    return Call(key, leaves, names, run, finish, restore, has_modules=True, noted=noted)

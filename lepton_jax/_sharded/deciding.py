@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 import jax
 from jax.sharding import NamedSharding
 
+from lepton_jax._sharded.carrying import Carried
+from lepton_jax._sharded.decision import Decision
 from lepton_jax._sharded.donating import next_values
 from lepton_jax._sharded.naming import Leaf
-from lepton_jax._sharded.request import SOLVE, Sharding, Spread
+from lepton_jax._sharded.request import SOLVE, OpenMesh, Sharding, Spread
 from lepton_jax.ir import _jax
 from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.parallel.annotations import Annotator, Entry, Spec, matched, rules_of, spec_of
@@ -24,65 +27,13 @@ from lepton_jax.parallel.plan import Plan
 from lepton_jax.parallel.propagation import propagate
 from lepton_jax.parallel.roles import Roles, roles_of
 
+if TYPE_CHECKING:
+    from lepton_jax.parallel.solver import Solution
+    from lepton_jax.parallel.solver.shapes import Attempt, Shape
+
 Entries = tuple[Entry, ...]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """How every array of a program lies.
-
-    Attributes:
-        graph: the program, hints in it, without constraints.
-        paths: what its inputs are called.
-        roles: what they are.
-        mesh: as planning sees it.
-        assignment: of every value its layout.
-        way: who decided: a preset's name, `auto`, `annotations`.
-        notes: what the user should know.
-    """
-
-    graph: Graph
-    paths: tuple[str, ...]
-    roles: Roles
-    mesh: MeshSpec
-    assignment: Mapping[Value, Layout]
-    way: str
-    notes: tuple[str, ...] = ()
-
-    def inputs(self) -> list[Layout]:
-        """The layouts of the inputs."""
-        return [self._layout(value) for value in self.graph.inputs]
-
-    def outputs(self) -> list[Layout]:
-        """The layouts of the outputs; what is an input's next value lies as that input."""
-        found = [self._layout(value) for value in self.graph.outputs]
-        for i, o in self.roles.returned.items():
-            if self.graph.inputs[i].shape == self.graph.outputs[o].shape:
-                found[o] = self._layout(self.graph.inputs[i])
-        return found
-
-    def _layout(self, value: Value) -> Layout:
-        return self.assignment.get(value, Layout.whole(value.ndim)).complete()
-
-    def plan(self, donated: Collection[int] = ()) -> Plan:
-        """What the user sees of it, with predicted collectives, times and memory.
-
-        Args:
-            donated: the positions of inputs that may be overwritten.
-        """
-        from lepton_jax.parallel.prediction import predict
-
-        predicted = predict(self.graph, self.assignment, self.mesh, donated)
-        return Plan.of(
-            self.graph,
-            self.paths,
-            self.assignment,
-            self.mesh,
-            predicted,
-            way=self.way,
-            roles=self.roles,
-            notes=self.notes,
-        )
+_SECONDS: Final = 60.0
+"""For the solver."""
 
 
 def decide(
@@ -90,8 +41,10 @@ def decide(
     leaves: Sequence[Leaf],
     arrays: Sequence[Any],
     spread: Spread,
-    mesh: AnyMesh,
+    mesh: AnyMesh | OpenMesh,
     params: frozenset[int],
+    carried: Carried | None = None,
+    roles: Roles | None = None,
 ) -> Decision:
     """Decide how every array of a program lies.
 
@@ -100,13 +53,64 @@ def decide(
         leaves: what its inputs are called.
         arrays: the inputs, to see where they lie already.
         spread: what the user says.
-        mesh: JAX's.
+        mesh: JAX's, or the devices of which one is to be made.
         params: the positions of inputs that the user calls parameters.
+        carried: what the patterns say of the inputs, where some of these are prepared parameters.
+        roles: of the inputs, where they are known already.
 
     Raises:
         ValueError: what the user says does not fit the program or the mesh; the message says what to do.
     """
-    return _Decider(graph, leaves, arrays, spread, mesh, params).run()
+    part_hints(graph)
+    if not isinstance(mesh, OpenMesh):
+        return _Decider(graph, leaves, arrays, spread, mesh, params, carried, roles).run()
+    from lepton_jax.parallel.factors.lookup import kept_factors
+    from lepton_jax.parallel.solver.shapes import best_shape, mesh_shapes
+
+    def attempt(shape: Shape, seconds: float, beat: float) -> Attempt[Decision]:
+        made = mesh.mesh(shape.sizes, shape.outer)
+        decider = _Decider(graph, leaves, arrays, spread, made, params, carried, roles)
+        return _attempt(decider.run(seconds, beat), spread)
+
+    shapes = mesh_shapes(len(mesh.devices), slices=mesh.slices)
+    with kept_factors():
+        best = best_shape(shapes, attempt, _SECONDS)
+    tried = ", ".join(f"{shape} {seconds * 1e3:.4g} ms" for shape, seconds in best.tried.items())
+    notes = (f"mesh: {best.shape} of those tried: {tried}", *(f"mesh: {note}" for note in best.notes))
+    return replace(best.found, notes=(*notes, *best.found.notes))
+
+
+def _attempt(found: Decision, spread: Spread) -> Attempt[Decision]:
+    """What a decision costs, to compare meshes."""
+    from lepton_jax.parallel.prediction import predict
+    from lepton_jax.parallel.solver.shapes import Attempt
+
+    solution = found.solution
+    if solution is not None:
+        missing, parts = float(solution.missing), solution.microbatches
+        return Attempt(solution.predicted, missing, solution.objective, found, parts)
+    predicted = predict(found.graph, found.assignment, found.mesh)
+    memory = found.mesh.chip.memory if spread.memory is None else spread.memory
+    return Attempt(predicted.seconds, max(0.0, predicted.peak - memory), math.inf, found)
+
+
+def follow_through(
+    graph: Graph,
+    leaves: Sequence[Leaf],
+    arrays: Sequence[Any],
+    spread: Spread,
+    mesh: AnyMesh,
+    specs: Mapping[int, Spec],
+) -> tuple[Mapping[Value, Layout], frozenset[int]]:
+    """How the arrays of a program lie that prepares parameters, as far as the user says how these lie.
+
+    Args:
+        specs: of inputs, by position.
+
+    Returns:
+        The layouts, and the positions of the inputs of which anything is said.
+    """
+    return _Decider(graph, leaves, arrays, spread, mesh, frozenset(), Carried(specs)).through()
 
 
 class _Decider:
@@ -118,6 +122,8 @@ class _Decider:
         spread: Spread,
         mesh: AnyMesh,
         params: frozenset[int],
+        carried: Carried | None,
+        roles: Roles | None = None,
     ) -> None:
         self.graph, self.leaves, self.arrays, self.spread, self.jax_mesh = graph, leaves, arrays, spread, mesh
         self.sharding: Sharding = spread.sharding
@@ -125,14 +131,20 @@ class _Decider:
         self.annotator = Annotator(self.mesh, self.sharding.rules)
         self.paths = tuple(leaf.path for leaf in leaves)
         self.params = params
+        self.carried = carried
+        self.roles = roles
         self.open: dict[Value, Entries] = {}
         self.hinted_values: list[Value] = []
-        self.notes: list[str] = []
+        self.notes: list[str] = [] if carried is None else list(carried.notes)
 
-    def run(self) -> Decision:
-        part_hints(self.graph)
+    def run(self, seconds: float = _SECONDS, beat: float = math.inf) -> Decision:
+        """The layouts; what the arguments say is for the solver.
+
+        Raises:
+            CannotWin: the solver's search cannot find less than `beat` seconds.
+        """
         preset = self.sharding.preset
-        roles = roles_of(self.graph, self.paths, self.params)
+        roles = self.roles or roles_of(self.graph, self.paths, self.params)
         pins = self.pinned_inputs()
         if isinstance(preset, Plan):
             return self.saved(preset, roles)
@@ -151,17 +163,34 @@ class _Decider:
             given = {value: layout for value, layout in given.items() if value not in self.open}
         self.follow(given, pins, roles)
         if preset == SOLVE:
-            assignment = self.solved(given, roles)
+            solution = self.solved(given, roles, seconds, beat)
+            assignment = solution.assignment
         else:
+            solution = None
             assignment = self.propagated(given, roles, given.keys() - pins.keys())
-        return Decision(self.graph, self.paths, roles, self.mesh, assignment, way, tuple(self.notes))
+        notes, on = tuple(self.notes), self.jax_mesh
+        return Decision(self.graph, self.paths, roles, self.mesh, assignment, way, notes, on, solution)
+
+    def through(self) -> tuple[Mapping[Value, Layout], frozenset[int]]:
+        """See `follow_through`."""
+        part_hints(self.graph)
+        given = self.pinned_inputs() | self.hinted()
+        if self.sharding.preset is None:
+            given = self.written_on_arrays() | given
+        said = frozenset(value.index for value in {*given, *self.open} if value.graph is self.graph)
+        return self.propagated(given, Roles((), ()), ()), said
 
     # What is given
 
     def pinned_inputs(self) -> dict[Value, Layout]:
         """What the patterns say."""
         found: dict[Value, Layout] = {}
-        for i, spec in matched(dict(self.sharding.specs), self.paths).items():
+        if self.carried is None:
+            specs: Mapping[int, Spec] = matched(dict(self.sharding.specs), self.paths)
+        else:
+            specs = self.carried.specs
+            found = {self.graph.inputs[i]: layout for i, layout in self.carried.layouts.items()}
+        for i, spec in specs.items():
             self.pin(found, self.annotator, self.graph.inputs[i], spec, self.paths[i])
         return found
 
@@ -268,23 +297,32 @@ class _Decider:
         ]
         return Layout(tuple(dims))
 
-    def solved(self, given: Mapping[Value, Layout], roles: Roles) -> Mapping[Value, Layout]:
+    def solved(self, given: Mapping[Value, Layout], roles: Roles, seconds: float, beat: float) -> Solution:
+        """What the solver finds with these pins."""
         from lepton_jax.parallel.solver import solve
 
         donated = next_values(self.graph, roles) if self.spread.donate else ()
         find = functools.partial(
-            solve, self.graph, roles, self.mesh, memory=self.spread.memory, donated=list(donated)
+            solve,
+            self.graph,
+            roles,
+            self.mesh,
+            memory=self.spread.memory,
+            donated=list(donated),
+            seconds=seconds,
+            beat=beat,
         )
-        solution = find(pins=given)
+        solution = find(pins=given, opened=self.open)
         found = {value: solution.assignment[value].complete() for value in self.open}
         completed = {value: self.complete(entries, found[value]) for value, entries in self.open.items()}
         if completed != found:
             solution = find(pins={**given, **completed})
-        self.notes += [f"solver: {solution.status}", *solution.notes]
-        return solution.assignment
+        self.notes += [f"solver: {solution}", *solution.notes]
+        return solution
 
     def saved(self, plan: Plan, roles: Roles) -> Decision:
         if self.sharding.specs:
             raise ValueError("shard: a saved plan says how all arrays lie: leave out the patterns beside it")
         assignment = plan.layouts_of(self.graph, self.paths, self.mesh)
-        return Decision(self.graph, self.paths, roles, self.mesh, assignment, plan.way, plan.notes)
+        notes, on = plan.notes, self.jax_mesh
+        return Decision(self.graph, self.paths, roles, self.mesh, assignment, plan.way, notes, on)

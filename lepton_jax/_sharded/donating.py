@@ -13,20 +13,25 @@ from lepton_jax.ir.regions import slots
 from lepton_jax.parallel.roles import Roles
 
 if TYPE_CHECKING:
-    from lepton_jax._sharded.deciding import Decision
+    from lepton_jax._sharded.decision import Decision
 
 
-def donated(decision: Decision, leaves: Sequence[Leaf], options: Options, spread: Spread) -> tuple[bool, ...]:
+def donated(
+    decision: Decision, leaves: Sequence[Leaf], arguments: Sequence[str], options: Options, spread: Spread
+) -> tuple[bool, ...]:
     """Of each input whether it is donated.
 
     What the user names is. With `donate="auto"`, what comes back as its next value is: an output of the same
     shape, dtype and layout that is made of the input element by element, or is the input with something
     written into it.
+
+    Args:
+        arguments: what the arguments given by position are called.
     """
     if spread.donate is None:
         names = set(options.donate_argnames)
-        order = list(dict.fromkeys(leaf.argument for leaf in leaves))
-        names |= {order[i] for i in options.donate_argnums if -len(order) <= i < len(order)}
+        count = len(arguments)
+        names |= {arguments[i] for i in options.donate_argnums if -count <= i < count}
         return tuple(leaf.argument in names for leaf in leaves)
     inputs, outputs = decision.inputs(), decision.outputs()
     coming = next_values(decision.graph, decision.roles)

@@ -34,7 +34,8 @@ def place(
 ) -> list[Any]:
     """The arrays where the program wants them; those that lie elsewhere are moved.
 
-    Host arrays and arrays that were put nowhere in particular are left to `jax.jit`.
+    Host arrays and arrays that were put nowhere in particular are left to `jax.jit`; over several processes,
+    which must all give the same, each device takes its part of them.
 
     Args:
         shardings: where they are wanted.
@@ -48,17 +49,20 @@ def place(
         placed += [None] * len(leaves)
     found = list(leaves)
     moving: list[int] = []
+    many = jax.process_count() > 1
     for i, (leaf, wanted) in enumerate(zip(leaves, shardings, strict=True)):
         if local[i]:
             found[i] = _joined(leaf, wanted)
         elif isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
             lies = leaf.sharding
-            if lies is placed[i] or not leaf.committed:
+            if lies is placed[i] or not (leaf.committed or many):
                 continue
             if lies == wanted or (_kind(lies) == _kind(wanted) and lies.is_equivalent_to(wanted, leaf.ndim)):
                 placed[i] = lies
             else:
                 moving.append(i)
+        elif many and isinstance(leaf, np.ndarray) and not wanted.is_fully_replicated:
+            moving.append(i)
     if moving:
         moved = jax.device_put([leaves[i] for i in moving], [shardings[i] for i in moving])
         for i, array in zip(moving, moved, strict=True):

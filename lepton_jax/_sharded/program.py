@@ -5,32 +5,28 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from lepton_jax._options import Options
 from lepton_jax._sharded.calls import Call
-from lepton_jax._sharded.deciding import Decision, decide
+from lepton_jax._sharded.decision import Decision
 from lepton_jax._sharded.donating import donated
+from lepton_jax._sharded.judging import judged, platform_of
 from lepton_jax._sharded.naming import Leaf
 from lepton_jax._sharded.placing import as_global, place
-from lepton_jax._sharded.request import Spread
-from lepton_jax._stage import EvaluationFailed, Program, as_traced, manager_for
-from lepton_jax.ir import _jax, collection
+from lepton_jax._sharded.request import OpenMesh, Spread
+from lepton_jax._sharded.rounds import decide_in_rounds
+from lepton_jax._sharded.running import Runner
+from lepton_jax._stage import Program, manager_for
+from lepton_jax.ir import _jax
 from lepton_jax.ir.cutting.inlined import inline_calls
-from lepton_jax.ir.export import evaluate
-from lepton_jax.ir.graph import Graph
-from lepton_jax.ir.inline import copy_graph
 from lepton_jax.ir.paths import choose
-from lepton_jax.parallel._plan.identity import all_values
-from lepton_jax.parallel.constraints import constrain
-from lepton_jax.parallel.meshes import AnyMesh, automatic, automatic_axes
-from lepton_jax.rewrite import PassWarning
+from lepton_jax.parallel.meshes import AnyMesh, automatic_axes
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ class Laid:
         Raises:
             ValueError: the mesh has no devices.
         """
-        self._check_devices()
+        self.check_devices()
         return self.parted(place(leaves, self.inputs, self.local, self.placed))
 
     def on_mesh(self, leaves: Sequence[Any]) -> list[Any]:
@@ -90,10 +86,20 @@ class Laid:
         Raises:
             ValueError: the mesh has no devices.
         """
-        self._check_devices()
+        self.check_devices()
         return jax.device_put(place(leaves, self.inputs, self.local, self.placed), list(self.inputs))  # type: ignore[no-any-return]
 
-    def _check_devices(self) -> None:
+    def lie_right(self, leaves: Sequence[Any]) -> bool:
+        """Whether the arrays of a call can be given to the program as they are."""
+        found = place(leaves, self.inputs, self.local, self.placed)
+        return all(after is before for after, before in zip(found, leaves, strict=True))
+
+    def check_devices(self) -> None:
+        """Raise where there are no devices.
+
+        Raises:
+            ValueError: the mesh is abstract.
+        """
         if self.is_abstract:
             raise ValueError(
                 "this program is planned for an abstract mesh, which has no devices: trace, lower and plan "
@@ -116,18 +122,18 @@ class Laid:
         return jax.tree.unflatten(self.tree, flat)
 
 
-def lay_out(call: Call, options: Options, spread: Spread, mesh: AnyMesh, name: str) -> Laid:
-    """Trace a call, rewrite it, and lay it out on a mesh.
+def lay_out(call: Call, options: Options, spread: Spread, mesh: AnyMesh | OpenMesh, name: str) -> Laid:
+    """Trace a call, rewrite it, and lay it out on a mesh, or on the one that is found to be the best.
 
     Raises:
         ValueError: what the user says of the mesh does not fit the program.
         PassError: a pass failed and the options are strict.
     """
-    with _traced_on(mesh):
+    with traced_on(mesh):
         return _lay_out(call, options, spread, mesh, name)
 
 
-def _lay_out(call: Call, options: Options, spread: Spread, mesh: AnyMesh, name: str) -> Laid:
+def _lay_out(call: Call, options: Options, spread: Spread, mesh: AnyMesh | OpenMesh, name: str) -> Laid:
     leaves = call.names()
     paths = tuple(leaf.path for leaf in leaves)
     local = _chosen(spread.sharding.local, paths, "local")
@@ -136,25 +142,27 @@ def _lay_out(call: Call, options: Options, spread: Spread, mesh: AnyMesh, name: 
     call.run.__name__ = name
     jaxpr, out = jax.make_jaxpr(call.run, return_shape=True)(*shapes)
     trace_seconds = time.perf_counter() - start
-    params = _params(options, leaves)
+    params = _params(options, leaves, call)
     graph, report = manager_for(options).run(jaxpr, name, params, paths if options.params else ())
     inline_calls(graph)
     report.trace_seconds = trace_seconds
-    decision = decide(graph, leaves, call.leaves, spread, mesh, params)
-    running, constraints = _constrained(decision, mesh)
-    report.notes += [*decision.notes, f"shard: {constraints} layouts written into the program"]
-    inputs = [NamedSharding(mesh, layout.spec()) for layout in decision.inputs()]
-    outputs = [NamedSharding(mesh, layout.spec()) for layout in decision.outputs()]
-    gone = donated(decision, leaves, options, spread)
-    make = functools.partial(_runner, running, jaxpr, inputs, outputs, options, mesh)
-    kept = tuple([s for s, g in zip(inputs, gone, strict=True) if g is want] for want in (True, False))
+    carried = None
+    if call.served is not None and not isinstance(mesh, OpenMesh):
+        carried = call.served.carried(mesh)
+    decision = decide_in_rounds(graph, leaves, call.leaves, spread, mesh, params, carried)
+    gone = donated(decision, leaves, call.arguments, options, spread)
+    decision = judged(decision, spread, functools.partial(_lowered, jaxpr=jaxpr, options=options, gone=gone))
+    if spread.donate is not None:  # that depends on the layouts
+        gone = donated(decision, leaves, call.arguments, options, spread)
+    runner = Runner.of(decision, jaxpr, options, gone)
+    report.notes += [*decision.notes, f"shard: {runner.constraints} layouts written into the program"]
     return Laid(
-        Program(_jax.forget_tracers(jaxpr), running, report, name, options),
+        Program(_jax.forget_tracers(jaxpr), runner.graph, report, name, options),
         decision,
-        jax.jit(make(gone, False), in_shardings=kept, out_shardings=outputs, donate_argnums=0),
-        _within(make, inputs, outputs, mesh),
-        tuple(inputs),
-        tuple(outputs),
+        runner.jitted,
+        runner.within,
+        tuple(runner.inputs),
+        tuple(runner.outputs),
         local,
         gone,
         jax.tree.structure(out),
@@ -163,97 +171,32 @@ def _lay_out(call: Call, options: Options, spread: Spread, mesh: AnyMesh, name: 
     )
 
 
-def _within(
-    make: Callable[..., Any], inputs: Sequence[NamedSharding], outputs: Sequence[NamedSharding], mesh: AnyMesh
-) -> Any:
-    """The program for calls under JAX's transformations: it takes arrays from wherever they lie.
-
-    Where JAX has layouts in its types, gradients need theirs, so arrays must lie as the program wants them.
-    """
-    run = make((False,) * len(inputs), True)
-    if _is_explicit(mesh):
-        return jax.jit(run, in_shardings=([], list(inputs)), out_shardings=list(outputs))
-    return jax.jit(run)
+def _lowered(decision: Decision, jaxpr: Any, options: Options, gone: Sequence[bool]) -> Any:
+    """The program of a decision, lowered for the devices of its mesh."""
+    runner = Runner.of(decision, jaxpr, options, gone)
+    shapes: tuple[list[Any], list[Any]] = ([], [])
+    for value, is_gone in zip(decision.graph.inputs, gone, strict=True):
+        shapes[0 if is_gone else 1].append(_shape(value.aval))
+    platform = platform_of(runner.mesh) or jax.default_backend()
+    return runner.jitted.trace(*shapes).lower(lowering_platforms=(platform,))
 
 
-def _runner(
-    graph: Graph,
-    jaxpr: Any,
-    inputs: Sequence[NamedSharding],
-    outputs: Sequence[NamedSharding],
-    options: Options,
-    mesh: AnyMesh,
-    gone: Sequence[bool],
-    is_within: bool,
-) -> Callable[..., Any]:
-    """The program as a function of donated and other arrays, for `jax.jit` to trace.
-
-    Args:
-        gone: which arrays are among the donated.
-        is_within: whether the arrays come as they are, so that the program says itself how they lie.
-    """
-
-    def flat(arrays: Sequence[Any]) -> list[Any]:
-        try:
-            with collection.paused():
-                found = evaluate(graph, arrays)
-            return [as_traced(each, aval) for each, aval in zip(found, jaxpr.out_avals, strict=True)]
-        except FloatingPointError:
-            raise
-        except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-            if options.is_strict or jaxpr.effects:
-                raise EvaluationFailed(text, bool(jaxpr.effects)) from error
-            warnings.warn(
-                f"Lepton runs {graph.name} as it was traced: the rewritten program failed with {text}",
-                PassWarning,
-                stacklevel=2,
-            )
-            return _jax.eval_jaxpr(jaxpr, _jax.parts(jaxpr)[1], arrays)
-
-    def run(donated: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-        first, second = iter(donated), iter(others)
-        arrays = [next(first if each else second) for each in gone]
-        if _is_explicit(mesh):
-            spread: list[Any] = jax.sharding.auto_axes(flat, out_sharding=list(outputs))(arrays)
-            return spread
-        if not is_within:
-            return flat(arrays)
-        return _told(flat(_told(arrays, inputs)), outputs)
-
-    run.__name__ = run.__qualname__ = graph.name
-    return run
-
-
-def _told(arrays: Sequence[Any], shardings: Sequence[NamedSharding]) -> list[Any]:
-    return [jax.lax.with_sharding_constraint(x, s) for x, s in zip(arrays, shardings, strict=True)]
-
-
-def _constrained(decision: Decision, mesh: AnyMesh) -> tuple[Graph, int]:
-    """A copy of the program with constraints in it, and how many."""
-    copy = copy_graph(decision.graph)
-    pairs = zip(all_values(decision.graph), all_values(copy), strict=True)
-    layouts = {there: decision.assignment[here] for here, there in pairs if here in decision.assignment}
-    return copy, constrain(copy, layouts, automatic(mesh))
-
-
-def _is_explicit(mesh: AnyMesh) -> bool:
-    return isinstance(mesh, Mesh) and any(kind is not AxisType.Auto for kind in mesh.axis_types)
-
-
-def _traced_on(mesh: AnyMesh) -> contextlib.AbstractContextManager[Any]:
+def traced_on(mesh: AnyMesh | OpenMesh) -> contextlib.AbstractContextManager[Any]:
     """Where a program is traced: as it stands, unless JAX would keep layouts in the types of its arrays."""
     around = jax.sharding.get_abstract_mesh()
     if around.empty or all(kind is AxisType.Auto for kind in around.axis_types):
         return contextlib.nullcontext()
-    return jax.sharding.use_abstract_mesh(automatic_axes(mesh.abstract_mesh))
+    known = around if isinstance(mesh, OpenMesh) else mesh.abstract_mesh
+    return jax.sharding.use_abstract_mesh(automatic_axes(known))
 
 
-def _params(options: Options, leaves: Sequence[Leaf]) -> frozenset[int]:
-    """The positions of the arrays that `params=` chooses."""
+def _params(options: Options, leaves: Sequence[Leaf], call: Call) -> frozenset[int]:
+    """The positions of the arrays that `params=` chooses, or that were prepared."""
+    if call.served is not None:
+        return frozenset(range(call.served.count))
     if not options.params:
         return frozenset()
-    arguments = list(dict.fromkeys(leaf.argument for leaf in leaves))
+    arguments = list(dict.fromkeys((*call.arguments, *(leaf.argument for leaf in leaves))))
     wanted = [arguments[each] if isinstance(each, int) else each for each in options.params]
     return choose(wanted, [leaf.path for leaf in leaves], "params")
 

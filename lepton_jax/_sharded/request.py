@@ -11,10 +11,13 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 if TYPE_CHECKING:
+    from lepton_jax.parallel.aot.topologies import Topology
     from lepton_jax.parallel.meshes import AnyMesh
 
 PRESETS: Final = ("dp", "fsdp", "tp", "fsdp+tp", "sp", "ep")
 SOLVE: Final = "auto"
+OPEN: Final = "auto"
+JUDGES: Final = ("predict", "shardy", "compile")
 
 
 @dataclass(frozen=True, init=False)
@@ -31,10 +34,13 @@ class Sharding:
             saved plan.
         rules: what logical names stand for: `{"embed": None, "mlp": "model"}`, or pairs as Flax has them.
         local: patterns of arguments of which each process gives its own part of dimension 0.
+        judge: what chooses among the best few that `auto` found, presets among them: `predict`, Lepton's
+            model; `shardy`, that model with the collectives that XLA's sharding passes find, about half a
+            second each; `compile`, with those of the compiled program, its memory and, for TPUs, its cycles.
 
     Raises:
         TypeError: something in it is none of these.
-        ValueError: there is no preset of this name.
+        ValueError: there is no preset of this name, or no judge, or nothing to be judged.
 
     Example:
         >>> Sharding({"params/.../kernel": (None, "mlp")}, preset="dp", rules={"mlp": "model"}).preset
@@ -45,6 +51,7 @@ class Sharding:
     preset: Any
     rules: tuple[tuple[str, tuple[str, ...]], ...]
     local: tuple[str, ...]
+    judge: str
     _key: Any = field(repr=False, compare=True)
 
     def __init__(
@@ -54,6 +61,7 @@ class Sharding:
         preset: Any = None,
         rules: Mapping[str, Any] | Sequence[tuple[str, Any]] | None = None,
         local: str | Sequence[str] = (),
+        judge: str = "predict",
     ) -> None:
         from lepton_jax.parallel.annotations import rules_of, spec_of
 
@@ -64,12 +72,20 @@ class Sharding:
                 f"shard: there is no preset {preset!r}; there are {', '.join((*PRESETS, SOLVE))}, or give a "
                 "dictionary of patterns and specs"
             )
+        if judge not in JUDGES:
+            raise ValueError(f"shard: judge is {', '.join(JUDGES[:-1])} or {JUDGES[-1]}, not {judge!r}")
+        if judge != JUDGES[0] and preset != SOLVE:
+            raise ValueError(
+                f"shard: judge={judge!r} chooses among what preset='auto' finds; preset={preset!r} leaves "
+                "nothing to choose"
+            )
         written = {} if specs is None else specs
         set_ = object.__setattr__
         set_(self, "specs", tuple((str(key), spec_of(value, repr(key))) for key, value in written.items()))
         set_(self, "preset", preset)
         set_(self, "rules", rules_of(rules))
         set_(self, "local", (local,) if isinstance(local, str) else tuple(local))
+        set_(self, "judge", judge)
         set_(self, "_key", preset if isinstance(preset, str) else id(preset))
 
     def __eq__(self, other: object) -> bool:
@@ -79,7 +95,15 @@ class Sharding:
         return hash(self._parts())
 
     def _parts(self) -> tuple[Any, ...]:
-        return self.specs, self._key, self.rules, self.local
+        return self.specs, self._key, self.rules, self.local, self.judge
+
+    def judged_by(self, judge: str) -> Sharding:
+        """The same with another judge.
+
+        Raises:
+            ValueError: as the class.
+        """
+        return Sharding(dict(self.specs), preset=self.preset, rules=self.rules, local=self.local, judge=judge)
 
     @classmethod
     def of(cls, shard: Any) -> Sharding:
@@ -102,27 +126,83 @@ class Sharding:
 
 
 @dataclass(frozen=True)
+class OpenMesh:
+    """Devices of which a mesh is made when the program is known.
+
+    Attributes:
+        count: how many of JAX's devices, the first ones; None for all.
+        topology: devices to compile for, in place of JAX's.
+    """
+
+    count: int | None = None
+    topology: Topology | None = None
+
+    @property
+    def devices(self) -> tuple[Any, ...]:
+        """The devices.
+
+        Raises:
+            ValueError: JAX has not so many.
+        """
+        if self.topology is not None:
+            return self.topology.devices
+        devices = tuple(jax.devices())
+        if self.count is not None and self.count > len(devices):
+            raise _too_few(f"mesh={self.count}", self.count, devices)
+        return devices[: self.count]
+
+    @property
+    def slices(self) -> int:
+        """How many slices or nodes the devices stand in."""
+        from lepton_jax.parallel.multislice import slices_of
+
+        return self.topology.slices if self.topology is not None else len(slices_of(self.devices))
+
+    def mesh(self, sizes: Mapping[str, int], outer: Sequence[str]) -> Mesh:
+        """A mesh of all the devices.
+
+        Args:
+            sizes: of its axes; the one in `outer`, if any, is the first.
+            outer: the axis that goes from one slice to the next.
+        """
+        from lepton_jax.parallel.multislice import create_mesh
+
+        if self.topology is not None:
+            return self.topology.mesh(sizes)
+        within = {name: size for name, size in sizes.items() if name not in outer}
+        across = {name: size for name, size in sizes.items() if name in outer}
+        found = create_mesh(within, outer=across, devices=self.devices)
+        axes = [found.axis_names.index(name) for name in sizes]
+        return Mesh(found.devices.transpose(axes), tuple(sizes), axis_types=found.axis_types)
+
+
+@dataclass(frozen=True)
 class Spread:
     """The arguments of `optimize` that concern a mesh.
 
     Attributes:
-        mesh: JAX's, or in words as `data=2,model=4`.
+        mesh: JAX's, or in words as `data=2,model=4`, or devices alone.
         sharding: how arguments shall lie on it.
         donate: `auto` to donate what comes back; None to donate what the user names.
         memory: bytes that each device has for the program; None for what its chip has.
+        microbatches: in how many parts the batch is computed; `auto` for as many as the memory demands; None
+            for that where the layouts are solved for and the user says how much memory there is.
     """
 
-    mesh: AnyMesh | str
+    mesh: AnyMesh | str | OpenMesh
     sharding: Sharding
     donate: str | None = None
     memory: int | None = None
+    microbatches: int | str | None = None
 
     def get_mesh(self) -> AnyMesh:
         """JAX's mesh, made of the first devices where the user gave words.
 
         Raises:
-            ValueError: it needs more devices than there are.
+            ValueError: it needs more devices than there are, or its axes are found with a program.
         """
+        if isinstance(self.mesh, OpenMesh):
+            raise ValueError("mesh='auto' is found for a function that is called: here give the mesh's axes")
         if not isinstance(self.mesh, str):
             return self.mesh
         from lepton_jax.parallel.meshes import MeshSpec
@@ -130,19 +210,27 @@ class Spread:
         spec = MeshSpec.of(self.mesh, chip="cpu")
         devices = jax.devices()
         if spec.devices > len(devices):
-            raise ValueError(
-                f"the mesh {spec} needs {spec.devices} devices, JAX has {len(devices)} "
-                f"({devices[0].platform}). To plan without them give a jax.sharding.AbstractMesh; to try it "
-                f"on CPU set XLA_FLAGS=--xla_force_host_platform_device_count={spec.devices} before JAX "
-                "starts"
-            )
+            raise _too_few(f"the mesh {spec}", spec.devices, devices)
         sizes = tuple(axis.size for axis in spec.axes)
         types = (AxisType.Auto,) * len(sizes)
         return jax.make_mesh(sizes, spec.names, axis_types=types, devices=devices[: spec.devices])
 
 
+def _too_few(what: str, count: int, devices: Sequence[Any]) -> ValueError:
+    return ValueError(
+        f"{what} needs {count} devices, JAX has {len(devices)} ({devices[0].platform}). To plan without them "
+        "give a jax.sharding.AbstractMesh; to try it on CPU set "
+        f"XLA_FLAGS=--xla_force_host_platform_device_count={count} before JAX starts"
+    )
+
+
 def make_spread(
-    mesh: Any, shard: Any, donate: str | None, memory: int | str | None, donated: bool
+    mesh: Any,
+    shard: Any,
+    donate: str | None,
+    memory: int | str | None,
+    donated: bool,
+    microbatches: int | str | None = None,
 ) -> Spread | None:
     """Check what `optimize` was told about a mesh.
 
@@ -166,17 +254,35 @@ def make_spread(
         raise ValueError(f"donate is 'auto' or None, not {donate!r}; donate_argnums names arguments")
     if donate and donated:
         raise ValueError("donate='auto' finds what to donate: leave out donate_argnums and donate_argnames")
-    return Spread(_mesh(mesh), Sharding.of(shard), donate, _bytes(memory))
+    if not _is_count(microbatches):
+        raise ValueError(
+            f"microbatches is a number of parts, 'auto' for as many as the memory demands, or None, not "
+            f"{microbatches!r}"
+        )
+    return Spread(_mesh(mesh), Sharding.of(shard), donate, _bytes(memory), microbatches)
 
 
-def _mesh(mesh: Any) -> AnyMesh | str:
+def _is_count(microbatches: Any) -> bool:
+    if isinstance(microbatches, int) and not isinstance(microbatches, bool):
+        return microbatches >= 1
+    return microbatches in (None, "auto")
+
+
+def _mesh(mesh: Any) -> AnyMesh | str | OpenMesh:
+    if mesh == OPEN if isinstance(mesh, str) else isinstance(mesh, OpenMesh):
+        return OpenMesh() if isinstance(mesh, str) else mesh
+    if isinstance(mesh, int) and not isinstance(mesh, bool):
+        if mesh < 1:
+            raise ValueError(f"a mesh has at least one device, not {mesh}")
+        return OpenMesh(mesh)
     if isinstance(mesh, (Mesh, AbstractMesh)):
         if not mesh.axis_names:
             raise ValueError("the mesh has no axes")
         return mesh
     if not isinstance(mesh, (str, Mapping)):
         raise TypeError(
-            f"mesh is a jax.sharding.Mesh, an AbstractMesh, or sizes as 'data=2,model=4', not {mesh!r}"
+            "mesh is a jax.sharding.Mesh, an AbstractMesh, sizes as 'data=2,model=4', a number of devices, "
+            f"or 'auto', not {mesh!r}"
         )
     from lepton_jax.parallel.meshes import MeshSpec
 

@@ -13,8 +13,9 @@ import jax
 from lepton_jax._inputs import argument_names
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax._sharded.calls import Call, flatten
+from lepton_jax._sharded.direct import DirectCalls
 from lepton_jax._sharded.program import Laid, lay_out
-from lepton_jax._sharded.request import Spread
+from lepton_jax._sharded.request import OpenMesh, Spread
 from lepton_jax._stage import Program
 from lepton_jax.parallel.meshes import AnyMesh
 from lepton_jax.parallel.plan import Plan
@@ -46,13 +47,36 @@ class MeshJit:
         self._laid: OrderedDict[Any, Laid] = OrderedDict()
         self._lock = threading.Lock()
         self._mesh: AnyMesh | None = None
+        self._choices: dict[Any, Callable[[Sequence[Any]], Any]] = {}
+        self._direct = None if static.positions or static.names else DirectCalls()
         self._names = functools.cache(functools.partial(argument_names, fun))
+        self._name = getattr(fun, "__name__", "f")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the function."""
+        if self._direct is not None and (known := self._direct(args, kwargs)) is not None:
+            return known[0]
         call = self._flat(args, kwargs)
         laid = self._of(call)
-        return call.finish(laid(call.leaves), laid.noted)
+        run = self._chosen(call, laid) if self._options.verify or self._options.measure else laid
+        results = run(call.leaves)
+        if self._direct is not None and run is laid and not call.has_modules:
+            self._direct.note(args, kwargs, laid)
+        return call.finish(results, laid.noted)
+
+    def _chosen(self, call: Call, laid: Laid) -> Callable[[Sequence[Any]], Any]:
+        """What runs for a call: the first one of its shapes decides."""
+        found = self._choices.get(call.key)
+        if found is not None:
+            return found
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in call.leaves):
+            return laid
+        from lepton_jax._sharded.checking import choose_laid
+
+        choice = choose_laid(call, laid, self._options)
+        laid.program.report.notes += choice.notes
+        self._choices[call.key] = choice.fun
+        return choice.fun
 
     def trace(self, *args: Any, **kwargs: Any) -> MeshTraced:
         """As `jax.jit(fun).trace`."""
@@ -80,6 +104,9 @@ class MeshJit:
     def clear_cache(self) -> None:
         """Forget all programs."""
         self._laid.clear()
+        self._choices.clear()
+        if self._direct is not None:
+            self._direct.clear()
 
     def _flat(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
         return flatten(self._fun, self._static, self._names(len(args)), args, kwargs)
@@ -89,15 +116,22 @@ class MeshJit:
         known = self._laid.get(call.key)
         if known is not None:
             return known
-        if self._mesh is None:
-            self._mesh = self._spread.get_mesh()
-        name = getattr(self._fun, "__name__", "f")
-        laid = lay_out(call, self._options, self._spread, self._mesh, name)
+        laid = self._lay(call)
         with self._lock:
             self._laid[call.key] = laid
             if len(self._laid) > _MOST_PROGRAMS:
                 self._laid.popitem(last=False)
         self._note(laid.program)
+        return laid
+
+    def _lay(self, call: Call) -> Laid:
+        given = self._spread.mesh
+        if self._mesh is None and not isinstance(given, OpenMesh):
+            self._mesh = self._spread.get_mesh()
+        mesh = given if self._mesh is None and isinstance(given, OpenMesh) else self._mesh
+        assert mesh is not None
+        laid = lay_out(call, self._options, self._spread, mesh, self._name)
+        self._mesh = laid.decision.on  # one that was found is kept for all shapes
         return laid
 
 

@@ -93,7 +93,9 @@ Sources = dict[Value, frozenset[int]]
 """Values that depend on parameters and constants alone, and the parameters that each depends on."""
 
 
-def parameters_of(graph: Graph, params: Collection[int], *, named: bool = False) -> Sources:
+def parameters_of(
+    graph: Graph, params: Collection[int], *, named: bool = False, shards: bool = False
+) -> Sources:
     """The values that are made of parameters and constants, regions included, and of which parameters.
 
     As `binding_time`, without what loops hand on.
@@ -102,22 +104,23 @@ def parameters_of(graph: Graph, params: Collection[int], *, named: bool = False)
         graph: the program.
         params: positions among its inputs.
         named: leave out the parameters behind what `unnamed` has marked.
+        shards: look into `shard_map`s too, where a value may differ from device to device.
 
     Returns:
         For each value the positions of the parameters that it depends on, none for what is made of constants.
     """
     found: Sources = {graph.inputs[i]: frozenset((i,)) for i in params}
-    _enter(graph, found, named)
+    _enter(graph, found, named, shards)
     return found
 
 
-def _enter(graph: Graph, found: Sources, named: bool) -> None:
+def _enter(graph: Graph, found: Sources, named: bool, shards: bool) -> None:
     for node in graph:
         if note_early(node, found, named) or not node.own_regions():
             continue
         for index, region in enumerate(node.regions):
-            found.update(early_inputs(node, index, found))
-            _enter(region, found, named)
+            found.update(early_inputs(node, index, found, shards))
+            _enter(region, found, named, shards)
 
 
 def note_early(node: Node, found: Sources, named: bool = False) -> bool:
@@ -135,9 +138,17 @@ def note_early(node: Node, found: Sources, named: bool = False) -> bool:
     return True
 
 
-def early_inputs(node: Node, index: int, found: Sources) -> Sources:
-    """The inputs of one of a node's regions that hold an early operand, or a slice of one."""
+def early_inputs(node: Node, index: int, found: Sources, shards: bool = False) -> Sources:
+    """The inputs of one of a node's regions that hold an early operand, or a slice of one.
+
+    Args:
+        shards: those of a `shard_map` too, which hold shards.
+    """
     inside: Sources = {}
+    if shards and node.op == "shard_map":
+        pairs = zip(node.regions[index].inputs, node.operands, strict=True)
+        early = ((v, operand) for v, operand in pairs if operand.is_const or operand in found)
+        return {v: found.get(operand, frozenset()) for v, operand in early}
     for slot in slots(node):
         if slot.operand is None or slot.kind not in ("constant", "argument", "scanned"):
             continue

@@ -153,3 +153,6 @@ class _Interned:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Interned) and self._hash == other._hash and self.lines == other.lines
+
+    def __repr__(self) -> str:
+        return repr(self.lines)

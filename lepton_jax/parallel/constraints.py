@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import jax
@@ -12,10 +12,11 @@ from lepton_jax.ir import _jax
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.importer import copy_equations
 from lepton_jax.ir.regions import CALLS, LOOPS, slots
+from lepton_jax.parallel.factors.elementwise import ELEMENTWISE
 from lepton_jax.parallel.layouts import Layout
-
-HINTS: Final = frozenset({_jax.SHARD_HINT, "sharding_constraint"})
-"""Operations that say how their operand shall lie: `lepton.shard_hint` and JAX's own."""
+from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.told import HINTS as HINTS
+from lepton_jax.parallel.told import is_kept_apart, needs, way
 
 _TOLD: Final = frozenset(
     {
@@ -31,12 +32,25 @@ _TOLD: Final = frozenset(
             "argmin",
         ),
         *("gather", "scatter", "scatter-add", "scatter_add", "scatter_mul", "dynamic_slice"),
-        *("dynamic_update_slice", "pad", "reshape", "concatenate", "sort", "top_k", "cumsum", "iota"),
+        *(
+            "slice",
+            "split",
+            "dynamic_update_slice",
+            "pad",
+            "reshape",
+            "concatenate",
+            "sort",
+            "top_k",
+            "cumsum",
+            "iota",
+        ),
         *("broadcast_in_dim", "rng_bit_generator", "random_bits", "scan", "while", "cond"),
     }
 )
 """What leaves more than one layout open: sums over what is split, and what has other dimensions than its
 operands. An element-wise operation lies as its operands do, where nobody wants it otherwise."""
+
+_SHAPES: Final = frozenset({"reshape", "broadcast_in_dim", "squeeze", "expand_dims"})
 
 _CLOSED: Final = frozenset({"shard_map", "custom_linear_solve", "custom_jvp_call", "custom_vjp_call"})
 """Their regions see parts of arrays, or have derivatives that do not know of constraints."""
@@ -46,7 +60,9 @@ def constrain(graph: Graph, assignment: Mapping[Value, Layout], mesh: Mesh | Abs
     """Write `jax.lax.with_sharding_constraint` behind what leaves its layout open, in loops and branches too.
 
     Hints are replaced by constraints. Element-wise operations and transposes get one where their result lies
-    otherwise than their operands. Arrays that are parts of sums get none: XLA adds them up where they are
+    otherwise than their operands; what only adds or drops dimensions of size 1 gets none, since it lies as
+    its operand does and XLA moves it about. Products, look-ups and joins get more where XLA would not compute
+    them as they are meant (`told`). Arrays that are parts of sums get none: XLA adds them up where they are
     needed whole. Layouts of arrays of one element are left to XLA.
 
     Args:
@@ -59,8 +75,10 @@ def constrain(graph: Graph, assignment: Mapping[Value, Layout], mesh: Mesh | Abs
     """
     count = 0
     traces: dict[Any, Any] = {}
+    spec = MeshSpec.of(mesh)
     for inner in graph.graphs(enter=_is_open):
         count += _gather_for_reductions(inner, assignment, mesh, traces)
+        count += _bring(inner, assignment, mesh, traces, spec)
         for value, after in list(_places(inner, assignment)):
             layout = assignment.get(value)
             if layout is None or layout.partial:
@@ -68,8 +86,10 @@ def constrain(graph: Graph, assignment: Mapping[Value, Layout], mesh: Mesh | Abs
             sharding = NamedSharding(mesh, layout.spec())
             if value.node is not None and value.node.params.get("sharding") == sharding:
                 continue  # the user's own constraint
-            _write(value, sharding, inner, after, traces)
-            count += 1
+            shardings = [NamedSharding(mesh, each.spec()) for each in way(value, assignment, spec)]
+            apart = is_kept_apart(value, assignment, spec)
+            _write(value, [*shardings, sharding, *[None] * apart], inner, after, traces)
+            count += 1 + len(shardings)
         for node in inner:
             if node.op == _jax.SHARD_HINT:
                 node.result.replace_uses(node.operands[0])
@@ -131,8 +151,28 @@ def _places(graph: Graph, assignment: Mapping[Value, Layout]) -> Iterator[tuple[
         assert node.next is not None
         if node.op == "broadcast_in_dim" and node.operands[0].is_const:  # a constant lies as its readers want
             continue
+        if _follows(node, assignment):
+            continue
         if node.op in HINTS or node.op in _TOLD or _changes(node, assignment):
             yield from ((value, node.next) for value in node.results if node.op in HINTS or _is_told(value))
+
+
+def _follows(node: Node, assignment: Mapping[Value, Layout]) -> bool:
+    """Whether only dimensions of size 1 come and go, between operations that keep what they are given."""
+    if node.op not in _SHAPES and not node.op.startswith("reduce_"):
+        return False
+    value, result = node.operands[0], node.results[0]
+    before = assignment.get(value, Layout.whole(value.ndim))
+    after = assignment.get(result, Layout.whole(result.ndim))
+    if _wide(value, before) != _wide(result, after):
+        return False
+    users = {user.op for user, _ in result.uses}
+    return all(op in ELEMENTWISE or op in _SHAPES or op.startswith("reduce_") for op in users)
+
+
+def _wide(value: Value, layout: Layout) -> list[tuple[Any, tuple[str, ...]]]:
+    """The dimensions that have more than one element, and how they lie."""
+    return [(size, names) for size, names in zip(value.shape, layout.dims, strict=True) if size != 1]
 
 
 def _changes(node: Node, assignment: Mapping[Value, Layout]) -> bool:
@@ -179,23 +219,54 @@ def _gather_for_reductions(
     return count
 
 
-def _write(value: Value, sharding: NamedSharding, graph: Graph, before: Node, traces: dict[Any, Any]) -> None:
-    """Let all who read a value read it behind a constraint."""
-    new = _behind(value, sharding, graph, before, traces)
-    node = new.node
-    assert node is not None
-    if value.node is not None:
-        node.source = value.node.source
+def _bring(
+    graph: Graph,
+    assignment: Mapping[Value, Layout],
+    mesh: Mesh | AbstractMesh,
+    traces: dict[Any, Any],
+    spec: MeshSpec,
+) -> int:
+    """Let operations read operands as they need them, where XLA would not find it (`told.needs`)."""
+    count = 0
+    for node in list(graph):
+        for place, layout in list(needs(node, assignment, spec)):
+            value = node.operands[place]
+            if value.is_const or not _is_told(value):
+                continue
+            sharding = NamedSharding(mesh, layout.spec())
+            node.set_operand(place, _behind(value, sharding, graph, node, traces))
+            count += 1
+    return count
+
+
+def _write(
+    value: Value,
+    shardings: Sequence[NamedSharding | None],
+    graph: Graph,
+    before: Node,
+    traces: dict[Any, Any],
+) -> None:
+    """Let all who read a value read it behind constraints, one after the other; None is a barrier."""
+    new, first = value, None
+    for sharding in shardings:
+        new = _behind(new, sharding, graph, before, traces)
+        assert new.node is not None
+        first = first or new.node
+        if value.node is not None:
+            new.node.source = value.node.source
+    assert first is not None
     value.replace_uses(new)
-    node.set_operand(0, value)
+    first.set_operand(0, value)
 
 
 def _behind(
-    value: Value, sharding: NamedSharding, graph: Graph, before: Node, traces: dict[Any, Any]
+    value: Value, sharding: NamedSharding | None, graph: Graph, before: Node, traces: dict[Any, Any]
 ) -> Value:
-    """A value behind a constraint; constraints that are alike are traced once."""
+    """A value behind a constraint, or a barrier; those that are alike are traced once."""
 
     def told(x: Any) -> list[Any]:
+        if sharding is None:
+            return [jax.lax.optimization_barrier(x)]
         return [jax.lax.with_sharding_constraint(x, sharding)]
 
     weak_type = getattr(value.aval, "weak_type", False)

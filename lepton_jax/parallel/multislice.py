@@ -69,7 +69,7 @@ def _arranged(inner: tuple[int, ...], outer: tuple[int, ...], devices: Sequence[
     slices = int(np.prod(outer))
     if slices == 1:
         return mesh_utils.create_device_mesh(inner, devices=list(devices), allow_split_physical_axes=True)
-    groups = _slices(devices)
+    groups = slices_of(devices)
     if len(groups) == 1:
         blocks = np.asarray(devices, dtype=object).reshape(*outer, *inner)
         order = [
@@ -94,7 +94,7 @@ def _says_slice(devices: Sequence[Any]) -> bool:
     return len({getattr(device, "slice_index", None) for device in devices}) > 1
 
 
-def _slices(devices: Sequence[Any]) -> set[Any]:
+def slices_of(devices: Sequence[Any]) -> set[Any]:
     """The slices of devices: as they say, else on CPU the processes."""
     if _says_slice(devices):
         return {device.slice_index for device in devices}

@@ -89,7 +89,7 @@ def _give(
     yielding: Collection[Value],
 ) -> None:
     """Fix what is given."""
-    said: dict[tuple[int, int], Layout] = {}
+    said: dict[int, dict[int, Layout]] = {}  # by group and dimension
     for value, layout in sorted(given.items(), key=lambda each: each[0] in yielding):
         what = named(value)
         if layout.partial:
@@ -99,19 +99,20 @@ def _give(
             continue
         group = ties.number[value]
         offset = ties.ndim[group] - value.ndim
-        known = {place: spread.dims[group][place] for each, place in said if each == group}
+        own = said.setdefault(group, {})
+        known = {place: spread.dims[group][place] for place in own}
         if value in yielding and not _fits(layout, known, offset):
             continue
         for dim, names in enumerate(layout.dims):
-            place = (group, offset + dim)
-            if place in said and spread.dims[group][offset + dim] != names:
+            place = offset + dim
+            if place in own and spread.dims[group][place] != names:
                 raise ValueError(
-                    f"{what} is to lie as {layout}, and as {said[place]}: "
+                    f"{what} is to lie as {layout}, and as {own[place]}: "
                     "a loop or a call makes them one array"
                 )
-            said[place] = layout
-            spread.dims[group][offset + dim] = names
-            spread.fixed[group].add(offset + dim)
+            own[place] = layout
+            spread.dims[group][place] = names
+            spread.fixed[group].add(place)
 
 
 def _fits(layout: Layout, known: Mapping[int, Axes], offset: int) -> bool:

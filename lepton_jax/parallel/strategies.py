@@ -68,7 +68,8 @@ def cheapest(
 
     What sums over nothing (elementwise operations, transposes, slices) follows its results. Of reductions,
     products and convolutions each mesh axis splits the factor that it splits in the most arrays; where
-    several are equal, what moves the fewest bytes, and of such what each device does least of.
+    several are equal, what moves the fewest bytes, and of such what each device does least of. A look-up may
+    leave its table as it lies as well, if that moves fewer bytes.
 
     Args:
         node: a node without regions.
@@ -85,7 +86,7 @@ def cheapest(
     """
     rule = Rule.of(factors_of(node))
     avals = tuple(_key(value.aval) for value in (*node.operands, *node.results))
-    return _cheapest(rule, avals, tuple(operands), tuple(results), mesh)
+    return _cheapest(rule, avals, tuple(operands), tuple(results), mesh, node.op == "gather")
 
 
 def as_given(node: Node, operands: Sequence[Layout], mesh: MeshSpec) -> Strategy | None:
@@ -115,9 +116,10 @@ def _cheapest(
     operands: tuple[Layout, ...],
     results: tuple[Layout, ...],
     mesh: MeshSpec,
+    is_lookup: bool,
 ) -> tuple[Strategy, tuple[Collective, ...]]:
     best: tuple[tuple[float, float], Strategy, tuple[Collective, ...]] | None = None
-    for strategy in _candidates(rule, operands, results, mesh):
+    for strategy in _candidates(rule, operands, results, mesh, is_lookup):
         moves = _moves(avals, operands, results, strategy, mesh)
         if moves is None:
             continue
@@ -148,7 +150,7 @@ def _moves(
 
 
 def _candidates(
-    rule: Rule, operands: tuple[Layout, ...], results: tuple[Layout, ...], mesh: MeshSpec
+    rule: Rule, operands: tuple[Layout, ...], results: tuple[Layout, ...], mesh: MeshSpec, is_lookup: bool
 ) -> Iterable[Strategy]:
     """The ways that XLA considers, those it prefers first."""
     following = [
@@ -159,7 +161,8 @@ def _candidates(
     ]
     wanted: Iterable[Axes]
     if rule.reduced:
-        wanted = _elected(rule, [*given, *following], mesh)
+        wanted = [*_elected(rule, [*given, *following], mesh)]
+        wanted += [_merged(rule, [*given, *following], mesh)] if is_lookup else []
     else:
         wanted = [_merged(rule, following, mesh), *following[:1]]
     seen: dict[Strategy, None] = {}

@@ -199,7 +199,7 @@ class PassContext:
 
     def add_input(self, graph: Graph, array: Any, path: str) -> Value:
         """Let the program read an array that calibration has found: one more input, early as they are."""
-        value = graph.add_input(jax.typeof(array))
+        value = graph.add_input(jax.typeof(jax.ShapeDtypeStruct(array.shape, array.dtype)))
         self.params |= {value.index}
         self.paths = (*self.paths, path)
         self.seen.append(array)

@@ -12,6 +12,7 @@ import jax
 from lepton_jax.ir import _jax
 from lepton_jax.ir.graph import Node, RuleChain, Value
 from lepton_jax.ir.importer import copy_equations
+from lepton_jax.ir.shards import context_of, shard_maps_around, traced_on_shards
 from lepton_jax.rewrite.errors import RuleError
 
 
@@ -46,20 +47,22 @@ _MOST_TRACES: Final = 4096
 def traced(made: Rewrite, node: Node) -> Any:
     """The jaxpr of a rewrite at its values' abstract values, in the context of a node."""
     avals = tuple(value.aval for value in made.values)
+    around = shard_maps_around(node.graph)
     key = (
         made.fun,
         made.static,
         avals,
         node.context,
+        tuple(map(context_of, around)),
         _jax.x64_enabled(),
         _jax.matmul_precision(),
     )
     try:
         known = _TRACES.get(key)
     except TypeError:  # a static argument that cannot be hashed: trace anew
-        return _trace(made, avals, node)
+        return traced_on_shards(lambda: _trace(made, avals, node), around)
     if known is None:
-        known = _TRACES[key] = _trace(made, avals, node)
+        known = _TRACES[key] = traced_on_shards(lambda: _trace(made, avals, node), around)
         if len(_TRACES) > _MOST_TRACES:
             _TRACES.popitem(last=False)
     return known

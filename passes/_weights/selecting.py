@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.ir.paths import choose, matches
@@ -57,6 +57,9 @@ class WeightPass(Pass):
         ValueError: an unknown operation, a negative number, or a scope that is no regular expression.
     """
 
+    on_shards: ClassVar[bool] = False
+    """Whether the pass takes weights in `shard_map`s too."""
+
     only: str | None = None
     skip: str | None = None
     scope: str | None = None
@@ -85,7 +88,7 @@ class WeightPass(Pass):
         for pattern in (self.only, self.skip):
             if pattern is not None:
                 self._check(pattern, ctx)
-        uses = weight_uses(graph, ctx)
+        uses = weight_uses(graph, ctx, shards=self.on_shards)
         reasons = [self._unselected(use, number, len(uses)) for number, use in enumerate(uses)]
         found = Selection(uses, reasons, graph)
         if uses and not found.selected and not any(site.done and site.by == self.name for site in ctx.sites):
@@ -140,7 +143,7 @@ class WeightPass(Pass):
         if ctx.watches is None:
             for i in sorted(ctx.params - self._known(found.uses, ctx)):
                 if not ctx.paths[i].startswith("calibration/"):
-                    why = _why_unused(found.graph.inputs[i])
+                    why = _why_unused(found.graph.inputs[i], self.on_shards)
                     ctx.sites.append(Site(ctx.paths[i], reason=why, params=frozenset((i,)), by=self.name))
 
     def _known(self, uses: Iterable[WeightUse], ctx: PassContext) -> frozenset[int]:
@@ -148,10 +151,10 @@ class WeightPass(Pass):
         return frozenset().union(*said, *(use.params for use in uses))
 
 
-def _why_unused(param: Value) -> str:
+def _why_unused(param: Value, on_shards: bool) -> str:
     """Why no operation that reads a parameter is a use of a weight."""
     for node, _ in param.uses:
-        if node.op in _CLOSED:
+        if node.op in _CLOSED and not (on_shards and node.op == "shard_map"):
             return f"it is read in a {node.op}, where weights stay as they are"
     return "no product, convolution or gather of rows reads it"
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lepton_jax.ir.binding import Sources, parameters_of
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.inline import inline_call, is_plain_call
+from lepton_jax.ir.shards import axes_of_spec, shard_maps_around
 from lepton_jax.rewrite import PassContext
 
 OPS: Final = ("dot_general", "conv_general_dilated", "gather")
@@ -41,6 +42,7 @@ class WeightUse:
         side: which operand the weight is.
         paths: of the parameters.
         params: their positions.
+        axes: in a `shard_map`, the mesh axes along which the devices have different parts of the weight.
     """
 
     name: str
@@ -48,6 +50,7 @@ class WeightUse:
     side: int
     paths: tuple[str, ...]
     params: frozenset[int]
+    axes: tuple[str, ...] = ()
 
     @property
     def weight(self) -> Value:
@@ -60,13 +63,16 @@ class WeightUse:
         return self.node.operands[1 - self.side]
 
 
-def weight_uses(graph: Graph, ctx: PassContext) -> list[WeightUse]:
+def weight_uses(graph: Graph, ctx: PassContext, *, shards: bool = False) -> list[WeightUse]:
     """The operations that use weights, regions included, in program order.
 
     A weight is an array of floats with two dimensions or more that is made of parameters alone. A function
     that is called in several places with weights is written into its callers: each call has its own.
+
+    Args:
+        shards: those in `shard_map`s too, where each device has a part of a weight.
     """
-    known = _opened(graph, ctx)
+    known = _opened(graph, ctx, shards)
     found: list[WeightUse] = []
     taken = {site.name for site in ctx.sites if site.done and site.by == ctx.current_pass}
     for node in _in_order(graph):
@@ -81,10 +87,24 @@ def weight_uses(graph: Graph, ctx: PassContext) -> list[WeightUse]:
             continue  # made of parameters alone: computed once
         params = known[node.operands[side]]
         paths = tuple(ctx.paths[i] for i in sorted(params))
-        name = _unused("+".join(paths), taken)
+        name = unused_name("+".join(paths), taken)
         taken.add(name)
-        found.append(WeightUse(name, node, side, paths, params))
+        found.append(WeightUse(name, node, side, paths, params, _axes(node, params, known)))
     return found
+
+
+def _axes(node: Node, params: frozenset[int], known: Sources) -> tuple[str, ...]:
+    """The mesh axes over which the parts are spread that a weight in a `shard_map` is made of."""
+    found: list[str] = []
+    for outer in shard_maps_around(node.graph):
+        specs = (
+            spec
+            for spec, v in zip(outer.params["in_specs"], outer.operands, strict=True)
+            if known.get(v, frozenset()) & params
+        )
+        spread = frozenset().union(*map(axes_of_spec, specs))
+        found += [axis for axis in outer.params["mesh"].axis_names if axis in spread]
+    return tuple(found)
 
 
 def indexed_axis(node: Node) -> int | None:
@@ -98,11 +118,11 @@ def indexed_axis(node: Node) -> int | None:
     return axis if whole and sizes[axis] == 1 else None
 
 
-def _opened(graph: Graph, ctx: PassContext) -> Sources:
+def _opened(graph: Graph, ctx: PassContext, shards: bool) -> Sources:
     """What is made of parameters, once no function that is called in several places is handed weights."""
     refused: set[Node] = set()
     while True:
-        known = parameters_of(graph, ctx.params, named=True)
+        known = parameters_of(graph, ctx.params, named=True, shards=shards)
         calls = [node for node in _in_order(graph) if node not in refused and _hides_weights(node, known)]
         if not calls:
             return known
@@ -119,8 +139,8 @@ def _hides_weights(node: Node, known: Sources) -> bool:
     return any(inner.op in OPS for region in node.regions for inner in region.walk())
 
 
-def _unused(name: str, taken: set[str]) -> str:
-    """The name, with the first number that makes it another than all others."""
+def unused_name(name: str, taken: set[str]) -> str:
+    """The name, with the first number that makes it another than all that are taken."""
     numbered = itertools.chain([name], (f"{name}#{number}" for number in itertools.count(2)))
     return next(each for each in numbered if each not in taken)
 

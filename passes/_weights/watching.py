@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from lepton_jax.ir.graph import Graph, Value
+from lepton_jax.ir.shards import shard_maps_around
 from lepton_jax.numerics._seen import seen_by
-from lepton_jax.passes._weights.lifting import depth, found_by_calibration, in_branch, lift, top
+from lepton_jax.passes._weights.lifting import depth, found_by_calibration, in_branch, lift_states, top
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.rewrite import PassContext, Watch, rewrite
 from lepton_jax.rewrite.replacement import Rewrite, write_before
@@ -63,7 +64,7 @@ class Watcher(ABC):
         raise NotImplementedError
 
 
-Known = dict[tuple[Value, Watcher], list[Value]]
+Known = dict[tuple[Value, Watcher, tuple[str, ...]], list[Value]]
 """What calibration is to see, or has seen, of values: asked once, however many products read a value."""
 
 
@@ -76,17 +77,15 @@ def observe(use: WeightUse, watchers: Sequence[Watcher], known: Known, ctx: Pass
         return loops
     for watcher in watchers:
         value = _seen_value(use, watcher)
-        if (value, watcher) in known:
+        if (value, watcher, use.axes) in known:
             continue
         states = write_before(rewrite(_see, value, watcher=watcher), use.node, _RULE)
-        known[value, watcher] = states
+        known[value, watcher, use.axes] = states
         aval = jax.ShapeDtypeStruct(value.shape, value.dtype)
         tree = jax.tree.structure(jax.eval_shape(watcher.see, aval))
         whole = top(graph)
-        lifted = [
-            lift(state, graph, functools.partial(_untaken, watcher, value.shape, i))
-            for i, state in enumerate(states)
-        ]
+        untaken = functools.partial(_untaken, watcher, value.shape)
+        lifted = lift_states(states, graph, untaken, watcher.merge, tree, use.axes)
         whole.set_outputs([*whole.outputs, *lifted])
         saw = watcher.saw if branch else None
         ctx.watches.append(Watch(use.name, watcher.kind, watcher, tree, len(states), loops, saw))
@@ -95,9 +94,12 @@ def observe(use: WeightUse, watchers: Sequence[Watcher], known: Known, ctx: Pass
 
 def _depth(graph: Graph, watchers: Sequence[Watcher]) -> int | str:
     """How many loops a site stands in, or why it cannot be seen: what a weight starts from is no sum."""
-    loops = depth(graph)
-    if isinstance(loops, int) and in_branch(graph) and any(w.looks_at == "weight" for w in watchers):
-        return "it is in a cond"
+    loops = depth(graph, shards=True)
+    if isinstance(loops, int) and any(w.looks_at == "weight" for w in watchers):
+        if in_branch(graph):
+            return "it is in a cond"
+        if shard_maps_around(graph):
+            return "it is in a shard_map"
     return loops
 
 
@@ -150,7 +152,7 @@ def seen(use: WeightUse, watchers: Sequence[Watcher], known: Known, ctx: PassCon
         return reason
     for watcher in watchers:
         value = _seen_value(use, watcher)
-        if (value, watcher) in known:
+        if (value, watcher, use.axes) in known:
             continue
         if (use.name, watcher.kind) not in ctx.calibration:
             never = in_branch(graph)
@@ -159,5 +161,5 @@ def seen(use: WeightUse, watchers: Sequence[Watcher], known: Known, ctx: PassCon
                 if never
                 else f"calibration did not see its {watcher.kind}"
             )
-        known[value, watcher] = found_by_calibration(use.name, watcher.kind, graph, ctx)
-    return [array for watcher in watchers for array in known[_seen_value(use, watcher), watcher]]
+        known[value, watcher, use.axes] = found_by_calibration(use.name, watcher.kind, graph, ctx, use.axes)
+    return [array for watcher in watchers for array in known[_seen_value(use, watcher), watcher, use.axes]]

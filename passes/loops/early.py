@@ -11,6 +11,7 @@ from lepton_jax.ir.regions import add_constant, editable, erase_dead_nodes, oute
 from lepton_jax.ir.split import frontier
 from lepton_jax.passes.loops._parts.piece import Piece, cut, makers
 from lepton_jax.passes.loops._parts.scan import Scan, add_scanned, drop_unread, is_plain_scan, write_batched
+from lepton_jax.passes.loops._parts.shards import before_shards
 from lepton_jax.passes.loops._parts.worth import stuck
 from lepton_jax.rewrite import Pass, PassContext, rewrite
 from lepton_jax.rewrite.replacement import between, write_before
@@ -48,14 +49,18 @@ def _empty(graph: Graph, known: Sources, ctx: PassContext) -> None:
         known: what is early among its inputs; the values that it makes are added.
     """
     for node in list(graph):
-        if note_early(node, known) or not node.regions or not editable(node):
+        if note_early(node, known) or not node.regions or not _is_open(node):
             continue
         for index, region in enumerate(node.regions):
-            inner = early_inputs(node, index, known)
+            inner = early_inputs(node, index, known, shards=True)
             if any(inner.values()):
                 _empty(region, inner, ctx)
                 for fresh in _take_out(node, index, inner, ctx):
                     note_early(fresh, known)
+
+
+def _is_open(node: Node) -> bool:
+    return (node.op == "shard_map" and node.own_regions()) or editable(node)
 
 
 def _take_out(node: Node, index: int, inner: Sources, ctx: PassContext) -> list[Node]:
@@ -68,6 +73,10 @@ def _take_out(node: Node, index: int, inner: Sources, ctx: PassContext) -> list[
     wanted = [v for v in kept if v.node is not None and (varying is not None or node.op != "scan")]
     wanted = [v for v in wanted if v.node is not None and _may_move(v) and ctx.fire(_RULE, v.node)]
     first = node.prev
+    if node.op == "shard_map":
+        if wanted:
+            before_shards(node, wanted, _RULE)
+        return between(first, node)
     if fixed := [v for v in wanted if v not in (varying or ())]:
         _before(node, index, fixed)
     if moving := [v for v in wanted if v in (varying or ())]:

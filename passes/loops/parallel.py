@@ -12,7 +12,16 @@ from lepton_jax.passes.loops._parts.apply import rule_of, solve_carry
 from lepton_jax.passes.loops._parts.credit import credited
 from lepton_jax.passes.loops._parts.plan import SIMPLE, Step, plan
 from lepton_jax.passes.loops._parts.scan import Scan, plain_scans
-from lepton_jax.passes.loops._parts.worth import CHUNK, DOTS, LARGEST, stuck, temporaries, total_bytes
+from lepton_jax.passes.loops._parts.worth import (
+    CHUNK,
+    DOTS,
+    LARGEST,
+    MOVEMENT,
+    stuck,
+    temporaries,
+    total_bytes,
+)
+from lepton_jax.passes.simplify._demand.makers import ELEMENTWISE
 from lepton_jax.rewrite import Level, Pass, PassContext, profit
 
 RULE: Final = "loop-at-once"
@@ -22,6 +31,11 @@ _LARGE: Final = 4 << 20
 
 _BUSY: Final = 4e6
 """So does a product of so many operations: it takes some 50 µs, where starting an operation takes one."""
+
+_NARROW: Final = 16
+"""An inner loop over so few numbers, or fewer, spends its time on starting iterations."""
+
+_NO_PRODUCT: Final = "there is no product in the loop, and XLA's loop is as fast on a CPU"
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,9 @@ class Parallel(Pass):
 
     What the iterations make at once is bounded: beyond the bound they run in chunks. Level `reassociate`.
     Random generators other than threefry, effects, branches and while loops in the body are left alone.
-    On a CPU the body must contain a product: XLA's loops over elementwise work are as fast as they get.
+    On a CPU the body must contain a product: XLA's loops over elementwise work are as fast as they get. Or it
+    is itself a loop over a few numbers, such as a filter for each row: then both loops change places, and
+    each iteration of the inner one works on all rows.
     """
 
     name: ClassVar[str] = "parallel"
@@ -57,8 +73,8 @@ class Parallel(Pass):
 
 def _parallelise(node: Node, ctx: PassContext) -> None:
     scan = Scan(node)
-    if _saves_cores(ctx) and not any(map(_has_product, scan.body)):
-        ctx.miss(RULE, node, "there is no product in the loop, and XLA's loop is as fast on a CPU")
+    if _saves_cores(ctx) and not (any(map(_has_product, scan.body)) or has_narrow_loop(scan)):
+        ctx.miss(RULE, node, _NO_PRODUCT)
         return
     steps = plan(scan, SIMPLE)
     if isinstance(steps, str):
@@ -106,8 +122,9 @@ def why_not(scan: Scan, steps: list[Step], ctx: PassContext) -> str | None:
     each = temporaries(scan.body)
     if _saves_cores(ctx):
         depends = scan.dependence()
-        if not any(_has_product(n) and depends[n.results[0]] & 1 for n in scan.body if n.results):
-            return "there is no product in the loop, and XLA's loop is as fast on a CPU"
+        products = any(_has_product(n) and depends[n.results[0]] & 1 for n in scan.body if n.results)
+        if not products and not has_narrow_loop(scan):
+            return _NO_PRODUCT
         if each > _LARGE:
             return f"an iteration makes {each / 2**20:.0f} MiB, which keeps a CPU busy"
         if (flops := max(map(_product_flops, scan.body))) > _BUSY:
@@ -122,6 +139,20 @@ def why_not(scan: Scan, steps: list[Step], ctx: PassContext) -> str | None:
     if terms > max(4 * slices, 4096):
         return "what is summed is larger than what is read, so the loop saves memory"
     return None
+
+
+def has_narrow_loop(scan: Scan) -> bool:
+    """Whether what a loop's body has besides elementwise work are loops over a few numbers."""
+    depends = scan.dependence()
+    loops = [node for node in scan.body if node.op == "scan"]
+    if not loops or any(node.regions and node.op != "scan" for node in scan.body):
+        return False
+    if not all(node.results and depends[node.results[0]] & 1 for node in loops):
+        return False
+    inner = [node for loop in loops for node in loop.regions[0].walk()]
+    if not all(node.op in ELEMENTWISE or node.op in MOVEMENT or node.op == "scan" for node in inner):
+        return False
+    return all(value.is_static and value.aval.size <= _NARROW for node in inner for value in node.results)
 
 
 def _saves_cores(ctx: PassContext) -> bool:

@@ -7,6 +7,7 @@ from typing import ClassVar, Final, Literal
 
 from lepton_jax.ir.binding import store
 from lepton_jax.ir.graph import Graph
+from lepton_jax.ir.shards import shard_maps_around
 from lepton_jax.numerics.formats import get_format
 from lepton_jax.numerics.learned import LEARNED, Train
 from lepton_jax.numerics.observers import get_observer
@@ -21,7 +22,7 @@ from lepton_jax.passes.quantize._quantize.residuals import read_codes
 from lepton_jax.passes.quantize._quantize.sharing import share_weights
 from lepton_jax.passes.quantize._quantize.training import check_undifferentiated, write_trained
 from lepton_jax.rewrite import Pass, PassContext, UsageError, rewrite
-from lepton_jax.rewrite.replacement import write, write_before
+from lepton_jax.rewrite.replacement import Rewrite, traced, write, write_before
 from lepton_jax.rewrite.trial import Trials
 
 _RULE: Final = "quantized-weight"
@@ -82,6 +83,7 @@ class Quantize(WeightPass):
 
     name: ClassVar[str] = "quantize"
     approximates: ClassVar[bool] = True
+    on_shards: ClassVar[bool] = True
 
     weights: str = "int8"
     activations: Literal["none", "dynamic", "static"] = "none"
@@ -155,6 +157,9 @@ class Quantize(WeightPass):
         values = seen(use, found.watchers, known, ctx)
         if isinstance(values, str):
             return values
+        made = rewrite(found.fun, *use.node.operands, *found.given, *values, how=found.how)
+        if reason := _why_not_on_shards(made, use):
+            return reason
         if not ctx.fire(_RULE, use.node):
             return None
         if found.trained is not None and self.train != "none" and not ctx.is_bound:
@@ -164,7 +169,7 @@ class Quantize(WeightPass):
         values = [*found.given, *values]
         if found.mean is not None:
             correct(use, found.fun, found.how, values, found.mean, ctx)
-        write(rewrite(found.fun, *use.node.operands, *values, how=found.how), use.node, _RULE)
+        write(made, use.node, _RULE)
         if use.node.graph is not None:
             use.node.graph.erase(use.node)
         self.note(use, found.done, found.remark, ctx)
@@ -182,6 +187,19 @@ class Quantize(WeightPass):
             f"{self} needs calibration: lepton.compile(..., calibration=batches), each batch a tuple of "
             "the inputs after the parameters"
         )
+
+
+def _why_not_on_shards(made: Rewrite, use: WeightUse) -> str | None:
+    """Why something cannot stand in a `shard_map`: JAX checks there what varies along which axes."""
+    if not shard_maps_around(use.node.graph):
+        return None
+    try:
+        traced(made, use.node)
+    except (TypeError, ValueError) as error:
+        if "manual ax" not in str(error):
+            raise
+        return "it is in a shard_map whose checks its method does not pass: say check_vma=False there"
+    return None
 
 
 def _claim(use: WeightUse) -> None:

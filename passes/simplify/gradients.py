@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from lepton_jax.passes.simplify._gradients import sums, weighted, zeros
+from lepton_jax.passes.simplify._gradients import sums, terms, weighted, zeros
 from lepton_jax.rewrite import Rule, RulePass
 
-RULES: Final[tuple[Rule, ...]] = (*sums.RULES, *zeros.RULES, *weighted.RULES)
+RULES: Final[tuple[Rule, ...]] = (*sums.RULES, *zeros.RULES, *weighted.RULES, *terms.RULES)
 
 
 @dataclass(frozen=True)

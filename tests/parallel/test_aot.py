@@ -21,12 +21,13 @@ from benchmarks.shard_cases import pods
 from lepton_jax.cli import main
 from lepton_jax.ir import _jax
 from lepton_jax.parallel.aot import topologies
-from lepton_jax.parallel.aot.advice import advice, out_of_memory, size
+from lepton_jax.parallel.aot.advice import advice, out_of_memory
 from lepton_jax.parallel.aot.compile import compile_for
 from lepton_jax.parallel.aot.hlo import totals
 from lepton_jax.parallel.aot.shardy import Buffer, ShardyUnavailable
 from lepton_jax.parallel.aot.topologies import TopologyError, get_topology
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.words import bytes_text
 from tests.parallel._texts import OUT_OF_MEMORY, OUT_OF_MEMORY_LISTED
 
 MESH = "data=2,model=4"
@@ -76,7 +77,7 @@ def test_what_a_program_needs() -> None:
     assert found.communication_seconds > 0 and found.cycles is None and found.compute_seconds is None
     text = str(found)
     assert text.startswith("gradient for cpu:8: 8 devices, mesh data=2,model=4\nmemory per device")
-    assert "of 16.00 GiB at the peak: fits" in text and "all-reduce over model: " in text
+    assert "of 16.0 GiB at the peak: fits" in text and "all-reduce over model: " in text
     record = json.loads(json.dumps(found.to_json()))
     assert record["totals"]["all-reduce"]["bytes"] == totals(found.collectives)["all-reduce"][1]
     assert record["mesh"] == {"data": 2, "model": 4} and record["fits"] and record["needed"] is None
@@ -107,7 +108,7 @@ def test_one_lowering_on_an_abstract_mesh(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(_jax, "compile_lowered", fails(OUT_OF_MEMORY))
     short = compile_for(program, topology="cpu:8", axes=MESH)
     assert not short.fits and short.memory is None and short.collectives == ()
-    assert "each device needs 25.38 GiB and has 15.75 GiB: 9.63 GiB are missing" in str(short)
+    assert "each device needs 25.4 GiB and has 15.8 GiB: 9.6 GiB are missing" in str(short)
     assert short.to_json()["needed"] == int(25.38 * 2**30) and short.to_json()["memory"] is None
     monkeypatch.setattr("lepton_jax.parallel.aot.compile.propagated", _without_shardy)
     assert compile_for(program, topology="cpu:8", axes=MESH).largest == ()
@@ -122,9 +123,11 @@ def _without_shardy(_: Any) -> Any:
 
 def test_messages_about_memory() -> None:
     short = out_of_memory(OUT_OF_MEMORY)
-    assert short is not None and (size(short.needed), size(short.available)) == ("25.38 GiB", "15.75 GiB")
+    assert short is not None
+    assert [bytes_text(short.needed), bytes_text(short.available)] == ["25.4 GiB", "15.8 GiB"]
     listed = out_of_memory(OUT_OF_MEMORY_LISTED)
-    assert listed is not None and (size(listed.needed), size(listed.available)) == ("20.11 GiB", "15.48 GiB")
+    assert listed is not None
+    assert [bytes_text(listed.needed), bytes_text(listed.available)] == ["20.1 GiB", "15.5 GiB"]
     assert [(each.bytes, each.shape) for each in listed.largest] == [
         (4 << 30, "bf16[16,2048,65536]"),
         (512 << 20, "f32[128,1024,1024]"),
@@ -133,7 +136,7 @@ def test_messages_about_memory() -> None:
     wanted = out_of_memory("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 2.00GiB.")
     assert wanted is not None and (wanted.needed, wanted.available) == (2 << 30, 0)
     assert out_of_memory("INVALID_ARGUMENT: Mosaic failed") is None
-    assert size(3 << 20) == "3.00 MiB" and size(2048) == "2.00 KiB" and size(1) == "1 B"
+    assert bytes_text(3 << 20) == "3.0 MiB" and bytes_text(2048) == "2.0 KiB" and bytes_text(1) == "1 B"
 
 
 def test_advice_names_arrays_and_options() -> None:
@@ -146,9 +149,9 @@ def test_advice_names_arrays_and_options() -> None:
     back = dataclasses.replace(kept, what="jit(f)/transpose(jvp())/while")
     said = advice(2 * gib, [weights, kept, back], mesh, saved_by_donation=gib)
     assert [text.split(" ")[0] for text in said] == ["split", "compute", "take", "donate"]
-    assert 'over data too (shard="fsdp"): frees up to 4.00 GiB' in said[0] and "params['up']" in said[0]
-    assert "jax.checkpoint" in said[1] and "it keeps 4.00 GiB" in said[1] and "and 1 more" not in said[1]
-    assert "in 2 micro-batches" in said[2] and "frees 1.00 GiB" in said[3]
+    assert 'over data too (shard="fsdp"): frees up to 4.0 GiB' in said[0] and "params['up']" in said[0]
+    assert "jax.checkpoint" in said[1] and "it keeps 4.0 GiB" in said[1] and "and 1 more" not in said[1]
+    assert "in 2 micro-batches" in said[2] and "frees 1.0 GiB" in said[3]
     alone = advice(gib, [dataclasses.replace(weights, bytes=100, layout='[{"data"}, {}, {"model"}]')], mesh)
     assert alone == (
         "more devices along the axes that split the largest arrays: params['up'] bf16[64,8192,8192] (100 B)",
@@ -243,7 +246,7 @@ def test_the_command(
     assert main(["aot", "aot_program:step", *on, "--mesh", "data", "--args", "aot_program:on_mesh"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("aot_program:step for cpu:8: 8 devices, mesh data=8\n")
-    assert "all-reduce over data: 1 times, results of 2.00 KiB, 3.50 KiB sent" in out
+    assert "all-reduce over data: 1 times, results of 2.0 KiB, 3.5 KiB sent" in out
 
     assert main(["aot", "aot_program:spread", *on, "--json"]) == 0  # made for two devices, compiled for eight
     record = json.loads(capsys.readouterr().out)

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from lepton_jax.parallel import processes
+from lepton_jax.parallel._processes.watch import Watch
 from lepton_jax.parallel.local import free_port, run_processes
 
 OPTIMISED = """
@@ -47,9 +48,28 @@ except ValueError as error:
     assert "split its dimension 0 along axes that go over the processes" in str(error), error
 else:
     raise AssertionError("a part of an array that is not split was taken")
+
+@lepton.optimize("default,quantize{weights=int8,activations=dynamic}", params="w", mesh="data=2,model=2",
+                 shard="tp", verify=True, measure=True)
+def serve(w, x):
+    return jax.nn.relu(x @ w["a"]) @ w["b"]
+
+rows = np.arange(32, dtype="float32").reshape(4, 8)
+weights = {"a": w, "b": np.ascontiguousarray(w.T)}
+prepared = serve.prepare(weights, rows)  # equal on both, brought to all devices
+codes = prepared["w/b#2"]
+assert codes.dtype == "int8" and not codes.is_fully_addressable
+assert codes.sharding.spec == P(None, "model")
+served, floats = serve.apply(prepared, rows), serve(weights, rows)
+notes = " ".join(serve.report.notes)
+assert "verify: against one device: quantize approximate" in notes and "measure: " in notes, notes
+wanted = np.maximum(rows @ w, 0) @ w.T
+for result in (served, floats):
+    for shard in result.addressable_shards:
+        np.testing.assert_allclose(shard.data, wanted[shard.index], rtol=0.02, atol=0.01 * wanted.max())
 print("optimised")
 """
-"""A step over two processes: parts of a batch, wholes of parameters, state that stays."""
+"""A step over two processes: parts of a batch, wholes of parameters, state that stays; a quantised model."""
 
 TOGETHER = """
 import os, signal
@@ -132,7 +152,7 @@ def test_processes_that_do_not_come_together_say_why(monkeypatch: pytest.MonkeyP
     joined: list[Any] = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *args, **how: joined.append((args, how)))
     watches: list[Any] = []
-    monkeypatch.setattr(processes._Watch, "at_exit", lambda self: watches.append(self))
+    monkeypatch.setattr(Watch, "at_exit", lambda self: watches.append(self))
     where = [f"127.0.0.1:{free_port()}" for _ in range(5)]
     found = started(
         (where[0], 2, 0),
@@ -177,7 +197,7 @@ def test_a_process_that_fails_says_with_what(monkeypatch: pytest.MonkeyPatch) ->
         heard.set()
 
     def join(process: int) -> None:
-        watches[process] = processes._Watch(host, port, 2, process, 5.0, note)
+        watches[process] = Watch(host, port, 2, process, 5.0, note)
 
     threads = [threading.Thread(target=join, args=(i,)) for i in range(2)]
     for thread in threads:

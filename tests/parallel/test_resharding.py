@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lepton_jax.parallel.aot.hlo import collectives
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
-from lepton_jax.parallel.resharding import nbytes, reshard, seconds
+from lepton_jax.parallel.resharding import nbytes, reshard, seconds, stops
 
 P = PartitionSpec
 SHAPE = (64, 32, 16)
@@ -105,6 +105,16 @@ def test_a_sum_over_one_axis_may_stay() -> None:
     assert kinds(partial, Layout(((), (), ()), ("b",))) == [("all-reduce", ("a",), WHOLE)]
     with pytest.raises(ValueError, match="no parts of a sum over a"):
         reshard(X, Layout.whole(3), Layout(((), (), ()), ("a",)), TPU)
+
+
+def test_the_way_is_told_where_it_has_several_steps() -> None:
+    first, last = Layout(((), ("a", "b"), ())), Layout((("b",), (), ()))
+    assert stops(X, first, last, TPU) == (Layout((("b",), ("a",), ())),)
+    # One step, a slice alone, a renaming in place, parts of a sum: XLA finds these.
+    assert stops(X, last, Layout(((), ("b",), ())), TPU) == ()
+    assert stops(X, Layout.whole(3), last, TPU) == ()
+    assert stops(X, Layout((("a",), ("b",), ())), Layout((("b",), ("a",), ())), TPU) != ()
+    assert stops(X, Layout(((), (), ()), ("a",)), last, TPU) == ()
 
 
 def test_truth_values_and_integers_have_their_own_size() -> None:

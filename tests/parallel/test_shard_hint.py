@@ -112,3 +112,18 @@ def test_it_outranks_patterns_and_presets() -> None:
         P("model"),
         P(None, "data"),
     }
+
+
+def test_the_dimension_that_vmap_adds_is_the_solvers() -> None:
+    def hidden(x: Any, w: Any, v: Any) -> Any:
+        return lepton.shard_hint(jnp.tanh(x @ w), P("model")) @ v
+
+    shapes = [jax.ShapeDtypeStruct(s, "float32") for s in ((4, 512), (512, 2048), (2048, 512))]
+    f = lepton.optimize(jax.vmap(hidden, (0, None, None)), mesh=MESH, shard="auto", params="w")
+    graph = f.trace(*shapes).graph
+    (tanh,) = (node for node in graph if node.op == "tanh")
+    users = [node for node in tanh.result.users() if node.op == "sharding_constraint"]
+    placed = {node.params["sharding"].spec for node in users}
+    assert placed == {P("data", "model")}  # without the hint the batch of four has the axis of four
+    layouts = {each.name: str(each.layout) for each in f.plan(*shapes).arrays}
+    assert layouts["w"] == "[-, model]"

@@ -49,6 +49,7 @@ def test_collectives_of_a_loop_count_as_often_as_it_runs() -> None:
     found = propagated(program)
     assert kinds(found) == [("all-reduce", ("model",), 8 * 32 * 2, 6)]
     assert "dot_general" in found.collectives[0].what
+    assert not found.late and found.joined() == [*found.collectives]
     assert isinstance(found.collectives[0], Collective)
     assert program.as_text() == before and propagated(program) == found
 
@@ -99,6 +100,9 @@ def test_sums_of_partial_sums_are_reduced_once() -> None:
     found = propagated(lowered(sums, shape(P(None, "model"), 16, 16), weight, weight, weight))
     assert set(kinds(found)) == {("all-reduce", ("model",), 16 * 8 * 2, 1)}
     assert len(found.collectives) < 6  # one for each product otherwise
+    assert found.late == set(range(len(found.collectives)))
+    (joined,) = found.joined()
+    assert joined.bytes == 16 * 8 * 2 * len(found.collectives)
 
 
 def test_where_the_passes_are_missing_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

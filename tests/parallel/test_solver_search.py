@@ -25,6 +25,7 @@ from lepton_jax.parallel.solver.flat import flatten
 from lepton_jax.parallel.solver.greedy import Improver
 from lepton_jax.parallel.solver.integer import solve_integer
 from lepton_jax.parallel.solver.model import build
+from lepton_jax.parallel.solver.overlap import Shares, Soft
 from lepton_jax.parallel.solver.problem import Labels, Problem, Row
 from lepton_jax.parallel.solver.rivals import OVER_ALL, preset_layouts
 from lepton_jax.parallel.solver.search import search
@@ -75,6 +76,27 @@ def test_search_and_integer_program_find_what_trying_all_finds(seed: int) -> Non
         used = sum(float(needs[i][labels[i]]) for i in range(6))
         problem.rows = [Row(needs, max(used - 1.0, 6.0), "memory")]
         best, labels = tried(problem)
+
+
+def test_hidden_communication_counts_as_much_as_is_said() -> None:
+    problem = random_problem(0)
+    labels = next(
+        list(each)
+        for each in itertools.product(range(3), repeat=6)
+        if np.isfinite(problem.value(each)) and len(set(each)) > 2
+    )
+    full, soft = problem.value(labels), Soft(problem)
+    ahead, late = problem.pairs[0, 1], problem.pairs[1, 2]
+    assert np.isinf(ahead).any()
+    soft.note(0, 1, ahead, ahead=True)
+    soft.note(1, 2, late, ahead=False)
+    for shares in (Shares(0.5, 0.1), Shares(0.01, 1.0), Shares()):
+        soft.weigh(shares)
+        less = (1 - shares.ahead) * ahead[labels[0], labels[1]]
+        less += (1 - shares.late) * late[labels[1], labels[2]]
+        assert problem.value(labels) == pytest.approx(full - less)
+    assert np.isinf(problem.pairs[0, 1]).any()
+    assert Shares(0.5, 0.5).near(Shares(0.51, 0.49)) and not Shares(0.5).near(Shares(0.6))
 
 
 def test_limits_that_nothing_keeps_are_seen() -> None:

@@ -142,3 +142,15 @@ def test_convolutions_split_batch_and_features() -> None:
     assert took(node, [x, lay(None, None, None, "model")], rows)[2] == []
     split = lay("data", None, None, "model")
     assert took(node, [split, lay(None, None, "model", None)], x)[2] == ["all-reduce model 8192"]
+
+
+def test_a_table_that_is_looked_up_stays_where_that_is_cheaper() -> None:
+    """Rows and examples over the same devices: indices are gathered, and what was found is added up."""
+    args = jax.ShapeDtypeStruct((1 << 16, 64), "float32"), jax.ShapeDtypeStruct((16, 1), "int32")
+    rows = jax.lax.GatherDimensionNumbers((1,), (0,), (0,))
+    (node,) = trace(lambda table, ids: jax.lax.gather(table, ids, rows, (1, 64), mode="clip"), *args)
+    both = lay(("data", "model"), None)
+    operands, results, moves = took(node, [both, both], both)
+    assert operands == [both, WHOLE]
+    assert results == [lay(None, None, partial=("data", "model"))]
+    assert moves == ["all-gather data+model 64", "reduce-scatter data+model 512"]

@@ -21,7 +21,7 @@ from tests.passes._loops import normal
 
 PASSES = "inline,dce,fixpoint(fold,algebra,movement,cse,gradients,dce)"
 G, X, SCALE, SHIFT = normal(6, 4), normal(6, 4, seed=1), normal(4), normal(4, seed=1)
-RULES = {"sum-of-weighted"}
+RULES = {"sum-of-weighted", "sum-of-terms", "sum-of-centred"}
 
 Norm = Callable[..., Any]
 
@@ -107,6 +107,11 @@ def test_norms_as_they_are_written() -> None:
         programs, passes=PASSES, grad=False, vmap=False, export=False
     ).items():
         assert report.rules["sum-of-weighted"] == dots(graph) >= 2, name
+        assert ("sum-of-centred" in report.rules) == (name in HANDED_TO_THE_MEAN), name
+
+
+HANDED_TO_THE_MEAN = {"layer", "layer_by_division", "equinox_layer"}
+"""Norms whose gradient adds up, for the mean, what goes back to its elements; others know that it is zero."""
 
 
 def test_differentiated_again_batched_and_exported() -> None:
@@ -156,7 +161,17 @@ def look_alikes() -> dict[str, Callable[..., Any]]:
     def divided_by_an_array(x: Any, y: Any, w: Any) -> Any:
         return (x / y * w).sum(1), (x / y * x[:, :1]).sum(0)
 
-    found = (alone, other_products, no_weights, computed_for_it, divided_by_an_array)
+    def computed_terms(x: Any, y: Any, w: Any) -> Any:
+        return (jnp.sin(x) * w + (x - x.mean(1, keepdims=True))).sum(1)
+
+    def terms_without_a_mean(x: Any, y: Any, w: Any) -> Any:
+        return (x * w + y).sum(1), (x * w + (y - x.mean(1, keepdims=True))).sum(1)
+
+    def of_another_mean(x: Any, y: Any, w: Any) -> Any:
+        return (x - 2 * x.mean(1, keepdims=True)).sum(1), (x - x.mean(0, keepdims=True)).sum(1)
+
+    products = (alone, other_products, no_weights, computed_for_it, divided_by_an_array)
+    found = (*products, computed_terms, terms_without_a_mean, of_another_mean)
     return {f.__name__: f for f in found}
 
 

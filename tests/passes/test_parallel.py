@@ -12,7 +12,7 @@ from jax.experimental import io_callback
 
 import lepton_jax as lepton
 from lepton_jax.ir import to_callable
-from tests.passes._check import check, run, same
+from tests.passes._check import all_kept, check, run, same
 from tests.passes._golden import assert_every_gate, assert_text
 from tests.passes._loops import alike, around, normal, ops
 
@@ -193,6 +193,54 @@ def test_elementwise_loops_stay_on_a_cpu() -> None:
     assert has_loop(f, X)
     graph, _ = alike(f, X, passes=FULL)
     assert ops(graph) == ["sin", "mul"]
+
+
+def filtered(row: Any) -> Any:
+    """A filter along a row of numbers, or of vectors."""
+    return lax.scan(lambda c, xt: ((y := jnp.tanh(0.9 * c + xt)), y), 0 * row[0], row)[1]
+
+
+def roots(x: Any) -> Any:
+    def one(i: Any, out: Any) -> Any:
+        return out.at[i].set(lax.fori_loop(0, 5, lambda _, y: 0.5 * (y + x[i] / y), x[i]))
+
+    return lax.fori_loop(0, x.shape[0], one, jnp.zeros_like(x))
+
+
+def test_loops_over_few_numbers_change_places_on_a_cpu() -> None:
+    def each_row(x: Any) -> Any:
+        return lax.map(filtered, x)
+
+    programs = {
+        "rows": (each_row, (X,)),
+        "vectors": (each_row, (normal(3, 6, 4),)),
+        "roots": (roots, (X[0] ** 2 + 1,)),
+    }
+    for name, (graph, report) in all_kept(programs, passes=around("counted,parallel")).items():
+        assert report.rules.get("loop-at-once") == 1, name
+        assert ops(graph).count("scan") == 1, name
+
+
+def test_other_loops_in_elementwise_loops_stay_on_a_cpu() -> None:
+    def each(x: Any) -> Any:
+        return lax.map(filtered, x)
+
+    def picked(x: Any) -> Any:
+        def one(row: Any) -> Any:
+            return lax.fori_loop(0, 4, lambda _, y: row[y.astype(jnp.int32)], row[0])
+
+        return lax.map(one, x)
+
+    def the_same(x: Any) -> Any:
+        return lax.map(lambda row: row + filtered(x[0])[-1], x)
+
+    shapes = {"wide": (each, (4, 8, 17)), "picked": (picked, (4, 8)), "the same": (the_same, (4, 8))}
+    for name, (fun, shape) in shapes.items():
+        explained = lepton.optimize(fun, target="cpu").explain(jax.ShapeDtypeStruct(shape, jnp.float32))
+        assert "loop-at-once" not in explained.report.rules, name
+        assert name != "wide" or "there is no product in the loop" in str(explained)
+    narrow = lepton.optimize(each, target="cpu").trace(jax.ShapeDtypeStruct((4, 8, 16), jnp.float32))
+    assert narrow.report.rules["loop-at-once"] == 1
 
 
 def test_sums_that_bound_memory_stay() -> None:

@@ -100,6 +100,8 @@ def test_options_of_scales_and_sizes() -> None:
         floor, share = OPTIONS[options]
         assert sqnr(exact, result) > floor, options
         assert model.nbytes <= share * 4 * K * N, (options, model.nbytes / (4 * K * N))
+        said = "".join(site.reason for site in model.report().passes.sites)
+        assert ("groups of 48 do not divide the axis: the last has 16" in said) == ("group=48" in options)
 
 
 # which, and what the report says

@@ -116,17 +116,6 @@ def test_depthwise_convolutions_after_the_default_passes_are_sums_and_stay_float
     assert all(array.dtype == jnp.float32 for array in model.params.arrays)
 
 
-def test_weights_in_a_shard_map_stay_and_the_report_says_so() -> None:
-    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    whole = jax.sharding.PartitionSpec()
-    inner: Any = jax.shard_map(lambda w, x: x @ w, mesh=mesh, in_specs=(whole, whole), out_specs=whole)
-    params, x = {"a": jnp.ones((8, 16)), "b": jnp.ones((16, 4))}, jnp.ones((2, 8))
-    model = lepton.compile(lambda p, x: inner(p["a"], x) @ p["b"], params, x, passes="quantize")
-    assert (
-        reasons(model.fun.report.sites)["p/a"] == "it is read in a shard_map, where weights stay as they are"
-    )
-
-
 @jax.jit
 def block(w: Any, h: Any) -> Any:
     """A function too large to be inlined at every call."""

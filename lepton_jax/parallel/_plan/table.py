@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from lepton_jax.parallel._plan.words import bytes_text, columns, seconds_text
 from lepton_jax.parallel.collectives import Collective
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.words import bytes_text, columns, seconds_text
 
 if TYPE_CHECKING:
     from lepton_jax.parallel._plan.arrays import Planned

@@ -9,6 +9,7 @@ from typing import Final
 
 from lepton_jax.parallel.aot.shardy import Buffer
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.words import bytes_text
 
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?"
@@ -98,7 +99,7 @@ def advice(
         said.append(
             (
                 free,
-                f'split the arguments over {axes} too (shard="fsdp"): frees up to {size(free)} on each '
+                f'split the arguments over {axes} too (shard="fsdp"): frees up to {bytes_text(free)} on each '
                 f"device; the largest that are not: {_list(each for each, factor in whole if factor > 1)}",
             )
         )
@@ -106,7 +107,7 @@ def advice(
         said.append(
             (
                 saved_by_donation,
-                f"donate what is given back changed (donate_argnums): frees {size(saved_by_donation)}",
+                f"donate what is given back changed (donate_argnums): frees {bytes_text(saved_by_donation)}",
             )
         )
     kept = sum(each.bytes for each in collected)
@@ -115,7 +116,7 @@ def advice(
             (
                 kept,
                 f"compute again what the loop keeps for its gradient (jax.checkpoint around its body): it "
-                f"keeps {size(kept)}: {_list(collected)}",
+                f"keeps {bytes_text(kept)}: {_list(collected)}",
             )
         )
     values = [each for each in buffers if each.kind == "value"]
@@ -129,7 +130,7 @@ def advice(
                 live - live // count,
                 f"take the batch in {count} micro-batches, or {count} times as many devices along "
                 "the batch's axis: frees about "
-                f"{size(live - live // count)} of activations",
+                f"{bytes_text(live - live // count)} of activations",
             )
         )
     said.sort(key=lambda pair: -pair[0])
@@ -156,18 +157,5 @@ def _idle_axes(buffers: Sequence[Buffer], mesh: MeshSpec) -> str:
 
 def _list(buffers: Iterable[Buffer], most: int = 3) -> str:
     found = sorted(buffers, key=lambda each: -each.bytes)
-    texts = [f"{each.what or each.kind} {each.shape} ({size(each.bytes)})" for each in found[:most]]
+    texts = [f"{each.what or each.kind} {each.shape} ({bytes_text(each.bytes)})" for each in found[:most]]
     return ", ".join(texts) + (f" and {len(found) - most} more" if len(found) > most else "")
-
-
-def size(count: float) -> str:
-    """Bytes as people read them.
-
-    Example:
-        >>> size(5_000_000_000), size(512)
-        ('4.66 GiB', '512 B')
-    """
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if abs(count) >= factor:
-            return f"{count / factor:.2f} {unit}"
-    return f"{count:.0f} B"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import jax
@@ -11,13 +12,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lepton_jax.ir import _jax
 from lepton_jax.parallel.aot.advice import OutOfMemory, advice, out_of_memory
-from lepton_jax.parallel.aot.cycles import estimated_cycles
+from lepton_jax.parallel.aot.cycles import estimated_cycles, seconds
 from lepton_jax.parallel.aot.hlo import CompiledCollective, collectives
 from lepton_jax.parallel.aot.result import Compiled, Memory
 from lepton_jax.parallel.aot.shardy import Buffer, Propagated, ShardyUnavailable, propagated
 from lepton_jax.parallel.aot.text import parse
 from lepton_jax.parallel.aot.topologies import Topology, get_topology
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.targets.chips import Chip
 
 _PLATFORMS: Final = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 
@@ -68,16 +70,15 @@ def compile_for(
     start = time.perf_counter()
     lowered = fun if _is_lowered(fun) else _lower(fun, args, mesh, target, in_specs, donate_argnums)
     lowered_at = time.perf_counter()
-    made, shortage = None, None
-    try:
-        made = _jax.compile_lowered(lowered, list(mesh.devices.flat), compiler_options)
-    except jax.errors.JaxRuntimeError as error:
-        shortage = out_of_memory(str(error))
-        if shortage is None:
-            raise
+    read = read_compiled(lowered, list(mesh.devices.flat), spec, target.chip, trips, compiler_options)
+    made, shortage, memory, found, cycles = (
+        read.made,
+        read.shortage,
+        read.memory,
+        read.collectives,
+        read.cycles,
+    )
     done = time.perf_counter()
-    memory = None if made is None else _memory(made, target)
-    found, cycles = _read(made, spec, trips)
     fits = memory is not None and memory.peak <= memory.available
     tips, largest = ((), ()) if fits else _advice(lowered, memory, shortage, spec)
     return Compiled(
@@ -96,6 +97,68 @@ def compile_for(
         largest=largest,
         executable=made,
     )
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a compiler makes of a program.
+
+    Attributes:
+        made: JAX's executable; None where it ran out of memory.
+        memory: what it needs; None where it ran out.
+        shortage: what the compiler said then.
+        collectives: what devices send one another.
+        cycles: the compiler's estimate, for TPUs.
+        compute_seconds: the time of these.
+    """
+
+    made: Any
+    memory: Memory | None
+    shortage: OutOfMemory | None
+    collectives: tuple[CompiledCollective, ...]
+    cycles: int | None
+    compute_seconds: float | None
+
+    @property
+    def needed(self) -> int:
+        """Bytes that each device needs."""
+        if self.memory is not None:
+            return self.memory.peak
+        return 0 if self.shortage is None else self.shortage.needed
+
+
+def read_compiled(
+    lowered: Any,
+    devices: Sequence[Any],
+    spec: MeshSpec,
+    chip: Chip | None = None,
+    trips: Mapping[str, int] | None = None,
+    compiler_options: Mapping[str, Any] | None = None,
+) -> Read:
+    """Compile what was lowered for devices, present or not, and read what it needs there.
+
+    Args:
+        lowered: for these devices, or on an `AbstractMesh`.
+        devices: in the order of the mesh.
+        spec: the mesh.
+        chip: what it is made of, where that is not what the mesh says.
+        trips: as in `compile_for`.
+        compiler_options: as in `compile_for`.
+
+    Raises:
+        JaxRuntimeError: the compiler failed, not for want of memory.
+    """
+    made, shortage = None, None
+    try:
+        made = _jax.compile_lowered(lowered, devices, compiler_options)
+    except jax.errors.JaxRuntimeError as error:
+        shortage = out_of_memory(str(error))
+        if shortage is None:
+            raise
+    memory = None if made is None else _memory(made, chip or spec.chip)
+    found, cycles = _read(made, spec, trips)
+    time_ = None if cycles is None else seconds(cycles, chip or spec.chip)
+    return Read(made, memory, shortage, found, cycles, time_)
 
 
 def _read(
@@ -160,16 +223,16 @@ def _shape(leaf: Any, mesh: Mesh, spec: PartitionSpec | None) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
 
-def _memory(made: Any, target: Topology) -> Memory:
+def _memory(made: Any, chip: Chip) -> Memory:
     stats = made.memory_analysis()
     arguments, outputs = stats.argument_size_in_bytes, stats.output_size_in_bytes
     aliased, temporaries = stats.alias_size_in_bytes, stats.temp_size_in_bytes
     code = stats.generated_code_size_in_bytes
     peak = int(getattr(stats, "peak_memory_in_bytes", 0) or 0)
-    if target.platform == "cpu" or not peak:  # the CPU's figure is not one of a device
+    if chip.rates.platform == "cpu" or not peak:  # the CPU's figure is not one of a device
         peak = arguments + outputs - aliased + temporaries + code
     host = stats.host_temp_size_in_bytes + stats.host_argument_size_in_bytes + stats.host_output_size_in_bytes
-    return Memory(arguments, outputs, aliased, temporaries, code, host, peak, target.chip.memory)
+    return Memory(arguments, outputs, aliased, temporaries, code, host, peak, chip.memory)
 
 
 def _flops(made: Any) -> float | None:

@@ -6,12 +6,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from lepton_jax.parallel.aot.advice import OutOfMemory, size
+from lepton_jax.parallel.aot.advice import OutOfMemory
 from lepton_jax.parallel.aot.cycles import seconds
 from lepton_jax.parallel.aot.hlo import CompiledCollective, totals
 from lepton_jax.parallel.aot.shardy import Buffer
 from lepton_jax.parallel.aot.topologies import Topology
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.words import bytes_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,20 +141,21 @@ class Compiled:
     def _memory_lines(self) -> list[str]:
         if self.shortage is not None:
             short = self.shortage
-            missing = short.needed - short.available
+            needed, available, missing = map(
+                bytes_text, (short.needed, short.available, short.needed - short.available)
+            )
             return [
-                f"does not fit       each device needs {size(short.needed)} and has {size(short.available)}: "
-                f"{size(missing)} are missing"
+                f"does not fit       each device needs {needed} and has {available}: {missing} are missing"
             ]
         assert self.memory is not None
         m = self.memory
-        verdict = "fits" if self.fits else f"does not fit: {size(m.peak - m.available)} are missing"
+        verdict = "fits" if self.fits else f"does not fit: {bytes_text(m.peak - m.available)} are missing"
         lines = [
-            f"memory per device  {size(m.peak)} of {size(m.available)} at the peak: {verdict}",
-            f"                   arguments {size(m.arguments)}, outputs {size(m.outputs)} "
-            f"({size(m.aliased)} in place of arguments), temporaries {size(m.temporaries)}",
+            f"memory per device  {bytes_text(m.peak)} of {bytes_text(m.available)} at the peak: {verdict}",
+            f"                   arguments {bytes_text(m.arguments)}, outputs {bytes_text(m.outputs)} "
+            f"({bytes_text(m.aliased)} in place of arguments), temporaries {bytes_text(m.temporaries)}",
         ]
-        return lines + ([f"                   on the host {size(m.host)}"] if m.host else [])
+        return lines + ([f"                   on the host {bytes_text(m.host)}"] if m.host else [])
 
 
 def _collective_lines(found: tuple[CompiledCollective, ...], mesh: MeshSpec) -> list[str]:
@@ -164,9 +166,11 @@ def _collective_lines(found: tuple[CompiledCollective, ...], mesh: MeshSpec) -> 
         more = each.collective().sent(mesh) * each.times if each.axes else 0.0
         sums[each.kind, over] = (count + each.times, total + each.bytes * each.times, sent + more)
     lines = [
-        f"{kind} over {over}: {count} times, results of {size(total)}"
-        + (f", {size(sent)} sent" if sent else "")
+        f"{kind} over {over}: {count} times, results of {bytes_text(total)}"
+        + (f", {bytes_text(sent)} sent" if sent else "")
         for (kind, over), (count, total, sent) in sums.items()
     ]
     heads = ["collectives        ", *["                   "] * (len(lines) - 1)]
-    return [head + line for head, line in zip(heads, lines, strict=True)] or ["collectives        none"]
+    if not lines:
+        return ["collectives        none"]
+    return [head + line for head, line in zip(heads, lines, strict=True)]

@@ -12,11 +12,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from lepton_jax.ir import _jax
+from lepton_jax.parallel.aot._mlir import (
+    AXIS,
+    array_of,
+    dims_of,
+    moved_axes,
+    name_of,
+    rounds_of,
+    starts_empty,
+    text_of,
+    used_once,
+)
 from lepton_jax.parallel.collectives import Collective, Kind
 
 _PASSES: Final = (
@@ -31,8 +41,13 @@ _KINDS: Final[dict[str, Kind]] = {
     "sdy.all_to_all": "all-to-all",
     "sdy.collective_permute": "collective-permute",
 }
-_AXIS = re.compile(r'"([^"]+)"(?::\((\d+)\)(\d+))?')
-_TENSOR = re.compile(r"tensor<((?:\d+x)*)([a-z]+\w*)>")
+_WAITS: Final = frozenset(
+    {
+        *(f"stablehlo.{name}" for name in ("dot_general", "dot", "convolution", "while", "case", "if")),
+        *(f"stablehlo.{name}" for name in ("gather", "scatter", "custom_call", "return")),
+        *("func.call", *_KINDS),
+    }
+)
 
 
 class ShardyUnavailable(RuntimeError):
@@ -66,11 +81,23 @@ class Propagated:
         text: the module, in MLIR's text.
         collectives: in the order of the program; what loops repeat has their trip counts.
         buffers: arguments and values, the largest first.
+        late: positions of the collectives that only outputs wait for, not in loops: XLA joins those alike.
     """
 
     text: str
     collectives: tuple[Collective, ...]
     buffers: tuple[Buffer, ...]
+    late: frozenset[int] = frozenset()
+
+    def joined(self) -> list[Collective]:
+        """The collectives, sums that only outputs wait for as one for each kind and axes."""
+        found: dict[tuple[object, ...], Collective] = {}
+        for n, each in enumerate(self.collectives):
+            is_one = n in self.late and each.kind in ("all-reduce", "reduce-scatter")
+            key = (each.kind, each.axes) if is_one else (n,)
+            known = found.get(key)
+            found[key] = each if known is None else replace(known, bytes=known.bytes + each.bytes)
+        return list(found.values())
 
 
 def propagated(lowered: Any) -> Propagated:
@@ -113,9 +140,12 @@ class _Walk:
             if op.operation.name == "sdy.mesh":
                 self.sizes.update((name, int(size)) for name, size in re.findall(r'"([^"]+)"=(\d+)', str(op)))
             elif op.operation.name == "func.func":
-                self.functions[_text(op.attributes["sym_name"])] = op
+                self.functions[text_of(op.attributes["sym_name"])] = op
         self.collectives: list[Collective | None] = []
         self.sums: dict[Any, int] = {}  # values that an all-reduce gives, and sums of such: which one
+        self.made: dict[int, Any] = {}  # by collective, outside of loops, its result
+        self.ends: dict[Any, bool] = {}
+        self.depth = 0  # of calls
         self.buffers: list[Buffer] = []
 
     def result(self) -> Propagated:
@@ -124,16 +154,32 @@ class _Walk:
         self._arguments(main)
         self._block(main.regions[0].blocks[0], 1)
         self.buffers.sort(key=lambda each: -each.bytes)
+        kept = [n for n, each in enumerate(self.collectives) if each is not None]
         found = tuple(each for each in self.collectives if each is not None)
-        return Propagated(str(self.module), found, tuple(self.buffers))
+        late = frozenset(
+            place for place, n in enumerate(kept) if n in self.made and self._is_returned(self.made[n])
+        )
+        return Propagated(str(self.module), found, tuple(self.buffers), late)
+
+    def _is_returned(self, value: Any) -> bool:
+        """Whether outputs alone are made of a value, by operations on elements."""
+        if value not in self.ends:
+            self.ends[value] = False  # what reads itself is none
+            users = [use.owner for use in value.uses]
+            self.ends[value] = all(
+                user.operation.name == "func.return"
+                or (user.operation.name not in _WAITS and all(map(self._is_returned, user.results)))
+                for user in users
+            )
+        return self.ends[value]
 
     def _arguments(self, main: Any) -> None:
         attributes = main.attributes
         kept = attributes["arg_attrs"] if "arg_attrs" in attributes else ()  # noqa: SIM401
         for number, value in enumerate(main.regions[0].blocks[0].arguments):
             own = kept[number] if number < len(kept) else {}
-            layout = _dims(str(own["sdy.sharding"])) if "sdy.sharding" in own else ""
-            self._note(value.type, layout, _name(str(value.location)) or f"argument {number}", "argument")
+            layout = dims_of(str(own["sdy.sharding"])) if "sdy.sharding" in own else ""
+            self._note(value.type, layout, name_of(str(value.location)) or f"argument {number}", "argument")
 
     def _block(self, block: Any, times: int) -> None:
         for op in block.operations:
@@ -141,12 +187,14 @@ class _Walk:
             if name in _KINDS or name == "sdy.all_slice":
                 self._collective(op, name, times)
             elif name == "func.call":
-                called = self.functions.get(_text(op.attributes["callee"]).lstrip("@"))
+                called = self.functions.get(text_of(op.attributes["callee"]).lstrip("@"))
                 if called is not None:
+                    self.depth += 1
                     self._block(called.regions[0].blocks[0], times)
+                    self.depth -= 1
             elif name == "stablehlo.while":
                 self._values(op, "collected by a loop")
-                self._block(op.regions[1].blocks[0], times * _rounds(op))
+                self._block(op.regions[1].blocks[0], times * rounds_of(op))
             else:
                 if name == "stablehlo.add":
                     self._merge(op)
@@ -161,26 +209,26 @@ class _Walk:
             return
         per_value = str(op.attributes["sdy.sharding"]) if "sdy.sharding" in op.attributes else ""
         layouts = re.findall(r"<@\w+, (\[.*?\])(?:,[^>]*)?>", per_value)
-        what = _name(str(op.location))
+        what = name_of(str(op.location))
         for number, value in enumerate(op.results):
-            stacked = kind != "value" and _starts_empty(op.operands[number])
+            stacked = kind != "value" and starts_empty(op.operands[number])
             layout = layouts[number] if number < len(layouts) else ""
             self._note(value.type, layout, what, kind if stacked else "value")
 
     def _note(self, kind: Any, layout: str, what: str, role: str) -> None:
-        shape, nbytes = _array(str(kind))
+        shape, nbytes = array_of(str(kind))
         if shape:
             self.buffers.append(Buffer(nbytes // self._parts(layout), shape, layout, what, role))
 
     def _parts(self, layout: str) -> int:
         return math.prod(
-            int(size) if size else self.sizes.get(axis, 1) for axis, _, size in _AXIS.findall(layout)
+            int(size) if size else self.sizes.get(axis, 1) for axis, _, size in AXIS.findall(layout)
         )
 
     def _collective(self, op: Any, name: str, times: int) -> None:
         text = str(op).partition("{stablehlo")[0]
-        layout = _dims(str(op.attributes["out_sharding"])) if "out_sharding" in op.attributes else ""
-        _, nbytes = _array(str(op.results[0].type))
+        layout = dims_of(str(op.attributes["out_sharding"])) if "out_sharding" in op.attributes else ""
+        _, nbytes = array_of(str(op.results[0].type))
         nbytes //= self._parts(layout)
         if name == "sdy.all_slice":
             self._slice(op, text, nbytes)
@@ -191,11 +239,13 @@ class _Walk:
         kind = _KINDS[name]
         if kind == "all-reduce":
             self.sums[op.results[0]] = len(self.collectives)
-        self.collectives.append(Collective(kind, axes, nbytes, times, _name(str(op.location))))
+        if times == 1 and not self.depth:
+            self.made[len(self.collectives)] = op.results[0]
+        self.collectives.append(Collective(kind, axes, nbytes, times, name_of(str(op.location))))
 
     def _merge(self, op: Any) -> None:
         """A sum of two arrays that are reduced over the same axes and not used elsewhere."""
-        left, right = (self.sums.get(each) if _used_once(each) else None for each in op.operands)
+        left, right = (self.sums.get(each) if used_once(each) else None for each in op.operands)
         if left is None or right is None or left == right:
             return
         first, second = self.collectives[left], self.collectives[right]
@@ -207,7 +257,7 @@ class _Walk:
         """A slice of what was just reduced over the same axes: XLA makes a reduce-scatter of both."""
         at = self.sums.get(op.operands[0])
         whole = None if at is None else self.collectives[at]
-        if at is None or whole is None or not _used_once(op.operands[0]):
+        if at is None or whole is None or not used_once(op.operands[0]):
             return
         if set(self._named(text.partition("out_sharding")[0])) == set(whole.axes):
             self.collectives[at] = Collective("reduce-scatter", whole.axes, nbytes, whole.times, whole.what)
@@ -215,80 +265,15 @@ class _Walk:
     def _axes(self, op: Any, name: str, text: str) -> tuple[str, ...]:
         if name != "sdy.collective_permute":
             return self._named(text.partition("out_sharding")[0].partition("=")[2] or text)
-        after = _dims(str(op.attributes["out_sharding"]))
+        after = dims_of(str(op.attributes["out_sharding"]))
         owner = op.operands[0].owner
         found = getattr(owner, "attributes", {})
         before = next(
-            (_dims(str(found[key])) for key in ("out_sharding", "sdy.sharding") if key in found), ""
+            (dims_of(str(found[key])) for key in ("out_sharding", "sdy.sharding") if key in found), ""
         )
-        moved = set(_AXIS.findall(after)) if not before else _moved(before, after)
+        moved = set(AXIS.findall(after)) if not before else moved_axes(before, after)
         return tuple(axis for axis in self.sizes if axis in {each[0] for each in moved})
 
     def _named(self, text: str) -> tuple[str, ...]:
-        found = {axis for axis, _, _ in _AXIS.findall(text)}
+        found = {axis for axis, _, _ in AXIS.findall(text)}
         return tuple(axis for axis in self.sizes if axis in found)
-
-
-def _used_once(value: Any) -> bool:
-    return len(list(value.uses)) == 1
-
-
-def _starts_empty(value: Any) -> bool:
-    """Whether a loop is given a constant here: it collects its own values there."""
-    return str(getattr(value.owner, "name", "")).endswith((".constant", ".broadcast_in_dim"))
-
-
-def _moved(before: str, after: str) -> set[tuple[str, str, str]]:
-    """The axes that split another dimension, or stand elsewhere in it, than before."""
-    sides = []
-    for layout in (before, after):
-        dims = re.findall(r"\{([^{}]*)\}", layout)
-        sides.append(
-            {(axis, dim, at) for dim, each in enumerate(dims) for at, axis in enumerate(_AXIS.findall(each))}
-        )
-    return {axis for axis, _, _ in sides[0] ^ sides[1]}
-
-
-def _text(attribute: Any) -> str:
-    return str(getattr(attribute, "value", attribute)).strip('"')
-
-
-def _dims(sharding: str) -> str:
-    """`[{"data"}, {}]` of a sharding attribute."""
-    found = re.search(r"\[.*?\](?=[,>]|$)", sharding)
-    return found[0] if found else ""
-
-
-def _name(location: str) -> str:
-    """The user's name of a place in the program."""
-    found = re.search(r'loc\("([^"]*)"', location)
-    return found[1] if found else ""
-
-
-def _array(kind: str) -> tuple[str, int]:
-    """An MLIR tensor type as `bf16[8,128]`, and its bytes; nothing for other types."""
-    found = _TENSOR.fullmatch(kind)
-    if found is None:
-        return "", 0
-    dims = [int(size) for size in found[1].split("x") if size]
-    dtype = found[2].replace("ui", "u") if found[2] != "i1" else "pred"
-    bits = 8 if dtype == "pred" else int((re.search(r"\d+", dtype) or ["8"])[0])
-    width = "s" + dtype[1:] if re.fullmatch(r"i\d+", dtype) else dtype
-    return f"{width}[{','.join(map(str, dims))}]", math.prod(dims) * bits // 8
-
-
-def _rounds(loop: Any) -> int:
-    """How often a while goes round, by the constant that its condition compares with; 1 where it has none."""
-    for op in loop.regions[0].blocks[0].operations:
-        if op.operation.name == "stablehlo.compare":
-            return max(1, next(_constants(op), 1))
-    return 1
-
-
-def _constants(compare: Any) -> Iterator[int]:
-    for operand in compare.operands:
-        owner = operand.owner
-        if str(getattr(owner, "name", "")).endswith(".constant"):
-            found = re.search(r"dense<(-?\d+)>", str(owner))
-            if found:
-                yield int(found[1])

@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any, Final
 
 import jax.numpy as jnp
 
 from lepton_jax.ir.graph import Node
 from lepton_jax.parallel.factors.build import opaque
 from lepton_jax.parallel.factors.rule import RULES, Factors
+
+_KEPT: Final[ContextVar[dict[Node, Factors] | None]] = ContextVar("_KEPT", default=None)
+
+
+@contextlib.contextmanager
+def kept_factors() -> Iterator[None]:
+    """Look the factors of each node up once within; graphs must not change meanwhile.
+
+    Example:
+        >>> import jax
+        >>> from lepton_jax.ir import trace
+        >>> node = next(iter(trace(lambda x: x + 1, jax.ShapeDtypeStruct((4,), "float32"))))
+        >>> with kept_factors():
+        ...     factors_of(node) is factors_of(node)
+        True
+    """
+    if _KEPT.get() is not None:
+        yield
+        return
+    token = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def factors_of(node: Node) -> Factors:
@@ -26,6 +53,16 @@ def factors_of(node: Node) -> Factors:
         >>> factors.operands, factors.results, factors.reduced
         ((((0,), (2,)), ((2,), (1,))), (((0,), (1,)),), {2: 'add'})
     """
+    kept = _KEPT.get()
+    if kept is None:
+        return _found(node)
+    known = kept.get(node)
+    if known is None:
+        known = kept[node] = _found(node)
+    return known
+
+
+def _found(node: Node) -> Factors:
     rule = RULES.get(node.op)
     if rule is None or node.regions or node.effects:
         return opaque(node)

@@ -47,7 +47,7 @@ def predict(
     for value, layout in assignment.items():
         layout.check(value.shape, mesh, f"{value.dtype}{list(value.shape)}")
     found = walk(graph, assignment, mesh)
-    memory = memory_of(graph, found.lies, found.held, mesh, donated, found.parts)
+    memory = memory_of(graph, found, mesh, donated)
     moves = combined(found.moves)
     times = times_of(found, moves, mesh)
     return Prediction(
@@ -63,4 +63,5 @@ def predict(
         memory.temporaries,
         memory.peak,
         memory.where,
+        memory.alive,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from lepton_jax.ir.graph import Node, Value
@@ -57,6 +58,16 @@ class Walked:
         self.events.append(event)
         if loop is not None:
             self.loops[id(event)] = loop
+
+    def exchange(self, by: Mapping[int, Move]) -> None:
+        """Others in place of moves, by their `id`."""
+        if not by:
+            return
+        for old, new in by.items():
+            if old in self.loops:
+                self.loops[id(new)] = self.loops[old]
+        self.moves = [by.get(id(move), move) for move in self.moves]
+        self.events = [by.get(id(event), event) for event in self.events]
 
     def loop_of(self, event: Node | Move) -> int | None:
         """The loop that an event is in."""

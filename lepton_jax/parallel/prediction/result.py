@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lepton_jax.ir.graph import Node
+from lepton_jax.ir.graph import Node, Value
 from lepton_jax.parallel.collectives import Collective
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction.events import Move
@@ -28,7 +28,8 @@ class Prediction:
         outputs: bytes of the outputs, without those that take the memory of donated inputs.
         temporaries: bytes of all else when the most is there.
         peak: bytes of all when the most is there.
-        where: the node that runs then; None where inputs and outputs are the most.
+        where: the node that runs then; None between nodes.
+        alive: the arrays that are there then besides inputs and outputs.
     """
 
     mesh: MeshSpec
@@ -43,6 +44,7 @@ class Prediction:
     temporaries: int
     peak: int
     where: Node | None
+    alive: tuple[Value, ...] = ()
 
     @property
     def collectives(self) -> tuple[Collective, ...]:

@@ -51,6 +51,12 @@ def _is_default(precision: Any) -> bool:
     return all(part in (None, jax.lax.Precision.DEFAULT) for part in parts)
 
 
+def turned(value: Value) -> Value:
+    """The array that a value is in another order: XLA turns the windows of convolutions instead."""
+    node = value.node
+    return turned(node.operands[0]) if node is not None and node.op == "rev" else value
+
+
 def needed_nodes(graph: Graph) -> set[Node]:
     """The nodes whose results somebody needs."""
     needed: set[Node] = set()

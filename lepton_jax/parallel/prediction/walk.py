@@ -19,11 +19,15 @@ from lepton_jax.ir.regions import LOOPS, Slot, slots, trip_count
 from lepton_jax.parallel.collectives import Collective, Kind
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.prediction.copies import Copies, taken_apart
 from lepton_jax.parallel.prediction.events import Move, Walked
+from lepton_jax.parallel.prediction.heights import FAR as FAR
+from lepton_jax.parallel.prediction.heights import heights
 from lepton_jax.parallel.prediction.values import described, is_made, needed_nodes, only_multiplied, summed_as
-from lepton_jax.parallel.prediction.windows import PRODUCTS, windowed
+from lepton_jax.parallel.prediction.windows import PRODUCTS, Product
 from lepton_jax.parallel.resharding import reshard
 from lepton_jax.parallel.strategies import as_given, cheapest
+from lepton_jax.parallel.told import needs
 
 RENAMES: Final = frozenset(
     {
@@ -42,9 +46,6 @@ MANUAL: Final[Mapping[str, Kind]] = MappingProxyType(
     }
 )
 """The collectives that `jax.lax` has."""
-FAR: Final = 148
-"""XLA for TPUs gathers an array again where it was last read more operations ago than this; found by
-compiling unrolled transformers: after 145 it kept what it had gathered, after 151 it did not."""
 
 
 def walk(graph: Graph, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> Walked:
@@ -56,6 +57,7 @@ def walk(graph: Graph, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> Wa
     run.graph(graph, 1)
     for value in graph.outputs:
         run.complete(value, None, 1)
+    run.found.exchange(taken_apart(run.gathered, run.products, run.copies))
     return run.found
 
 
@@ -67,11 +69,14 @@ class _Walk:
         self.dtypes: dict[Value, Any] = {}
         self.source: dict[Value, Node] = {}
         self.given: set[Value] = set()
-        self.clock = 0
+        self.heights: dict[Node, int] = {}
         self.loop: int | None = None
         self.returned: dict[Value, bool] = {}
-        self.read: dict[Value, int] = {}
+        self.products: dict[Node, Product] = {}
+        self.scattered: set[tuple[tuple[int, ...], tuple[str, ...], int | None]] = set()
+        self.gathered: list[tuple[Move, Layout]] = []
         self.found = Walked([], {}, {}, {}, self.state, {})
+        self.copies = Copies(self.found.held, mesh)
 
     def wanted(self, value: Value) -> Layout:
         """How a value shall lie."""
@@ -86,6 +91,7 @@ class _Walk:
     def graph(self, graph: Graph, times: int) -> None:
         """Follow the nodes of a graph that runs so often."""
         needed = needed_nodes(graph)
+        self.heights |= heights(graph, needed, self.wanted)
         for node in graph:
             if node not in needed:
                 continue
@@ -96,7 +102,6 @@ class _Walk:
 
     def leaf(self, node: Node, times: int) -> None:
         """An operation: what it needs, and what it leaves."""
-        self.clock += 1
         if node.op in MANUAL:
             self.manual(node, times)
             return
@@ -108,6 +113,10 @@ class _Walk:
         results = [self.wanted(value) for value in node.results]
         strategy, _ = cheapest(node, [self.lies(value) for value in node.operands], results, self.mesh)
         self.found.shares[node], self.found.times[node] = strategy.share, times
+        if node.op in PRODUCTS:
+            told = dict(needs(node, self.assignment, self.mesh))
+            before = tuple(told.get(i) or self.lies(value) for i, value in enumerate(node.operands))
+            self.products[node] = Product(node, before, strategy.results[0], strategy.share)
         for value, layout in zip(node.operands, strategy.operands, strict=True):
             self.bring(value, layout, node, times)
         self.found.note(node, self.loop)
@@ -167,8 +176,11 @@ class _Walk:
         if moves and have.partial and after and times == 1:
             self.found.parts[value] = have
         source = self.source.get(value, node)
-        if have.partial and source is not None:
-            moves = windowed(moves, source, self.found.shares.get(source, 1.0), self.mesh, "reduce-scatter")
+        if have.partial and len(moves) == 1 and source in self.products:
+            key = want.local_shape(value.shape, self.mesh), moves[0].axes, self.loop
+            moves = [self.products[source].scatter(moves[0], want, self.mesh, key in self.scattered)]
+            if moves[0].kind == "collective-permute":
+                self.scattered.add(key)
         self.add(moves, value, source, times, after)
 
     def is_returned(self, value: Value) -> bool:
@@ -194,19 +206,13 @@ class _Walk:
         have = self.lies(value)
         if value.is_const or have == layout or is_made(value):
             return
-        copies = self.found.held.setdefault(value, [])
-        if any(not reshard(value.aval, copy, layout, self.mesh) for copy in copies):
-            passed = self.clock - self.read[value]
-            self.read[value] = self.clock
-            if passed <= FAR or self.mesh.chip.rates.platform != "tpu":
-                return
-        moves: Sequence[Collective] = reshard(self.sent_as(value), have, layout, self.mesh)
-        if moves:
-            self.read[value] = self.clock
-            copies += [layout] if layout not in copies else []
-            if node is not None and len(value.uses) == 1:
-                moves = windowed(moves, node, self.found.shares.get(node, 1.0), self.mesh, "all-gather")
-            self.add(moves, value, node, times)
+        moves = reshard(self.sent_as(value), have, layout, self.mesh)
+        height = None if node is None else self.heights.get(node, 0)
+        if self.copies.has(value, layout, moves, height):
+            return
+        self.add(moves, value, node, times)
+        if len(moves) == 1 and node in self.products:
+            self.gathered.append((self.found.moves[-1], layout))
 
     def sent_as(self, value: Value) -> Any:
         """The type in which a value is sent: on TPUs what only products read is rounded before."""

@@ -21,6 +21,7 @@ from lepton_jax.parallel.presets import dp, ep, fsdp, fsdp_tp, sp, tp
 from lepton_jax.parallel.presets.arrangement import Arrangement as Arrangement
 from lepton_jax.parallel.presets.arrangement import PresetError as PresetError
 from lepton_jax.parallel.presets.arrangement import Work
+from lepton_jax.parallel.presets.together import Program as Program
 from lepton_jax.parallel.roles import Roles
 
 PRESETS: Final[Mapping[str, Callable[[Work], Arrangement]]] = MappingProxyType(
@@ -35,7 +36,9 @@ PRESETS: Final[Mapping[str, Callable[[Work], Arrangement]]] = MappingProxyType(
 )
 
 
-def arrange(name: str, graph: Graph, roles: Roles, mesh: MeshSpec) -> Arrangement:
+def arrange(
+    name: str, graph: Graph, roles: Roles, mesh: MeshSpec, known: Program | None = None
+) -> Arrangement:
     """How a preset spreads a program over a mesh.
 
     Args:
@@ -44,6 +47,7 @@ def arrange(name: str, graph: Graph, roles: Roles, mesh: MeshSpec) -> Arrangemen
         roles: of its inputs.
         mesh: axes of one device are not used. With a single device all is whole, so that the same script runs
             on one machine and on many.
+        known: what was looked up of the graph before, for several presets of one.
 
     Raises:
         PresetError: there is no such preset, it has nothing to split over several devices, or the mesh has
@@ -67,13 +71,15 @@ def arrange(name: str, graph: Graph, roles: Roles, mesh: MeshSpec) -> Arrangemen
     if mesh.devices < 2:
         whole = {value: Layout.whole(value.ndim) for value in graph.inputs}
         return Arrangement(whole, (f"shard={name!r} splits nothing: the mesh {mesh} has one device",))
-    return PRESETS[name](Work(graph, roles, mesh))
+    return PRESETS[name](Work(graph, roles, mesh, known=known))
 
 
-def layouts_for(name: str, graph: Graph, roles: Roles, mesh: MeshSpec) -> dict[Value, Layout]:
+def layouts_for(
+    name: str, graph: Graph, roles: Roles, mesh: MeshSpec, known: Program | None = None
+) -> dict[Value, Layout]:
     """The layouts that `arrange` finds.
 
     Raises:
         PresetError: as `arrange`.
     """
-    return arrange(name, graph, roles, mesh).layouts
+    return arrange(name, graph, roles, mesh, known).layouts

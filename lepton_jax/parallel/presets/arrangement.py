@@ -101,6 +101,7 @@ class Work:
         mesh: the mesh.
         layouts: what is decided.
         reasons: of what was left whole why, with the arrays of which it is so.
+        known: what was looked up of the graph before.
     """
 
     graph: Graph
@@ -108,17 +109,15 @@ class Work:
     mesh: MeshSpec
     layouts: dict[Value, Layout] = field(default_factory=dict)
     reasons: dict[str, list[str]] = field(default_factory=dict)
+    known: Program | None = None
 
     def __post_init__(self) -> None:
-        self.program = Program(self.graph)
+        self.program = self.known or Program(self.graph)
         self.axes = AxesFor(self.mesh)
-        self._together: dict[int, Together] = {}
 
     def together(self, parts: int) -> Together:
         """The classes of dimensions that divide into so many parts."""
-        if parts not in self._together:
-            self._together[parts] = Together(self.program, parts)
-        return self._together[parts]
+        return self.program.together(parts)
 
     def note(self, what: str, why: str) -> None:
         """Note that an array is whole, and why."""

@@ -56,7 +56,14 @@ class Program:
         self.uses: list[Use] = []
         self.ties: list[tuple[Dim, Dim]] = []
         self.fixed: list[Dim] = []
+        self._together: dict[int, Together] = {}
         self._enter(graph, 1, set())
+
+    def together(self, parts: int) -> Together:
+        """The classes of dimensions that divide into so many parts."""
+        if parts not in self._together:
+            self._together[parts] = Together(self, parts)
+        return self._together[parts]
 
     def _enter(self, graph: Graph, times: int, seen: set[Graph]) -> None:
         if graph in seen:

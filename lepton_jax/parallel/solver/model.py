@@ -26,10 +26,15 @@ from lepton_jax.parallel.solver.choices import (
 )
 from lepton_jax.parallel.solver.flat import Flat, Op
 from lepton_jax.parallel.solver.groups import Cluster, clusters
+from lepton_jax.parallel.solver.overlap import Soft
 from lepton_jax.parallel.solver.problem import Floats, Labels, Problem
 from lepton_jax.parallel.solver.tables import Tables, nbytes
 from lepton_jax.parallel.strategies import Strategy, cheapest, strategies
 
+Opened = Sequence[tuple[str, ...] | None]
+"""Of each dimension of an array the axes that split it; None where that is free."""
+
+_NONE: Final[Mapping[int, Opened]] = {}
 _TIE: Final = 0.01
 
 
@@ -44,6 +49,7 @@ class Model:
         variable: of each cluster its variable.
         labels: of each cluster its labels.
         ways: of each heavy operation its variable and its strategies.
+        given, late: values that are there from the start, and those that only outputs wait for.
     """
 
     problem: Problem
@@ -53,7 +59,12 @@ class Model:
     variable: dict[Cluster, int] = field(default_factory=dict)
     labels: dict[Cluster, list[Label]] = field(default_factory=dict)
     ways: list[tuple[Op, int, list[Strategy]]] = field(default_factory=list)
+    given: frozenset[int] = frozenset()
+    late: frozenset[int] = frozenset()
     _rows: dict[Any, Layouts] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.soft = Soft(self.problem)
 
     def layouts(self, value: int) -> Layouts:
         """The layouts of a value under each label of its variable."""
@@ -143,7 +154,14 @@ def corrected(model: Model, chosen: Sequence[int]) -> int:
     return count
 
 
-def build(flat: Flat, mesh: MeshSpec, pins: Mapping[int, Layout], held: Sequence[int] = ()) -> Model:
+def build(
+    flat: Flat,
+    mesh: MeshSpec,
+    pins: Mapping[int, Layout],
+    held: Sequence[int] = (),
+    hidden: tuple[frozenset[int], frozenset[int]] = (frozenset(), frozenset()),
+    opened: Mapping[int, Opened] = _NONE,
+) -> Model:
     """The problem of a program on a mesh.
 
     Args:
@@ -151,12 +169,14 @@ def build(flat: Flat, mesh: MeshSpec, pins: Mapping[int, Layout], held: Sequence
         mesh: the mesh.
         pins: the layouts that values must have, by number.
         held: values that are in memory all the time: the inputs.
+        hidden: the values whose communication can be hidden; see `overlap.hideable`.
+        opened: the axes of some dimensions of values, by number; None leaves a dimension free.
     """
     alone: set[int] = set()
     while True:
         found, of_value = clusters(flat, alone)
-        model = Model(Problem(), flat, mesh, of_value)
-        clash = _label(model, found, pins)
+        model = Model(Problem(), flat, mesh, of_value, given=hidden[0], late=hidden[1])
+        clash = _label(model, found, pins, opened)
         if clash is None:
             break
         alone.add(clash)
@@ -173,7 +193,14 @@ def build(flat: Flat, mesh: MeshSpec, pins: Mapping[int, Layout], held: Sequence
     return model
 
 
-def _label(model: Model, found: Sequence[Cluster], pins: Mapping[int, Layout]) -> int | None:
+def agrees(layout: Layout, entries: Opened) -> bool:
+    """Whether a layout splits the dimensions that are not free as they say."""
+    return all(each is None or each == axes for each, axes in zip(entries, layout.dims, strict=True))
+
+
+def _label(
+    model: Model, found: Sequence[Cluster], pins: Mapping[int, Layout], opened: Mapping[int, Opened]
+) -> int | None:
     """Give each cluster its labels; returns a pinned value that wants what its cluster does not allow."""
     names = real_axes(model.mesh)
     known: dict[tuple[Label, ...], list[Label]] = {}
@@ -194,6 +221,12 @@ def _label(model: Model, found: Sequence[Cluster], pins: Mapping[int, Layout]) -
                 raise ValueError(
                     f"a pin of an array of shape {model.flat.avals[value].shape} to {wanted} is not possible"
                 )
+        for value in [value for value in cluster.values if value in opened]:
+            group = cluster.groups[value]
+            left = [each for each in labels if agrees(layout_of(group, each, names), opened[value])]
+            if not left and len(cluster.values) > 1:
+                return value
+            labels = left or labels
         labels = known.setdefault(tuple(labels), labels)
         model.labels[cluster] = labels
         model.variable[cluster] = model.problem.variable(len(labels), cluster)
@@ -206,7 +239,11 @@ def _add(op: Op, model: Model, tables: Tables) -> None:
         if before not in model.of_value:
             return
         table = tables.between(model.flat.avals[before], model.layouts(before), model.layouts(after))
-        _couple(model, before, after, table * op.times if op.times > 1 else table)
+        table = table * op.times if op.times > 1 else table
+        _couple(model, before, after, table)
+        if before in model.given or after in model.late:
+            i, j = (model.variable[model.of_value[value]] for value in (before, after))
+            model.soft.note(i, j, table, ahead=before in model.given)
     elif op.heavy:
         _heavy(op, op.node, model, tables)
     else:
@@ -248,6 +285,8 @@ def _heavy(op: Op, node: Node, model: Model, tables: Tables) -> None:
         table = tables.back(aval, own, asked) if is_operand else tables.between(aval, asked, own)
         table = tables.possible(table, ways, own, op.times)
         model.problem.add(variable, model.variable[model.of_value[value]], table)
+        if value in (model.given if is_operand else model.late):
+            model.soft.note(variable, model.variable[model.of_value[value]], table, ahead=is_operand)
 
 
 def _light(op: Op, node: Node, model: Model, tables: Tables) -> None:

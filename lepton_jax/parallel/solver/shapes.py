@@ -2,15 +2,78 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
 
 from lepton_jax.ir.graph import Graph
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.roles import Roles
 from lepton_jax.parallel.solver.solution import Solution
-from lepton_jax.parallel.solver.solve import solve
+from lepton_jax.parallel.solver.solve import CannotWin, solve
+
+AXES: Final = ("data", "model", "other")
+SLICE: Final = "slice"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A way to arrange devices.
+
+    Attributes:
+        sizes: of the axes, by name.
+        outer: the axes along which devices stand in different slices or nodes.
+    """
+
+    sizes: Mapping[str, int]
+    outer: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={size}" for name, size in self.sizes.items())
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt(Generic[T]):
+    """What was found on one shape.
+
+    Attributes:
+        predicted: seconds a step.
+        missing: bytes per device by which it does not fit.
+        objective: what the search found by its own model, for `beat` of the next; inf where none searched.
+        found: what it is.
+        parts: into how many the batch is cut.
+    """
+
+    predicted: float
+    missing: float
+    objective: float
+    found: T
+    parts: int = 1
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What fits first, then what takes less time."""
+        return self.missing, self.predicted * self.parts**0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Best(Generic[T]):
+    """The best of the shapes, and what was found on each.
+
+    Attributes:
+        shape: the best.
+        found: on it.
+        tried: of each shape on which layouts were found, in words as `data=2,model=4`, the predicted seconds.
+        notes: what of the others: that they cannot win, or are not possible, or that there was no time.
+    """
+
+    shape: Shape
+    found: T
+    tried: dict[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +84,7 @@ class Found:
         mesh: the best.
         solution: on it.
         tried: of each shape that was solved, in words as `data=2,model=4`, the predicted seconds.
-        notes: shapes for which there was no time.
+        notes: shapes that were not solved, and why.
     """
 
     mesh: MeshSpec
@@ -30,13 +93,87 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
+def mesh_shapes(devices: int, names: Sequence[str] = AXES, slices: int = 1) -> list[Shape]:
+    """The ways to arrange so many devices, those with fewer axes first, and of these the more even ones.
+
+    Of several slices, or nodes, one axis, `slice`, goes from one to the next, and no other does.
+
+    Args:
+        devices: how many, of all slices together.
+        names: of the axes, as many as a mesh may have, `slice` not counted.
+        slices: how many.
+
+    Raises:
+        ValueError: fewer than one device, no names, or devices that are not as many in each slice.
+
+    Example:
+        >>> [str(each) for each in mesh_shapes(8, slices=2)]
+        ['slice=2,data=4', 'slice=2,data=2,model=2']
+    """
+    if devices < 1 or slices < 1 or not names:
+        raise ValueError(f"a mesh has at least one device and one axis, not {devices} and {len(names)}")
+    if devices % slices:
+        raise ValueError(f"{devices} devices are not equally many in each of {slices} slices")
+    across = {SLICE: slices} if slices > 1 else {}
+    within = _shapes(devices // slices, len(names))
+    return [Shape({**across, **dict(zip(names, sizes, strict=False))}, tuple(across)) for sizes in within]
+
+
+def best_shape(
+    shapes: Iterable[Shape], attempt: Callable[[Shape, float, float], Attempt[T]], seconds: float
+) -> Best[T]:
+    """The best of some shapes.
+
+    Args:
+        shapes: in the order in which they are tried.
+        attempt: of a shape, the seconds it may take, and what its search is to beat. It raises `CannotWin`
+            where it cannot, and `ValueError` where the shape is not possible.
+        seconds: for all together; the first is tried in any case.
+
+    Raises:
+        ValueError: none is possible: what the first says.
+    """
+    end = time.monotonic() + seconds
+    left = list(shapes)
+    best: tuple[Attempt[T], Shape] | None = None
+    beat, tried, notes = math.inf, dict[str, float](), list[str]()
+    impossible: ValueError | None = None
+    while left:
+        shape = left.pop(0)
+        until = end - time.monotonic()
+        if best is not None and until <= 0:
+            notes.append(f"no time for {shape}")
+            continue
+        try:
+            now = attempt(shape, max(until / (len(left) + 1), 0.1), beat)
+        except CannotWin as error:
+            notes.append(
+                f"{shape} cannot win: at least {error.bound * 1e3:.4g} ms with nothing hidden, "
+                f"and {beat * 1e3:.4g} ms were found"
+            )
+            continue
+        except ValueError as error:
+            impossible = impossible or error
+            notes.append(f"{shape} is not possible: {error}")
+            continue
+        tried[str(shape)] = now.predicted
+        if not now.missing:
+            beat = min(beat, now.objective)
+        if best is None or now.rank < best[0].rank:
+            best = now, shape
+    if best is None:
+        raise impossible or ValueError("there are no shapes to try")
+    return Best(best[1], best[0].found, tried, tuple(notes))
+
+
 def search_mesh(
     graph: Graph,
     roles: Roles,
     devices: int,
     chip: str,
     *,
-    names: Sequence[str] = ("data", "model", "other"),
+    names: Sequence[str] = AXES,
+    slices: int = 1,
     memory: int | None = None,
     seconds: float = 60.0,
 ) -> Found:
@@ -44,7 +181,8 @@ def search_mesh(
 
     Meshes with fewer axes are tried first, and of these the more even ones: an axis that is used for two
     things costs nothing, so few shapes matter. To the solver axes are names, so that of two orders of the
-    same sizes only one is tried.
+    same sizes only one is tried. A shape is not solved where a bound shows that its search cannot find less
+    than was found before (both with nothing hidden).
 
     Args:
         graph: with plain calls written into their callers.
@@ -52,11 +190,12 @@ def search_mesh(
         devices: how many.
         chip: what they are, as `v5e`.
         names: of the axes, as many as a mesh may have.
+        slices: how many slices or nodes the devices stand in; see `mesh_shapes`.
         memory: bytes per device; default: what the chips have.
         seconds: for all shapes together.
 
     Raises:
-        ValueError: fewer than one device, or no names.
+        ValueError: as `mesh_shapes`.
 
     Example:
         >>> import jax
@@ -65,29 +204,19 @@ def search_mesh(
         >>> w, x = (jax.ShapeDtypeStruct(shape, "bfloat16") for shape in ((8192, 8192), (4096, 8192)))
         >>> graph = trace(lambda w, x: x @ w, w, x)
         >>> found = search_mesh(graph, roles_of(graph, ["w", "x"]), 8, "v5e")
-        >>> found.mesh.devices, sorted(found.tried)
-        (8, ['data=2,model=2,other=2', 'data=4,model=2', 'data=8'])
+        >>> found.mesh.devices, 'data=8' in found.tried
+        (8, True)
     """
-    if devices < 1 or not names:
-        raise ValueError(f"a mesh has at least one device and one axis, not {devices} and {len(names)}")
-    end = time.monotonic() + seconds
-    best: tuple[tuple[float, float], MeshSpec, Solution] | None = None
-    tried: dict[str, float] = {}
-    missed = []
-    shapes = list(_shapes(devices, len(names)))
-    for n, sizes in enumerate(shapes):
-        mesh = MeshSpec.of(dict(zip(names, sizes, strict=False)), chip)
-        left = end - time.monotonic()
-        if best is not None and left <= 0:
-            missed.append(f"no time for {mesh}")
-            continue
-        found = solve(graph, roles, mesh, memory=memory, seconds=max(left / (len(shapes) - n), 0.1))
-        tried[str(mesh)] = found.predicted
-        rank = float(found.missing), found.predicted * found.microbatches**0.01
-        if best is None or rank < best[0]:
-            best = rank, mesh, found
-    assert best is not None
-    return Found(best[1], best[2], tried, tuple(missed))
+
+    def attempt(shape: Shape, until: float, beat: float) -> Attempt[tuple[MeshSpec, Solution]]:
+        mesh = MeshSpec.of(shape.sizes, chip, shape.outer)
+        found = solve(graph, roles, mesh, memory=memory, seconds=until, beat=beat)
+        return Attempt(
+            found.predicted, float(found.missing), found.objective, (mesh, found), found.microbatches
+        )
+
+    best = best_shape(mesh_shapes(devices, names, slices), attempt, seconds)
+    return Found(*best.found, best.tried, best.notes)
 
 
 def _shapes(devices: int, axes: int) -> Iterator[tuple[int, ...]]:

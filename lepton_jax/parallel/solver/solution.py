@@ -8,8 +8,26 @@ from typing import Literal
 
 from lepton_jax.ir.graph import Value
 from lepton_jax.parallel.layouts import Layout
+from lepton_jax.parallel.prediction.result import Prediction
 
-Status = Literal["optimal", "time limit", "greedy", "preset"]
+Status = Literal["optimal", "time limit", "greedy", "preset", "overlap"]
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Layouts that may be the best.
+
+    Attributes:
+        name: who found them: `auto`, `auto, overlapped`, or a preset.
+        assignment: of every value its layout.
+        predicted: what they cost.
+        peak: bytes per device when most is there; of a batch in parts, of one part.
+    """
+
+    name: str
+    assignment: Mapping[Value, Layout]
+    predicted: Prediction
+    peak: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +39,15 @@ class Solution:
         objective: seconds a step of what the search found by its own model, in which nothing overlaps.
         bound: no layouts of the model within the memory take less.
         status: `optimal`: shown to be the best to within the gap asked for; `time limit`: the best found in
-            time; `greedy`: the search ended above the bound; `preset`: a preset is predicted to be faster
-            than what was found, since more of its communication is hidden, and is taken instead.
+            time; `greedy`: the search ended above the bound; `overlap`: layouts that were found with hidden
+            communication counted less are predicted to be faster, and are taken instead; `preset`: so is a
+            preset.
         predicted: seconds a step by `predict`, of which overlap is part.
         microbatches: into how many parts the batch is to be cut for the program to fit.
         missing: bytes per device by which it does not fit even so; 0 where it does.
         rivals: of the presets that can be had for this program and mesh, the seconds by `predict`.
         notes: what else there is to say.
+        candidates: the best few that were compared, the one taken first.
     """
 
     assignment: Mapping[Value, Layout]
@@ -39,6 +59,7 @@ class Solution:
     missing: int = 0
     rivals: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
 
     @property
     def gap(self) -> float:
@@ -49,3 +70,13 @@ class Solution:
             0.25
         """
         return max(0.0, 1.0 - self.bound / self.objective) if self.objective > 0 else 0.0
+
+    def __str__(self) -> str:
+        taken = self.candidates[0].name if self.candidates else "auto"
+        who = f", {taken} taken" if taken != "auto" else ""
+        best = min(self.rivals, key=lambda name: self.rivals[name], default=None)
+        beside = "" if best is None else f" ({best}, the best preset, {self.rivals[best] * 1e3:.4g} ms)"
+        return (
+            f"{self.status}{who}: {self.predicted * 1e3:.4g} ms predicted{beside}; the search is within "
+            f"{100 * self.gap:.2g} % of its bound"
+        )

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from lepton_jax.ir.graph import Graph, Value
+from lepton_jax.parallel.factors.lookup import kept_factors
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction import Prediction, predict
 from lepton_jax.parallel.prediction.walk import FAR
-from lepton_jax.parallel.presets import PRESETS, PresetError
 from lepton_jax.parallel.propagation import propagate
 from lepton_jax.parallel.roles import Roles
+from lepton_jax.parallel.solver.dual import Dual
 from lepton_jax.parallel.solver.flat import flatten
 from lepton_jax.parallel.solver.limits import limit
-from lepton_jax.parallel.solver.model import build, corrected
+from lepton_jax.parallel.solver.model import Opened, agrees, build, corrected
+from lepton_jax.parallel.solver.overlap import HIDDEN, hideable, waited_shares
 from lepton_jax.parallel.solver.problem import Labels, Row
-from lepton_jax.parallel.solver.rivals import OVER_ALL, preset_layouts
+from lepton_jax.parallel.solver.rivals import presets
 from lepton_jax.parallel.solver.search import GAP, Search, search
-from lepton_jax.parallel.solver.solution import Solution, Status
+from lepton_jax.parallel.solver.solution import Candidate, Solution, Status
 
 _ROUNDS: Final = 5
-_HIDDEN: Final = 0.01
-"""What a second of hidden communication counts against one that is waited for. No more is hidden than a step
-takes, so what is chosen is predicted to be slower by this part at most."""
+_OVERLAPS: Final = 3
+"""How often the search is repeated with hidden communication counted less."""
+_FEW: Final = 4
+"""Candidates of which a solution tells."""
+_MESSAGES: Final = 15
+"""Sweeps after which a bound says whether a search is worth its time."""
+OVERLAPPED: Final = "auto, overlapped"
 
 
 def solve(
@@ -37,9 +43,11 @@ def solve(
     *,
     memory: int | None = None,
     pins: Mapping[Value, Layout] | None = None,
+    opened: Mapping[Value, Opened] | None = None,
     seconds: float = 60.0,
     gap: float = GAP,
     donated: Collection[int] = (),
+    beat: float = math.inf,
 ) -> Solution:
     """The layouts of a program on a mesh that take the least time.
 
@@ -49,9 +57,12 @@ def solve(
         mesh: axes of one device are not used; with a single device all is whole.
         memory: bytes per device; default: what the mesh's chips have.
         pins: layouts that values must have.
+        opened: values of which some dimensions are pinned; the others, None, are free. It is kept where the
+            model has such layouts.
         seconds: after which the search takes the best found so far; presets are evaluated besides.
         gap: relative to the bound, at which to stop.
         donated: positions of the inputs whose memory outputs may take.
+        beat: seconds by the model of the search; where it cannot find less, it does not search.
 
     Returns:
         a solution that is never predicted to be slower than the best preset that fits as well, by more than a
@@ -60,6 +71,7 @@ def solve(
     Raises:
         ValueError: a pin is for another number of dimensions, names an axis that the mesh does not have, or
             does not divide.
+        CannotWin: no layouts of the model take less than `beat` seconds.
 
     Example:
         >>> import jax
@@ -76,7 +88,9 @@ def solve(
     limited = mesh.chip.memory if memory is None else memory
     if mesh.devices < 2:
         return _alone(graph, mesh, limited, donated)
-    return _Solve(graph, roles, mesh, limited, dict(pins or {}), seconds, gap, donated).run()
+    with kept_factors():
+        pinned, free = dict(pins or {}), dict(opened or {})
+        return _Solve(graph, roles, mesh, limited, pinned, free, seconds, gap, donated).run(beat)
 
 
 def _alone(graph: Graph, mesh: MeshSpec, memory: int, donated: Collection[int]) -> Solution:
@@ -89,16 +103,24 @@ def _alone(graph: Graph, mesh: MeshSpec, memory: int, donated: Collection[int]) 
     return Solution(assignment, found.seconds, found.seconds, status, found.seconds, 1, missing, {}, notes)
 
 
-@dataclass(frozen=True, eq=False)
-class _Candidate:
-    name: str
-    assignment: Mapping[Value, Layout]
-    predicted: Prediction
-    peak: float
+class CannotWin(Exception):
+    """The search cannot find layouts that take as little as was asked for.
 
-    def cost(self) -> float:
-        """Seconds, with a little for what is hidden."""
-        return self.predicted.seconds + _HIDDEN * (self.predicted.communication - self.predicted.exposed)
+    Attributes:
+        bound: seconds, by the model of the search; no layouts of the model take less.
+    """
+
+    def __init__(self, bound: float) -> None:
+        super().__init__(f"at least {bound:.4g} seconds, nothing hidden")
+        self.bound = bound
+
+
+def cost(each: Candidate) -> float:
+    """Seconds, with a little for what is hidden.
+
+    No more is hidden than a step takes, so what costs less is predicted to be slower by this part at most.
+    """
+    return each.predicted.seconds + HIDDEN * (each.predicted.communication - each.predicted.exposed)
 
 
 class _Solve:
@@ -109,11 +131,13 @@ class _Solve:
         mesh: MeshSpec,
         memory: int,
         pins: dict[Value, Layout],
+        opened: dict[Value, Opened],
         seconds: float,
         gap: float,
         donated: Collection[int],
     ) -> None:
         self.graph, self.roles, self.mesh, self.memory, self.pins = graph, roles, mesh, memory, pins
+        self.opened = opened
         self.end = time.monotonic() + seconds
         self.gap = gap
         self.donated = tuple(donated)
@@ -126,54 +150,100 @@ class _Solve:
             mesh,
             {flat.number(v): layout for v, layout in pins.items()},
             [flat.number(v) for v in graph.inputs],
+            hideable(graph, flat, mesh),
+            {flat.number(v): entries for v, entries in opened.items()},
         )
         self.inner = [variable for _, variable, _ in self.model.ways]
         self.pieces = 1
         self.bound = 0.0
         self.charged = False
 
-    def run(self) -> Solution:
+    def keeps(self, each: Candidate) -> bool:
+        """Whether the dimensions that are pinned lie so."""
+        return all(agrees(each.assignment[v].complete(), entries) for v, entries in self.opened.items())
+
+    def run(self, beat: float = math.inf) -> Solution:
+        """The best that is found.
+
+        Raises:
+            CannotWin: no layouts of the model take less than `beat` seconds.
+        """
+        self.check(beat)
         found, own = self.best()
-        presets = self.presets()
-        fitting = [each for each in presets if each.peak <= self.memory]
-        best = min([own, *presets], key=self.rank) if self.pieces == 1 else own
+        objective = self.model.problem.value(found.labels)
+        rivals = presets(self.graph, self.roles, self.mesh, self.pins, self.donated)
+        rivals = [each for each in rivals if self.keeps(each)]
+        every = [own, *self.overlapped(found, own, rivals), *rivals]
+        fitting = [each for each in every[1:] if each.peak <= self.memory]
+        best = min(every, key=self.rank) if self.pieces == 1 else own
         if self.pieces > 1 and fitting:  # a whole batch is better than one in parts
             best, self.pieces = min(fitting, key=self.rank), 1
-        objective = self.model.problem.value(found.labels)
         bound = min(self.bound, objective)
-        reached = objective - bound <= self.gap * objective
-        status: Status = "optimal" if reached else "greedy" if found.finished else "time limit"
-        status = status if best is own else "preset"
         missing = max(0, math.ceil(best.peak - self.memory))
-        status = "greedy" if missing else status
         return Solution(
             best.assignment,
             objective,
             bound,
-            status,
+            "greedy" if missing else self.status(best, found, 1.0 - bound / max(objective, 1e-30)),
             best.predicted.seconds,
             self.pieces,
             missing,
-            {each.name: each.predicted.seconds for each in presets},
+            {each.name: each.predicted.seconds for each in rivals},
             tuple(self.notes(best, missing)),
+            self.few(best, every),
         )
 
-    def presets(self) -> list[_Candidate]:
-        """The presets that can be had, with the pins; those of the batch over all axes at once too."""
-        found = []
-        for name in (*PRESETS, *OVER_ALL):
-            try:
-                given = preset_layouts(name, self.graph, self.roles, self.mesh)
-                first = [self.graph.inputs[i] for i in self.roles.batch if self.graph.inputs[i] in given]
-                wanted, own = {**given, **self.pins}, given.keys() - self.pins.keys()
-                assignment = propagate(self.graph, wanted, self.mesh, first=first, yielding=own)
-            except (PresetError, ValueError):
-                continue
-            predicted = predict(self.graph, assignment, self.mesh, self.donated)
-            found.append(_Candidate(name, assignment, predicted, float(predicted.peak)))
-        return found
+    def check(self, beat: float) -> None:
+        """Find out by a few messages whether less than this can be found at all."""
+        if math.isinf(beat):
+            return
+        dual = Dual(self.model.problem, range(len(self.model.problem.costs)), 20.0 * beat)
+        dual.run(max(self.end - time.monotonic(), 0.0) * 0.2, beat, rounds=_MESSAGES)
+        if dual.bound > beat:
+            raise CannotWin(dual.bound)
 
-    def best(self) -> tuple[Search, _Candidate]:
+    def status(self, best: Candidate, found: Search, gap: float) -> Status:
+        if best.name != "auto":
+            return "overlap" if best.name == OVERLAPPED else "preset"
+        return "optimal" if gap <= self.gap else "greedy" if found.finished else "time limit"
+
+    def few(self, best: Candidate, every: Sequence[Candidate]) -> tuple[Candidate, ...]:
+        """The best few, each layout once, the one taken first."""
+        kept = [best]
+        whole = [] if self.pieces > 1 else sorted(every, key=self.rank)
+        for each in whole:
+            if all(each.assignment != other.assignment for other in kept):
+                kept.append(each)
+        return tuple(kept[:_FEW])
+
+    def overlapped(self, found: Search, own: Candidate, rivals: Sequence[Candidate]) -> list[Candidate]:
+        """Layouts found with hidden communication counted as much as of the last ones is waited for.
+
+        The search begins with what was found and with the best preset.
+        """
+        soft, kept, seen = self.model.soft, list[Candidate](), {tuple(found.labels)}
+        if self.pieces > 1 or not any(soft.parts.values()):
+            return []
+        last, tried = own, [found.labels]
+        if rivals:
+            best = min(rivals, key=self.rank)
+            last, tried = min(own, best, key=self.rank), [*tried, self.model.nearest(best.assignment)]
+        for _ in range(_OVERLAPS):
+            shares = waited_shares(last.predicted)
+            left = self.end - time.monotonic()
+            if shares.near(soft.shares) or left < 0.1:
+                break
+            soft.weigh(shares)
+            again = search(self.model.problem, self.inner, tried, left * 0.5, self.gap)
+            if tuple(again.labels) in seen:
+                break
+            seen.add(tuple(again.labels))
+            tried = [again.labels, *tried]
+            last = replace(self.candidate(again.labels), name=OVERLAPPED)
+            kept.append(last)
+        return kept
+
+    def best(self) -> tuple[Search, Candidate]:
         """Search, with the batch in as few parts as the memory demands."""
         found, own = self.within_memory()
         largest = max((self.graph.inputs[i].shape[0] for i in self.roles.batch), default=1)
@@ -186,11 +256,11 @@ class _Solve:
             found, own = self.within_memory(found.labels)
         return found, own
 
-    def within_memory(self, *starts: Labels) -> tuple[Search, _Candidate]:
+    def within_memory(self, *starts: Labels) -> tuple[Search, Candidate]:
         """Search, charge what the partitioner does otherwise, limit what is in memory, until all is well."""
         problem = self.model.problem
         tried = [[0] * len(problem.costs), *starts]
-        best: tuple[Search, _Candidate] | None = None
+        best: tuple[Search, Candidate] | None = None
         for _ in range(_ROUNDS):
             left = self.end - time.monotonic()
             if best is not None and left < 0.1:
@@ -212,33 +282,33 @@ class _Solve:
         assert best is not None
         return best
 
-    def rank(self, each: _Candidate) -> tuple[float, float]:
+    def rank(self, each: Candidate) -> tuple[float, float]:
         """What fits first, then what takes less time."""
-        return max(each.peak - self.memory, 0.0), each.cost()
+        return max(each.peak - self.memory, 0.0), cost(each)
 
-    def candidate(self, labels: Labels) -> _Candidate:
+    def candidate(self, labels: Labels) -> Candidate:
         assignment = self.model.assignment(labels)
         predicted = predict(self.graph, assignment, self.mesh, self.donated)
         peak = float(predicted.peak)
         if self.pieces > 1:
-            whole, cut = (self.row(labels, predicted, pieces) for pieces in (1, self.pieces))
+            whole, cut = (self.row(predicted, pieces) for pieces in (1, self.pieces))
             peak += cut.used(labels) - whole.used(labels)
-        return _Candidate("auto", assignment, predicted, peak)
+        return Candidate("auto", assignment, predicted, peak)
 
-    def row(self, labels: Labels, predicted: Prediction, pieces: int) -> Row:
+    def row(self, predicted: Prediction, pieces: int) -> Row:
         """The limit on what is in memory when most is."""
-        return limit(self.graph, predicted.where, self.model, labels, self.memory, self.reused, pieces)
+        return limit(self.graph, predicted.alive, self.model, self.memory, self.reused, pieces)
 
-    def limit(self, labels: Labels, own: _Candidate) -> bool:
+    def limit(self, labels: Labels, own: Candidate) -> bool:
         """Add the limit that these labels exceed; returns whether any labels can keep it."""
-        row = self.row(labels, own.predicted, self.pieces)
+        row = self.row(own.predicted, self.pieces)
         row.most -= max(own.peak - row.used(labels), 0.0)  # what the row does not see: copies
         if row.least() > row.most:
             return False
         self.model.problem.rows.append(row)
         return True
 
-    def notes(self, best: _Candidate, missing: int) -> list[str]:
+    def notes(self, best: Candidate, missing: int) -> list[str]:
         found = []
         if self.pieces > 1:
             found.append(f"the batch is to be cut into {self.pieces} micro-batches, or it does not fit")

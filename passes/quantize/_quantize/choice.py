@@ -12,7 +12,7 @@ from lepton_jax.ir.graph import Node, Value
 from lepton_jax.numerics.formats import Format, get_format
 from lepton_jax.numerics.hessian import MatrixLayout, conv_layout
 from lepton_jax.numerics.learned import kind_of
-from lepton_jax.numerics.quantize import Scheme
+from lepton_jax.numerics.quantize import Scheme, padding
 from lepton_jax.passes._weights.moments import ChannelsSeen, HessianSeen, conv_hessian
 from lepton_jax.passes._weights.uses import GEOMETRY, WeightUse, indexed_axis
 from lepton_jax.passes._weights.watching import Watcher
@@ -142,6 +142,15 @@ def _not_balanced(settings: Quantize, balance: str | None) -> str:
     return f"without {settings.balance}, which is for products with one contracted axis and no batch"
 
 
+def _short_group(storage: Storage, shape: tuple[int, ...]) -> str:
+    """That a group size does not divide the axis: the last group is shorter."""
+    short = max(padding(shape, storage.scheme)) if storage.scheme.group_sizes else 0
+    if not short:
+        return ""
+    size = storage.scheme.group_sizes[0]
+    return f"groups of {size} do not divide the axis: the last has {size - short}"
+
+
 def _joined(*remarks: str) -> str:
     return "; ".join(filter(None, remarks))
 
@@ -195,7 +204,8 @@ def _dot(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
         block=channels_of_block(use.weight.shape, contracted, batch) if on_cpu else 0,
     )
     done = _words(storage, settings, activations) + (f", {balance}" if balance else "")
-    remark = _joined(_remark(storage, settings, reason, ctx), _not_balanced(settings, balance))
+    short = _short_group(storage, use.weight.shape)
+    remark = _joined(_remark(storage, settings, reason, ctx), _not_balanced(settings, balance), short)
     trained = rounding_of(storage, activations, watchers)
     return Plan(dots.product, how, done, tuple(watchers), remark, trained)
 
@@ -229,7 +239,8 @@ def _convolution(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan |
     )
     done = _words(storage, settings, activations)
     slow = _in_floats(node, reason, ctx)
-    remark = _joined(_remark(storage, settings, reason, ctx) or slow, _not_balanced(settings, None))
+    short = _short_group(storage, use.weight.shape)
+    remark = _joined(_remark(storage, settings, reason, ctx) or slow, _not_balanced(settings, None), short)
     trained = rounding_of(storage, activations, watchers)
     return Plan(convolutions.convolution, how, done, tuple(watchers), remark, trained)
 
@@ -258,7 +269,8 @@ def _table(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
     how = tables.Rows(axis, storage, tuple((name, node.params[name]) for name in names), kinds)
     done = _words(storage, settings, None).replace("per channel", "per row")
     trained = rounding_of(storage, None, watchers)
-    return Plan(tables.rows, how, done, watchers=tuple(watchers), trained=trained)
+    remark = _short_group(storage, use.weight.shape)
+    return Plan(tables.rows, how, done, tuple(watchers), remark, trained)
 
 
 _PLANS: Final = {"dot_general": _dot, "conv_general_dilated": _convolution, "gather": _table}

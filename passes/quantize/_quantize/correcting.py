@@ -54,14 +54,7 @@ def correct(
     following = _bias_after(node, ctx)
     if not ctx.fire(_RULE, node):
         return
-    before = node.prev
-    lost = rewrite(
-        _lost, mean, use.weight, *values, side=use.side, instead=fun, how=how, params=_params(node)
-    )
-    (shift,) = write_before(lost, node, _RULE)
-    for fresh in between(before, node):
-        if is_stored(fresh):  # this is computed once, and only its result is kept
-            fresh.result.replace_uses(fresh.operands[0])
+    shift = lost(use, fun, how, values, mean)
     if following is not None:
         user, position = following
         bias = user.operands[position]
@@ -75,6 +68,23 @@ def correct(
     (corrected,) = write_before(rewrite(_both_whole, node.result, shift), after, _RULE)
     for user, position in uses:
         user.set_operand(position, corrected)
+
+
+def lost(use: WeightUse, fun: Any, how: Any, values: Sequence[Value], mean: Value) -> Value:
+    """What rounding a weight takes from the mean of its result; its size is one along all other axes.
+
+    Args: see `correct`.
+    """
+    node = use.node
+    before = node.prev
+    made = rewrite(
+        _lost, mean, use.weight, *values, side=use.side, instead=fun, how=how, params=_params(node)
+    )
+    (shift,) = write_before(made, node, _RULE)
+    for fresh in between(before, node):
+        if is_stored(fresh):  # this is computed once, and only its result is kept
+            fresh.result.replace_uses(fresh.operands[0])
+    return shift
 
 
 def _params(node: Node) -> tuple[tuple[str, Any], ...]:

@@ -22,6 +22,7 @@ from lepton_jax.passes._weights.moments import HessianSeen, hessian_seen
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.passes._weights.watching import Known, observe, seen
 from lepton_jax.passes.quantize._quantize.choice import Plan
+from lepton_jax.passes.quantize._quantize.correcting import lost
 from lepton_jax.passes.quantize._quantize.observing import by_kind
 from lepton_jax.passes.quantize._quantize.weights import Storage, kept
 from lepton_jax.passes.quantize.quantize import Quantize
@@ -41,6 +42,7 @@ class Trial(Quantize):
     """
 
     name: ClassVar[str] = "quantize"
+    on_shards: ClassVar[bool] = False
 
     record: Trials = field(default_factory=Trials, compare=False)
 
@@ -67,15 +69,17 @@ class Trial(Quantize):
         is_estimated = own is not None and self._estimate(use, found, values, own, known, ctx)
         assert use.node.graph is not None
         flags = _inward(top(use.node.graph).inputs[self.record.flags or 0], use)
+        shift = [] if found.mean is None else [lost(use, found.fun, found.how, values, found.mean)]
         (weight,) = write_before(rewrite(store, use.weight), use.node, _RULE)
         node = use.node
         made = rewrite(
             _either,
-            *(flags, *node.operands, weight, *values),
+            *(flags, *node.operands, weight, *values, *shift),
             number=len(self.record.sites),
             side=use.side,
             instead=found.fun,
             how=found.how,
+            is_corrected=found.mean is not None,
             primitive=node.primitive,
             params=tuple(node.params.items()),
         )
@@ -144,11 +148,15 @@ def _either(
     side: int,
     instead: Any,
     how: Any,
+    is_corrected: bool,
     primitive: Any,
     params: tuple[tuple[str, Any], ...],
 ) -> Any:
+    known, shift = (values[:-1], values[-1]) if is_corrected else (values, None)
+
     def quantized() -> Any:
-        return instead(lhs, rhs, *values, how=how)
+        found = instead(lhs, rhs, *known, how=how)
+        return found if shift is None else found + shift
 
     def plain() -> Any:
         operands = (exact, rhs) if side == 0 else (lhs, exact)

@@ -59,7 +59,7 @@ def sum_of_weighted(node: Node, ctx: PassContext) -> Outcome:
     found = _weighted(node)
     if found is None or not found.weights or not 1 <= len(found.full) <= 2:
         return None
-    if len(found.full) == 1 and not _exists(found.full[0], node):
+    if len(found.full) == 1 and not exists(found.full[0]):
         return None
     if len(found.full) == 2 and not _is_shared(node, found.full):
         return None
@@ -85,38 +85,44 @@ def products(
     shared = math.prod(full[1:], start=full[0])
     kept = tuple(d for d in range(ndim) if d not in axes)
 
-    def along(x: Any, dims: Axes) -> Any:
-        """What varies along some dimensions alone, without the others."""
-        x = lax.squeeze(x, [d for d in range(ndim) if d not in dims]) if x.ndim else x
-        return jnp.broadcast_to(x, tuple(shared.shape[d] for d in dims))
-
-    def scaled(start: Any, by: Sequence[Any], under: int, dims: Axes) -> Any:
-        for i, x in enumerate(by):
-            value = along(x, dims)
-            start = start / value if i >= len(by) - under else value if start is None else start * value
-        return start
-
     ones = jnp.ones((), shared.dtype) if divisors[0] == len(weights) else None
-    by = scaled(ones, weights, divisors[0], axes)
+    by = scaled(ones, weights, divisors[0], axes, shared.shape)
     dims = (tuple(range(len(axes))), axes)
     swapped = axes[-1] == ndim - 1
     left, right = (shared, by) if swapped else (by, shared)
     numbers = (dims[::-1] if swapped else dims, ((), ()))
     total = lax.dot_general(left, right, numbers, precision=lax.Precision.HIGHEST)
-    total = scaled(total, apart, divisors[1], kept)
+    total = scaled(total, apart, divisors[1], kept, shared.shape)
     signed: jax.Array = -total if negative else total
     return signed
 
 
-def _weighted(node: Node) -> Weighted | None:
+def scaled(start: Any, by: Sequence[Any], under: int, dims: Axes, shape: tuple[int, ...]) -> Any:
+    """`start` times arrays that vary along some dimensions of a shape alone; the last `under` divide."""
+    for i, x in enumerate(by):
+        bare = lax.squeeze(x, [d for d in range(len(shape)) if d not in dims]) if x.ndim else x
+        value = jnp.broadcast_to(bare, tuple(shape[d] for d in dims))
+        start = start / value if i >= len(by) - under else value if start is None else start * value
+    return start
+
+
+def is_candidate(node: Node) -> bool:
+    """Whether a sum is over rows or columns, of floats that a CPU multiplies, and large enough."""
     (source,), axes = node.operands, tuple(node.params["axes"])
     if source.dtype not in _TYPES or not 0 < len(axes) < source.ndim or not is_free(node):
-        return None
+        return False
     if source.aval.size < _LEAST and not profit.is_disregarded():
-        return None
+        return False
     last = source.ndim - 1
-    if axes not in ((last,), tuple(range(last))):
-        return None
+    return axes in ((last,), tuple(range(last)))
+
+
+def _weighted(node: Node) -> Weighted | None:
+    return weighted(node.operands[0], tuple(node.params["axes"])) if is_candidate(node) else None
+
+
+def weighted(source: Value, axes: Axes) -> Weighted | None:
+    """A product as the sum over some axes sees it; None if a factor is none that it knows."""
     negative = source.node is not None and source.node.op == "neg"
     parts = _factors(source.node.operands[0] if negative and source.node is not None else source)
     if parts is None:
@@ -130,7 +136,7 @@ def _weighted(node: Node) -> Weighted | None:
                 return None
             full.append(value)
         else:
-            sides[2 * (not varying & {*axes}) + under].append(_bare(value, source.ndim))
+            sides[2 * (not varying & {*axes}) + under].append(bare(value, source.ndim))
     by, over, apart, below = sides
     return Weighted(tuple(full), (*by, *over), (*apart, *below), (len(over), len(below)), negative)
 
@@ -161,10 +167,10 @@ def _factors(source: Value) -> list[tuple[Value, bool]] | None:
 
 def _varies(value: Value, ndim: int) -> set[int]:
     """The axes along which a factor varies."""
-    return {d for d, n in enumerate(_bare(value, ndim).shape) if n != 1}
+    return {d for d, n in enumerate(bare(value, ndim).shape) if n != 1}
 
 
-def _bare(value: Value, ndim: int) -> Value:
+def bare(value: Value, ndim: int) -> Value:
     """What is broadcast along axes that it has with size one, of the same rank."""
     node = value.node
     if node is None or node.op != "broadcast_in_dim" or not is_free(node) or len(node.operands) != 1:
@@ -173,7 +179,7 @@ def _bare(value: Value, ndim: int) -> Value:
     return node.operands[0] if same else value
 
 
-def _exists(value: Value, node: Node) -> bool:
+def exists(value: Value) -> bool:
     """Whether a value is in memory in any case."""
     return value.node is None or value.node.op not in ELEMENTWISE
 

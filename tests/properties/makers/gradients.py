@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tests.properties._draw import Draw, Makers, P, Program, on
+from tests.properties._draw import TAME, Draw, Makers, P, Program, on
 
 PASS: Final = "gradients"
+
+_NO_EXTREMES: Final = (*TAME, "special", "zeros")
+"""Where factors are multiplied in another order: products of extremes overflow and underflow there."""
 
 
 def _widths(d: Draw, rank: int) -> list[tuple[int, int, int]]:
@@ -113,7 +116,28 @@ def _weighted(d: Draw) -> Program:
     def fun(x: Any, y: Any, w: Any, r: Any) -> Any:
         return jnp.sum(x * (w * y), 1), jnp.sum(y * r * x, 0), jnp.sum(-x * w * r, 1)
 
-    return P(fun, x, y, w, r)
+    return P(fun, x, y, w, r, flavours=_NO_EXTREMES)
+
+
+def _of_a_norm(d: Draw) -> Program:
+    """What the gradient of a layer norm hands on to the mean."""
+    m, n = d.size(2), d.size(2)
+    g, x, w, k = d.wide((m, n)), d.wide((m, n)), d.wide((n,)), d.wide((m, 1))
+
+    def fun(g: Any, x: Any, w: Any, k: Any) -> Any:
+        centred = x - jnp.mean(x, 1, keepdims=True)
+        return jnp.sum(d.pick(jnp.add, jnp.subtract)(g * w * k, centred * k), 1)
+
+    return P(fun, g, x, w, k, flavours=_NO_EXTREMES, along=8.0, grad=False)
+
+
+def _times_centred(x: Any, k: Any) -> Any:
+    return jnp.sum((x - jnp.mean(x, 0)) * k, 0)
+
+
+def _centred(d: Draw) -> Program:
+    x, k = d.wide((d.size(2), d.size(2))), d.wide(())
+    return P(_times_centred, x, k, flavours=_NO_EXTREMES, along=8.0, grad=False)
 
 
 MAKERS: Final[Makers] = {
@@ -126,6 +150,8 @@ MAKERS: Final[Makers] = {
     "sum-of-like-pads": (on(_matrix, _like_pads, 2),),
     "view-of-pad": (on(_matrix, lambda d, x: _viewed(d, _padded(d, x))),),
     "sum-of-weighted": (_weighted,),
+    "sum-of-terms": (_of_a_norm,),
+    "sum-of-centred": (_centred,),
 }
 
 ALIKE: Final[Makers] = {
@@ -171,5 +197,11 @@ ALIKE: Final[Makers] = {
     ),
     "sum-of-weighted": (
         on(lambda d: d.wide((3, 4)), lambda d, x, y: (jnp.sum(x * y, 1), jnp.sum(x * y * x[:, :1], 0)), 2),
+    ),
+    "sum-of-terms": (
+        on(lambda d: d.wide((3, 4)), lambda d, x, y: jnp.sum(x * y[0] + (x - jnp.mean(y, 1)[:, None]), 1), 2),
+    ),
+    "sum-of-centred": (
+        on(lambda d: d.wide((3, 4)), lambda d, x: jnp.sum(x - jnp.max(x, 1, keepdims=True), 1)),
     ),
 }

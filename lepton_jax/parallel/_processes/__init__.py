@@ -1,0 +1,1 @@
+"""How processes of one program watch one another."""

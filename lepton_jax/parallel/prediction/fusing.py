@@ -1,0 +1,181 @@
+"""Which arrays of a program are written down, and which XLA makes again where they are read.
+
+Operations on elements run within who reads them: an array takes no memory where it has one reader, or where
+what it is made of is about as small. On TPUs they run within products too: within the next, whose operand
+they make, and within the one before, where all that is made of its result goes into one array, and only that
+is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Final
+
+from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.parallel.factors.elementwise import ELEMENTWISE
+from lepton_jax.parallel.prediction.windows import PRODUCTS
+
+FUSED: Final = (ELEMENTWISE - {"optimization_barrier"}) | {
+    *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "iota", "rev", "slice", "pad"),
+    *("shard_hint", "sharding_constraint", "stop_gradient", "concatenate"),
+}
+CALLS: Final = frozenset(
+    {
+        *("jit", "closed_call", "core_call", "remat2", "checkpoint"),
+        *("custom_jvp_call", "custom_vjp_call"),
+    }
+)
+"""Regions that run once, with what is around them."""
+RENAMED: Final = frozenset(
+    {
+        *("reshape", "transpose", "squeeze", "expand_dims"),
+        *("shard_hint", "sharding_constraint", "stop_gradient"),
+    }
+)
+"""What a product reads as it lies."""
+ENOUGH: Final = 1.25
+"""Arrays with several readers are made again where what they are made of is at most this much larger."""
+MOST_WITHIN: Final = 32
+"""How many operations are looked through to find what runs within a product."""
+
+
+class Fusing:
+    """What of a program is in memory.
+
+    Attributes:
+        same: values that are others: a region's inputs and its node's operands.
+        products: of values that are written at the end of a product, the product.
+    """
+
+    def __init__(self, size: Callable[[Value], int], moved: Collection[Value], within_products: bool) -> None:
+        """Args: bytes of a value; values that are sent; whether operations run within products."""
+        self.same: dict[Value, Value] = {}
+        self._size = size
+        self._moved = moved
+        self._within_products = within_products
+        self._roots: dict[Value, tuple[Value, ...]] = {}
+        self._place: dict[Node, int] = {}
+        self._kept: set[Value] = set()
+        self._within: set[Value] = set()
+        self.products: dict[Value, Node] = {}
+
+    def enter(self, graph: Graph) -> None:
+        """Know the order of a graph's nodes."""
+        for node in graph:
+            self._place[node] = len(self._place)
+
+    def keep(self, values: Iterable[Value]) -> None:
+        """Have values written down whatever they are."""
+        for value in values:
+            if value not in self.same:
+                self._kept.add(value)
+                self._roots[value] = () if value.is_const else (value,)
+
+    def made_of(self, value: Value) -> tuple[Value, ...]:
+        """The arrays in memory from which a value is read: itself, or what it is made again from."""
+        if value.is_const:
+            return ()
+        known = self._roots.get(value)
+        if known is None:
+            known = self._roots[value] = self._made_of(value)
+        return known
+
+    def written(self, node: Node) -> list[Value]:
+        """Which results of a node are written; none where it runs within another."""
+        if self._within_products and node.op in PRODUCTS:
+            self._absorb(node)
+        return [value for value in node.results if self.made_of(value) == (value,)]
+
+    def runs(self, node: Node, written: Collection[Value]) -> bool:
+        """Whether a node is a step of its own."""
+        return bool(written) or not (node.op in FUSED or any(value in self._within for value in node.results))
+
+    def _made_of(self, value: Value) -> tuple[Value, ...]:
+        if value in self.same:
+            return self.made_of(self.same[value])
+        node, within = value.node, value in self._within
+        if node is None or value in self.products or not (within or node.op in FUSED):
+            return (value,)
+        found = dict.fromkeys(root for operand in node.operands for root in self.made_of(operand))
+        return tuple(found) if within or self._is_fused(value, sum(map(self._size, found))) else (value,)
+
+    def _is_fused(self, value: Value, bytes: int) -> bool:
+        """Whether an array is made again by who reads it, from others of so many bytes."""
+        if any(node.regions and node.op not in CALLS for node, _ in value.uses):
+            return False
+        readers = [node for node, _ in value.uses]
+        if self._is_read_whole(value, readers):
+            return False
+        if bytes <= ENOUGH * self._size(value):
+            return not self._is_masked(value)
+        return len(readers) == 1 and _reads_elements(readers[0])
+
+    def _is_read_whole(self, value: Value, readers: Collection[Node]) -> bool:
+        """Whether a product reads an array that is not made within it."""
+        if self._within_products or value.node is None or value.node.op in RENAMED:
+            return False
+        return any(node.op in PRODUCTS for node in readers)
+
+    def _absorb(self, product: Node) -> None:
+        """Find what runs within a product, on its result before that is written."""
+        value = product.results[0]
+        end, within = value, list[Value]()
+        while (found := self._meeting(end)) is not None:
+            within += found[0]
+            end = found[1]
+        if end is not value:
+            self._within.update(within)
+            for each in (*within, end):
+                self._roots.pop(each, None)
+            self.products[end] = product
+
+    def _meeting(self, value: Value) -> tuple[list[Value], Value] | None:
+        """The values between one and the first that all that is made of it goes into."""
+        born = self._at(value)
+        ahead: dict[Value, None] = {value: None}
+        between: list[Value] = []
+        while len(between) < MOST_WITHIN:
+            first = min(ahead, key=self._at)
+            del ahead[first]
+            between.append(first)
+            if not first.uses or first in self._moved or first in self._kept:
+                return None
+            for node, _ in first.uses:
+                if node.op not in FUSED or self._waits(node, born, {*between, *ahead}):
+                    return None
+                ahead[node.results[0]] = None
+            if len(ahead) == 1:
+                (end,) = ahead
+                if self._size(end) <= self._size(value) or self._is_masked(end):
+                    return between, end
+        return None
+
+    def _is_masked(self, value: Value) -> bool:
+        """Whether it is chosen by a mask and read several times, as scores of attention: XLA keeps such."""
+        node = value.node
+        if node is None or node.op != "select_n" or len(value.uses) < 2:
+            return False
+        mask, *others = (self.made_of(operand) for operand in node.operands)
+        return any(others) and not any(root in other for other in others for root in mask)
+
+    def _at(self, value: Value) -> int:
+        return -1 if value.node is None else self._place.get(value.node, -1)
+
+    def _waits(self, node: Node, born: int, known: set[Value]) -> bool:
+        """Whether an operation on elements needs what is made after a step, and not on elements."""
+        ahead = [node]
+        while ahead:
+            for value in ahead.pop().operands:
+                before = value.node
+                if before is None or value in known or self._at(value) < born:
+                    continue
+                if before.op not in FUSED or value in self.products:
+                    return True
+                known.add(value)
+                ahead.append(before)
+        return False
+
+
+def _reads_elements(node: Node) -> bool:
+    """Whether operations on elements run within a node, on what it reads."""
+    return node.op in FUSED or node.op in PRODUCTS or node.op.startswith("reduce_")

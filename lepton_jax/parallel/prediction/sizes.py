@@ -1,0 +1,49 @@
+"""The bytes that one device's part of an array takes."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Final
+
+from lepton_jax.ir.graph import Value
+from lepton_jax.parallel.layouts import Layout
+from lepton_jax.parallel.meshes import MeshSpec
+
+LANES: Final = 128
+SUBLANES: Final = 8
+
+
+def local_bytes(value: Value, layout: Layout, mesh: MeshSpec) -> int:
+    """The bytes of one device's part of a value that lies so; on TPUs those of whole tiles."""
+    if value.dtype is None:
+        return 0
+    shape = layout.local_shape(value.shape, mesh)
+    elements = tiled_elements(shape) if mesh.chip.rates.platform == "tpu" else math.prod(shape)
+    return elements * int(value.dtype.itemsize)
+
+
+@cache
+def tiled_elements(shape: tuple[int, ...]) -> int:
+    """How many elements an array takes in a TPU's memory, which holds tiles of 8 rows of 128.
+
+    The two dimensions that the tiles cover are those that leave the least room unused.
+
+    Example:
+        >>> tiled_elements((512, 8, 64)), tiled_elements((64, 8, 64))
+        (262144, 65536)
+    """
+    if len(shape) < 2 or 0 in shape:
+        return math.prod(shape)
+    whole = math.prod(shape)
+    return min(
+        whole // (lanes * rows) * (-(-lanes // LANES) * LANES) * _rows(rows)
+        for i, lanes in enumerate(shape)
+        for j, rows in enumerate(shape)
+        if i != j
+    )
+
+
+def _rows(rows: int) -> int:
+    """Rows of a tile that so many take: fewer than 8 take a smaller tile."""
+    return -(-rows // SUBLANES) * SUBLANES if rows >= SUBLANES else 1 << (rows - 1).bit_length()

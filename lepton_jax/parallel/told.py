@@ -1,0 +1,130 @@
+"""What XLA must be told of products, look-ups and joins, so that it computes them as Lepton means.
+
+XLA's partitioner compares how often the dimensions of a product's operands and result are split. It looks at
+the result first; where the counts of dimensions that go together differ, it gathers whole arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from lepton_jax.ir import _jax
+from lepton_jax.ir.graph import Node, Value
+from lepton_jax.parallel.factors import factors_of
+from lepton_jax.parallel.layouts import Layout
+from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.resharding import reshard, stops
+from lepton_jax.parallel.strategies import cheapest
+
+PRODUCTS: Final = frozenset({"dot_general", "conv_general_dilated"})
+_MADE_ANEW: Final = PRODUCTS | {"gather"}
+"""What may come out in a layout that neither its operands have nor its readers want."""
+
+_SLICES: Final = frozenset({"slice", "split", "dynamic_slice"})
+
+HINTS: Final = frozenset({_jax.SHARD_HINT, "sharding_constraint"})
+"""Operations that say how their operand shall lie: `lepton.shard_hint` and JAX's own."""
+
+
+def way(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> tuple[Layout, ...]:
+    """The layouts through which what a product or a look-up makes comes to its own.
+
+    Where a product is gathered or exchanged, the first is that in which it is made: else XLA would gather an
+    operand instead, however large. So it is where a sum is scattered along a dimension that is split already.
+
+    Args:
+        value: what is made.
+        assignment: how values shall lie.
+        mesh: the mesh.
+    """
+    node = value.node
+    if node is None or node.op not in _MADE_ANEW or not node.results[0].is_static:
+        return ()
+    before, after = _lie(node.operands, assignment), _lie(node.results, assignment)
+    if any(layout.partial for layout in (*before, *after)):
+        return ()
+    strategy, _ = cheapest(node, before, after, mesh)
+    place = node.results.index(value)
+    made, want = strategy.results[place], after[place]
+    steps = stops(value.aval, made.complete(), want, mesh)
+    if node.op == "gather":
+        told = False
+    elif made.partial:
+        told = any(map(_is_cut_otherwise, made.dims, want.dims))
+    else:
+        told = bool(reshard(value.aval, made, want, mesh))
+    return (made.complete(), *steps) if told else steps
+
+
+def is_kept_apart(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> bool:
+    """Whether a barrier must stand between a sum that is scattered and slices that read it.
+
+    XLA for TPUs joins such slices with that of the scattered sum before it looks for one, and then sums all
+    of the array on every device; where one slice is all that reads it, compiling fails.
+
+    Args:
+        value: what a product makes.
+        assignment: how values shall lie.
+        mesh: the mesh.
+    """
+    node = value.node
+    if node is None or node.op not in PRODUCTS or mesh.chip.rates.platform != "tpu" or not value.is_static:
+        return False
+    if not any(user.op in _SLICES for user in _readers(value)):
+        return False
+    before, want = _lie(node.operands, assignment), assignment.get(value, Layout.whole(value.ndim))
+    if any(layout.partial for layout in (*before, want)):
+        return False
+    made = cheapest(node, before, [want], mesh)[0].results[0]
+    moves = reshard(value.aval, made, want, mesh) if made.partial else ()
+    return any(each.kind == "reduce-scatter" for each in moves)
+
+
+def _readers(value: Value) -> Iterator[Node]:
+    """Who reads a value, as it is or behind what only says how it lies."""
+    for user, _ in value.uses:
+        if user.op in HINTS:
+            yield from _readers(user.result)
+        else:
+            yield user
+
+
+def needs(node: Node, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> Iterator[tuple[int, Layout]]:
+    """The operands that XLA would not lay as they are needed, and how they are.
+
+    What is joined end to end lies alike before: XLA would lay all of it as some one part. Of a product, what
+    both operands have is split alike in both.
+
+    Args:
+        node: any operation.
+        assignment: how values shall lie.
+        mesh: the mesh.
+    """
+    if node.op not in ("concatenate", "dot_general") or node.results[0] not in assignment:
+        return
+    before, after = _lie(node.operands, assignment), _lie(node.results, assignment)
+    if not node.result.is_static or any(layout.partial for layout in (*before, *after)):
+        return
+    strategy, _ = cheapest(node, before, after, mesh)
+    for place, want in enumerate(strategy.operands):
+        if want != before[place] and (node.op == "concatenate" or _is_uneven(node, place, before, want)):
+            yield place, want
+
+
+def _is_uneven(node: Node, place: int, before: list[Layout], want: Layout) -> bool:
+    """Whether a dimension that the other operand has too stays split, but otherwise than it is."""
+    dims = factors_of(node).operands
+    shared = {factor for each in dims[1 - place] for factor in each}
+    return any(
+        not shared.isdisjoint(factors) and _is_cut_otherwise(have, need)
+        for factors, have, need in zip(dims[place], before[place].dims, want.dims, strict=True)
+    )
+
+
+def _is_cut_otherwise(have: tuple[str, ...], want: tuple[str, ...]) -> bool:
+    return bool(have) and bool(want) and have != want
+
+
+def _lie(values: list[Value] | tuple[Value, ...], assignment: Mapping[Value, Layout]) -> list[Layout]:
+    return [assignment.get(value, Layout.whole(value.ndim)) for value in values]

@@ -1,0 +1,155 @@
+"""Constraints written into programs: where, and what they say."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from lepton_jax.ir import trace
+from lepton_jax.ir.cutting.inlined import inline_calls
+from lepton_jax.ir.graph import Graph, Value
+from lepton_jax.parallel.constraints import constrain
+from lepton_jax.parallel.layouts import Layout
+from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.propagation import propagate
+from lepton_jax.parallel.told import is_kept_apart, way
+
+P = PartitionSpec
+
+
+def constrained(
+    fun: Callable[..., Any], shapes: list[tuple[int, ...]], specs: list[P], wanted: dict[str, P]
+) -> list[tuple[str, list[P]]]:
+    """Of each operation that gets constraints its name and what they say, one after the other.
+
+    Args:
+        fun: the program.
+        shapes: of its arguments, float32; whole numbers where there is one dimension.
+        specs: how they lie.
+        wanted: how the results of operations of these names shall lie.
+    """
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
+    args = [jax.ShapeDtypeStruct(s, "float32" if len(s) > 1 else "int32") for s in shapes]
+    graph = inline_calls(trace(fun, *args))
+    given = {v: Layout.from_spec(s, v.ndim) for v, s in zip(graph.inputs, specs, strict=True)}
+    given |= {
+        value: Layout.from_spec(wanted[node.op], value.ndim)
+        for node in graph
+        if node.op in wanted
+        for value in node.results
+    }
+    constrain(graph, propagate(graph, given, MeshSpec.of(mesh)), mesh)
+    return list(told(graph).items())
+
+
+def told(graph: Graph) -> dict[str, list[P]]:
+    """The constraints behind each operation, by its name."""
+    found: dict[str, list[P]] = {}
+    origins: dict[Value, str] = {}
+    for node in graph:
+        if node.op == "sharding_constraint":
+            value = node.operands[0]
+            name = origins.get(value, value.node.op if value.node is not None else "input")
+            origins[node.result] = name
+            found.setdefault(name, []).append(node.params["sharding"].spec)
+    return found
+
+
+def test_what_takes_several_steps_is_told_each() -> None:
+    """A look-up in a table of split columns, whose rows shall be split: exchanged, then gathered."""
+    found = constrained(
+        lambda table, ids: jnp.tanh(table.at[ids].get(mode="clip")),
+        [(64, 32), (16,)],
+        [P(None, ("data", "model")), P()],
+        {"gather": P("model")},
+    )
+    assert dict(found)["gather"] == [P("model", "data"), P("model")]
+
+
+def test_a_product_that_is_gathered_is_told_how_it_is_made() -> None:
+    """Else XLA gathers the operand, here 64 times as large as the result."""
+    found = constrained(
+        lambda x, w: jnp.tanh(x @ w),
+        [(64, 128), (128, 2)],
+        [P(("data", "model")), P()],
+        {"dot_general": P("data")},
+    )
+    assert found == [("dot_general", [P(("data", "model")), P("data")])]
+
+
+def test_what_is_summed_over_is_split_alike_in_both_operands() -> None:
+    """The gradient of a weight: else XLA gathers all of both."""
+    found = constrained(
+        lambda x, d: jax.lax.dot_general(x, d, (((0,), (0,)), ((), ()))),
+        [(64, 32), (64, 16)],
+        [P("data", "model"), P(("data", "model"))],
+        {"dot_general": P("model", "data")},
+    )
+    assert found == [("input", [P("data")]), ("dot_general", [P("model", "data")])]
+
+
+def test_a_scattered_sum_is_kept_apart_from_slices() -> None:
+    """XLA for TPUs would join the slices with the sum's, and add up all of it on every device."""
+
+    def fun(x: jax.Array, w: jax.Array, *, sliced: bool) -> jax.Array:
+        y = x @ w
+        return jnp.tanh(y[:, :4] if sliced else y)
+
+    args = jax.ShapeDtypeStruct((64, 32), "float32"), jax.ShapeDtypeStruct((32, 16), "float32")
+    found = {}
+    for chip in ("v5e", "cpu"):
+        for sliced in (True, False):
+            graph = inline_calls(trace(functools.partial(fun, sliced=sliced), *args))
+            value = next(node for node in graph if node.op == "dot_general").result
+            specs = P("data", "model"), P("model"), P(("data", "model"))
+            values = (*graph.inputs, value)
+            assignment = {v: Layout.from_spec(s, v.ndim) for v, s in zip(values, specs, strict=True)}
+            mesh = MeshSpec.of("data=2,model=4", chip)
+            found[chip, sliced] = is_kept_apart(value, assignment, mesh)
+            assert way(value, assignment, mesh) == (Layout.from_spec(P("data"), 2),)
+    assert found == {("v5e", True): True, ("v5e", False): False, ("cpu", True): False, ("cpu", False): False}
+
+
+def test_parts_of_an_array_are_told() -> None:
+    """Else XLA splits them as their readers want, and exchanges what lies across the cuts."""
+    found = constrained(
+        lambda x: [jnp.tanh(each) for each in jnp.split(x, 2, 1)],
+        [(16, 32)],
+        [P("model")],
+        {"split": P("model")},
+    )
+    assert [spec for _, specs in found for spec in specs] == [P("model")] * 2
+
+
+def test_what_is_joined_lies_alike_before() -> None:
+    found = constrained(
+        lambda x, y: jnp.concatenate([jnp.tanh(x), y], 1) * 2,
+        [(16, 32), (16, 32)],
+        [P("model", "data"), P("model")],
+        {"tanh": P("model", "data"), "concatenate": P("model")},
+    )
+    assert dict(found) == {"tanh": [P("model")], "concatenate": [P("model")]}
+
+
+def test_dimensions_of_size_one_come_and_go_untold() -> None:
+    """XLA moves them through what is computed element by element; a constraint would stop it."""
+
+    def norm(x: jax.Array) -> jax.Array:
+        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6)
+
+    found = constrained(norm, [(16, 32)], [P("model")], {})
+    assert [name for name, _ in found] == ["reduce_sum"]
+    # What a look-up reads is told.
+    found = constrained(
+        lambda table, ids: jnp.tanh(table.at[ids + 1].get(mode="clip")),
+        [(64, 32), (16,)],
+        [P(), P("model")],
+        {},
+    )
+    assert dict(found)["broadcast_in_dim"] == [P("model")]

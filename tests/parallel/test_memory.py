@@ -1,0 +1,192 @@
+"""Predicted bytes: derived by hand, beside eight CPU devices, and beside TPUs where libtpu is installed."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lepton_jax.ir import trace
+from lepton_jax.ir.cutting.inlined import inline_calls
+from lepton_jax.parallel.aot.compile import compile_for
+from lepton_jax.parallel.layouts import Layout
+from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.prediction import Prediction, predict
+from lepton_jax.parallel.propagation import propagate
+
+MIB = 1 << 20
+CPU = MeshSpec.of("data=2", chip="cpu")
+TPU = MeshSpec.of("data=2", chip="v5e")
+AXES = "data=2,model=4"
+ALL = ("data", "model")
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: pip install 'lepton-jax[tpu]'",
+)
+
+
+def array(*sizes: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def predicted(
+    fun: Callable[..., Any], args: Any, mesh: MeshSpec, specs: Any = None, out: Any = None
+) -> Prediction:
+    graph = inline_calls(trace(fun, *args))
+    spec_list: Sequence[P] = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))
+    pairs = zip(graph.inputs, spec_list or [P()] * len(graph.inputs), strict=True)
+    given = {value: Layout.from_spec(spec, value.ndim) for value, spec in pairs}
+    if out is not None:
+        ends = jax.tree.leaves(out, is_leaf=lambda x: isinstance(x, P))
+        given |= {v: Layout.from_spec(s, v.ndim) for v, s in zip(graph.outputs, ends, strict=True)}
+    return predict(graph, propagate(graph, given, mesh, first=graph.inputs[-1:]), mesh)
+
+
+def test_what_is_written() -> None:
+    """Two products of 2 MiB each; operations on elements between them take none."""
+    w, x = array(512, 512), array(1024, 512)
+    found = predicted(lambda w, x: (jnp.tanh(x @ w) @ w).sum(), (w, x), CPU)
+    assert (found.arguments, found.outputs) == (3 * MIB, 4)
+    assert found.temporaries == 2 * MIB + 2 * MIB
+    assert found.peak == found.arguments + found.outputs + found.temporaries
+    assert {value.shape for value in found.alive} == {(1024, 512)}
+
+    def once(a: jax.Array, b: jax.Array) -> jax.Array:
+        return (a + b).sum()
+
+    def twice(a: jax.Array, b: jax.Array) -> jax.Array:
+        both = a + b
+        return both.sum() + (both @ both).sum()
+
+    # What joins two arrays is written where it has more than one reader; a sum is 4 bytes.
+    assert predicted(once, (w, w), CPU).temporaries == 0
+    assert predicted(twice, (w, w), CPU).temporaries == MIB + MIB + 4
+
+
+def test_loops() -> None:
+    """A step holds its product, and the slice of the weights that it reads; carries are written over."""
+
+    def loop(ws: jax.Array, x: jax.Array) -> Any:
+        return jax.lax.scan(lambda c, w: (jnp.tanh(c @ w), c), x, ws)
+
+    found = predicted(loop, (array(4, 512, 512), array(1024, 512)), CPU)
+    assert found.arguments == 4 * MIB + 2 * MIB
+    assert found.outputs == 2 * MIB + 4 * 2 * MIB
+    assert found.temporaries == MIB + 2 * MIB
+
+
+def test_gathered_copies_are_there_while_they_are_read() -> None:
+    args, specs = (array(512, 512), array(512, 512), array(512, 512)), (P("data"), P("data"), P("data"))
+    found = predicted(lambda a, b, x: jnp.tanh(x @ a) @ b, args, CPU, specs)
+    assert [each.kind for each in found.collectives] == ["all-gather"] * 2
+    assert found.arguments == 3 * MIB // 2
+    assert found.temporaries == MIB + MIB // 2  # one gathered weight and half of the rows
+
+
+BIG = array(8192, 16384, dtype="bfloat16")  # 256 MiB, more than the vector memory holds
+SQUARE = array(16384, 16384, dtype="bfloat16")  # 512 MiB
+
+
+def test_what_runs_within_a_product_on_a_tpu() -> None:
+    def epilogue(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        h = x @ w
+        return h * y + h * x  # all that is made of the product's result goes into one array
+
+    args = SQUARE, BIG, BIG
+    assert predicted(epilogue, args, TPU).temporaries == 0
+    assert predicted(epilogue, args, CPU).temporaries == 256 * MIB
+
+    def summed(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        return epilogue(w, x, y) + x @ w  # of two products one is written before
+
+    assert predicted(summed, args, TPU).temporaries == 256 * MIB
+
+
+def attention(masked: bool) -> Callable[..., jax.Array]:
+    def mixed(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        scores = (q @ k.T).astype(jnp.float32)
+        if masked:
+            scores = jnp.where(jnp.tril(jnp.ones(scores.shape, bool)), scores, -jnp.inf)
+        return jax.nn.softmax(scores, -1).astype(v.dtype) @ v
+
+    return mixed
+
+
+def test_scores_are_kept_in_their_own_type_without_a_mask_and_widened_with_one() -> None:
+    heads = (array(8192, 128, dtype="bfloat16"),) * 3
+    assert predicted(attention(False), heads, TPU).temporaries == 128 * MIB
+    assert predicted(attention(True), heads, TPU).temporaries == 256 * MIB
+
+
+def test_two_memories() -> None:
+    """What the vector memory holds is not in the main one; the peak is the greater of both."""
+
+    def chain(w: jax.Array, x: jax.Array) -> jax.Array:
+        return (jnp.tanh(jnp.tanh(x @ w) @ w) @ w).sum()
+
+    w = array(8, 8, dtype="bfloat16")
+
+    def of(rows: int) -> Prediction:
+        return predicted(chain, (w, array(rows, 8, dtype="bfloat16")), TPU)
+
+    # 8 rows to a tile of 128 lanes: the rows are laid along them. A product and the one that it is made of.
+    large = of(1 << 23)  # 128 MiB each, more than there is room for
+    assert large.temporaries == 2 * 128 * MIB
+    half = of(1 << 22)  # 64 MiB each: one in either memory
+    assert half.temporaries == 64 * MIB + half.temporaries % (64 * MIB) < 112 * MIB
+    small = of(1 << 16)  # all in the vector memory, the input too
+    assert small.temporaries >= 2 * MIB
+
+
+def mlp(params: Any, x: jax.Array) -> jax.Array:
+    for into, out in params:
+        x = x + jax.nn.gelu(x @ into) @ out
+    return (x.astype(jnp.float32) ** 2).mean()
+
+
+def compared(args: Any, specs: Any) -> float:
+    """The predicted peak of a gradient by the compiled one."""
+    step = jax.grad(mlp)
+    found = compile_for(step, args, "v5e:2x4", AXES, in_specs=specs)
+    assert found.memory is not None
+    return predicted(step, args, MeshSpec.of(AXES, chip="v5e"), specs).peak / found.memory.peak
+
+
+def test_peaks_of_eight_cpu_devices() -> None:
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        for into, out in params:
+            x = jax.nn.relu(x @ into) @ out
+        return (x**2).mean()
+
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
+    weights, x = [(array(1024, 4096), array(4096, 1024))] * 2, array(4096, 1024)
+    ways = [((P(None, "model"), P("model")), P("data")), ((P(ALL), P(ALL)), P(ALL))]
+    for way, batch in ways:
+        specs = [way] * 2, batch
+        placed = jax.tree.map(lambda s: NamedSharding(mesh, s), specs, is_leaf=lambda s: isinstance(s, P))
+        step = jax.jit(jax.grad(loss), in_shardings=placed, out_shardings=placed[0])
+        found = step.lower(weights, x).compile().memory_analysis()
+        assert found is not None
+        peak = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+        spread = MeshSpec.of(AXES, chip="cpu")
+        mine = predicted(jax.grad(loss), (weights, x), spread, specs, specs[0])
+        assert mine.arguments == found.argument_size_in_bytes
+        assert 0.85 < mine.peak / peak < 1.15
+
+
+@needs_libtpu
+def test_peaks_of_tpus() -> None:
+    weights = [(array(1024, 4096, dtype="bfloat16"), array(4096, 1024, dtype="bfloat16"))] * 2
+    x = array(16384, 1024, dtype="bfloat16")
+    split = [(P(None, "model"), P("model"))] * 2
+    assert 0.9 < compared((weights, x), (split, P("data"))) < 1.1
+    large = array(1 << 18, 1024, dtype="bfloat16")
+    assert 0.9 < compared((weights, large), (split, P("data"))) < 1.1

@@ -1,0 +1,115 @@
+"""Parts of a batch on eight devices: each keeps its rows, and gradients travel once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lepton_jax as lepton
+from lepton_jax._aot import parse_count, spread_over
+from lepton_jax.numerics.compare import compare_trees
+from lepton_jax.parallel.aot.hlo import collectives
+from lepton_jax.parallel.aot.topologies import get_topology
+
+
+def loss(params: Any, ids: Any, labels: Any) -> Any:
+    """A table, layers in a loop, a head; the mean over the labels that count."""
+    x = params["table"][ids]
+
+    def layer(carry: tuple[Any, Any], w: Any) -> Any:
+        h, size = carry
+        h = jnp.tanh(h @ w + params["bias"])
+        return (h, size + (h**2).sum()), None
+
+    (x, size), _ = jax.lax.scan(layer, (x, 0.0), params["layers"])
+    mask = labels >= 0
+    losses = jnp.take_along_axis(jax.nn.log_softmax(x @ params["head"]), jnp.maximum(labels, 0)[:, None], -1)[
+        :, 0
+    ]
+    return 0.01 * size - jnp.sum(losses * mask) / jnp.sum(mask)
+
+
+def step(params: Any, ids: Any, labels: Any) -> Any:
+    value, grads = jax.value_and_grad(loss)(params, ids, labels)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
+
+
+def array(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.3, shape).astype("f")
+
+
+SIZE = 512
+PARAMS = {"table": array(16, 32), "layers": array(3, 32, 32), "bias": array(32), "head": array(32, 16)}
+ARGS = PARAMS, np.arange(SIZE, dtype=np.int32) % 16, np.arange(SIZE, dtype=np.int32) % 5 - 1
+
+
+def sent(compiled: Any) -> dict[str, int]:
+    """Bytes by kind of collective, loops counted as often as they run."""
+    found: dict[str, int] = {}
+    for each in collectives(compiled.as_text()):
+        found[each.kind] = found.get(each.kind, 0) + each.bytes * each.times
+    return found
+
+
+def test_under_data_parallelism_gradients_travel_once() -> None:
+    whole = lepton.optimize(step, "none", mesh="data=2", shard="dp")
+    parts = lepton.optimize(step, "none", mesh="data=2", shard="dp", microbatches=4, strict=True)
+    found = {run: run.lower(*ARGS).compile() for run in (whole, parts)}
+    result = compare_trees(whole(*ARGS), parts(*ARGS))
+    assert result.ok, result
+    before, after = (sent(each) for each in found.values())
+    assert set(after) == {"all-reduce"} and after["all-reduce"] <= 1.01 * before["all-reduce"]
+    sizes = [each.memory_analysis().temp_size_in_bytes for each in found.values()]
+    assert sizes[1] < 0.6 * sizes[0]
+    plan = parts.plan(*ARGS)
+    assert any("4 micro-batches" in note for note in plan.notes)
+    assert "4 micro-batches" in str(parts.report)
+    saved = lepton.optimize(step, "none", mesh="data=2", shard=plan, microbatches=4)
+    assert saved.plan(*ARGS).layouts == plan.layouts
+
+
+def dense(params: Any, x: Any) -> Any:
+    value, grads = jax.value_and_grad(lambda w: jnp.mean(jnp.tanh(jnp.tanh(x @ w[0]) @ w[1]) ** 2))(params)
+    return [p - 0.1 * g for p, g in zip(params, grads, strict=True)], value
+
+
+def test_the_solver_cuts_the_batch_when_memory_demands_it() -> None:
+    args = [array(16, 64), array(64, 16)], array(SIZE, 16)
+    peak = lepton.optimize(dense, "none", mesh="data=2", shard="auto").plan(*args).memory["peak"]
+    most = int(peak * 0.7)
+    run = lepton.optimize(dense, "none", mesh="data=2", shard="auto", memory=most, strict=True)
+    plan = run.plan(*args)
+    assert any("micro-batches; sums" in note for note in plan.notes)
+    assert plan.memory["peak"] <= most
+    result = compare_trees(jax.jit(dense)(*args), run(*args))
+    assert result.ok, result
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match=r"512 examples, in 256 .* 2 each, .* 128 micro-batches would"):
+        lepton.optimize(step, "none", mesh="data=4", shard="dp", microbatches=256).plan(*ARGS)
+    with pytest.raises(ValueError, match="microbatches is a number of parts"):
+        lepton.optimize(step, mesh="data=2", shard="dp", microbatches=0)
+
+    topology = get_topology("cpu:8")
+    mesh = topology.mesh("data=8")
+    for_topology = spread_over(step, mesh, "dp", topology, None, parse_count("4"))
+    assert for_topology.options.spread.microbatches == 4
+    with pytest.raises(ValueError, match="--microbatches needs --preset"):
+        spread_over(step, mesh, None, topology, None, 4)
+    with pytest.raises(ValueError, match="a number of parts or auto, not many"):
+        parse_count("many")
+
+    def normed(w: Any, x: Any) -> Any:
+        h = x @ w
+        return ((h - h.mean(0)) ** 2).sum()
+
+    small = np.ones((4, 4), "f"), np.ones((32, 4), "f")
+    note = (
+        lepton.optimize(normed, mesh="data=2", shard="dp", microbatches="auto", memory=10).plan(*small).notes
+    )
+    assert any("the batch stays whole: sub" in each for each in note)
