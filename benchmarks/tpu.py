@@ -13,6 +13,8 @@ at the peak rate of the matrix units, which is the least it can take: ratios mar
 
 Quantised models are made by `lepton.compile` for a TPU, and compared with the same network in bfloat16: four
 layers, 2048 wide, at 16 and at 512 rows (`--only quantised`). Which formats gain depends on the generation.
+Beside each stand the types that its products have in the compiled text. `--only products` compares single
+products of int8, fp8 and int4 with those of bfloat16, and says whether the compiler has kept their type.
 """
 
 from __future__ import annotations
@@ -42,9 +44,12 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-import lepton_jax as lepton
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-TOPOLOGIES: Final = ("v5e:2x2", "v5p:2x2x1")
+import lepton_jax as lepton
+from benchmarks.tpu_types import product_rows, product_types, shown
+
+TOPOLOGIES: Final = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,11 @@ PRODUCT: Final = 2 * 8 * 2048 * 2048 * 128 * 10 / 16
 Forward has two products, backward seven.
 """
 
-PER_CYCLE: Final = {"TPU v5 lite": 4 * 128 * 128 * 2, "TPU v5": 8 * 128 * 128 * 2}
+PER_CYCLE: Final = {
+    "TPU v5 lite": 4 * 128 * 128 * 2,
+    "TPU v5": 8 * 128 * 128 * 2,
+    "TPU v6 lite": 4 * 256 * 256 * 2,
+}
 """Floating-point operations of a chip's matrix units in a cycle."""
 
 CASES: Final = [
@@ -190,6 +199,7 @@ def quantised(sharding: Any, rows: int, width: int = 2048, layers: int = 4) -> I
         return {
             "name": f"quantised: {name}, {rows} rows",
             "cycles": cycles(made.as_text() or ""),
+            "products": shown(product_types(made.as_text() or "")),
             "parameters": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
             "temporary": 0 if memory is None else memory.temp_size_in_bytes,
         }
@@ -205,17 +215,32 @@ def quantised(sharding: Any, rows: int, width: int = 2048, layers: int = 4) -> I
 def compare_quantised(sharding: Any) -> list[dict[str, Any]]:
     """Print a table of quantised models; its rows."""
     rows = []
-    print(f"\n{'model':<40}{'cycles':>12}{'ratio':>8}{'parameters MB':>15}{'temporary MB':>14}")
+    print(f"\n{'model':<40}{'cycles':>12}{'ratio':>8}{'parameters MB':>15}{'temporary MB':>14}  products")
     for count in (16, 512):
         first = 0.0
         for row in quantised(sharding, count):
             first = first or row["cycles"]
             print(
                 f"{row['name']:<40}{row['cycles']:>12.4g}{first / max(row['cycles'], 1.0):>8.2f}"
-                f"{row['parameters'] / 1e6:>15.1f}{row['temporary'] / 1e6:>14.1f}",
+                f"{row['parameters'] / 1e6:>15.1f}{row['temporary'] / 1e6:>14.1f}"
+                f"  {row['products']}",
                 flush=True,
             )
             rows.append(row)
+    return rows
+
+
+def compare_products(sharding: Any) -> list[dict[str, Any]]:
+    """Print a table of single products; its rows."""
+    print(f"\n{'product':<50}{'cycles':>12}{'ratio':>8}{'type kept':>11}  types")
+    rows = []
+    for row in product_rows(sharding, cycles):
+        is_kept = "yes" if row["kept"] else "no"
+        print(
+            f"{row['name']:<50}{row['cycles']:>12.4g}{row['ratio']:>8.2f}{is_kept:>11}  {row['types']}",
+            flush=True,
+        )
+        rows.append(row)
     return rows
 
 
@@ -248,6 +273,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{before['temporary'] / 1e6:>14.1f}{after['temporary'] / 1e6:>9.1f}",
                 flush=True,
             )
+        if options.only in "products":
+            rows += [{"topology": topology, **row} for row in compare_products(sharding)]
         if options.only in "quantised":
             rows += [{"topology": topology, **row} for row in compare_quantised(sharding)]
     if options.json is not None:

@@ -3,7 +3,7 @@
     python examples/train_pod.py --steps 100                  # on the devices of this machine
     python examples/train_pod.py --hosts --text corpus.txt    # on each host: Cloud TPU, SLURM, Kubernetes
     python examples/train_pod.py --hosts 10.0.0.1:8476 2 0    # the first of two processes, by hand
-    lepton aot examples/train_pod.py:step --topology v5p:8x8x8 --mesh data=128,model=4
+    lepton aot examples/train_pod.py:step --topology v5p:8x8x8 --mesh data=128,model=4 --preset auto
 
 Lepton decides how the model, the optimiser's state and the batch lie on the mesh. Every host reads its own
 part of each batch. A training starts again from its last checkpoint, on as many devices as there are then.

@@ -18,7 +18,6 @@ from lepton_jax._bisect import Culprit as Culprit
 from lepton_jax._bisect import bisect as bisect
 from lepton_jax._calibrate import CalibrationError as CalibrationError
 from lepton_jax._compile import Model as Model
-from lepton_jax._compile import ModelReport as ModelReport
 from lepton_jax._compile import compile as compile
 from lepton_jax._delayed import DelayedScaling as DelayedScaling
 from lepton_jax._delayed import delayed_scaling as delayed_scaling
@@ -26,13 +25,14 @@ from lepton_jax._explain import Explanation as Explanation
 from lepton_jax._file import SavedModel as SavedModel
 from lepton_jax._file import load as load
 from lepton_jax._lora import lora as lora
+from lepton_jax._model_report import ModelReport as ModelReport
 from lepton_jax._prepared import Prepared as Prepared
 from lepton_jax._prepared import PrepareError as PrepareError
 from lepton_jax._sensitivity import Sensitivity as Sensitivity
 from lepton_jax._sensitivity import SiteDamage as SiteDamage
 from lepton_jax._sensitivity import sensitivity as sensitivity
 from lepton_jax._sharded.hints import shard_hint as shard_hint
-from lepton_jax._sharded.request import Sharding as Sharding
+from lepton_jax._sharded.sharding import Sharding as Sharding
 from lepton_jax._sparsify import SparseState as SparseState
 from lepton_jax._sparsify import masked as masked
 from lepton_jax._sparsify import sparsify as sparsify

@@ -18,7 +18,8 @@ import jax
 
 from lepton_jax._api import Optimized, optimize
 from lepton_jax._bisect import _find
-from lepton_jax._sharded.request import OPEN, OpenMesh, Sharding, Spread
+from lepton_jax._sharded.request import OPEN, OpenMesh, Spread
+from lepton_jax._sharded.sharding import Sharding
 from lepton_jax.parallel.aot.compile import compile_for
 from lepton_jax.parallel.aot.topologies import EXAMPLES, Topology, get_topology
 from lepton_jax.rewrite import LeptonError
@@ -50,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="who chooses among the best few of --preset auto: predict (default), shardy or compile",
     )
     parser.add_argument(
+        "--objective",
+        metavar="NAME",
+        help="what --preset auto looks for: the least time (default), or the fewest bytes on the wire",
+    )
+    parser.add_argument(
         "--microbatches",
         metavar="N",
         help="compute the batch in so many parts; auto for as many as the memory demands",
@@ -74,13 +80,18 @@ def aot_command(args: argparse.Namespace) -> int:
         topology = get_topology(args.topology)
         mesh = OpenMesh(topology=topology) if args.mesh == OPEN else topology.mesh(args.mesh)
         parts = parse_count(args.microbatches)
-        fun = spread_over(find_function(args.function), mesh, args.preset, topology, args.judge, parts)
+        solved_by = {"judge": args.judge, "objective": args.objective}
+        fun = spread_over(find_function(args.function), mesh, args.preset, topology, parts, **solved_by)
         values = arguments(args.args or f"{args.function.rpartition(':')[0]}:{EXAMPLE_ARGS}", mesh)
         axes: Any = args.mesh
         notes: tuple[str, ...] = ()
         if isinstance(fun, Optimized) and fun.options.spread is not None:
             plan = fun.plan(*values)
             axes, notes = dict(plan.axes), plan.notes
+        elif not any(getattr(leaf, "sharding", None) is not None for leaf in jax.tree.leaves(values)):
+            notes = (
+                "nothing says how to spread this function: every device computes all of it; give --preset",
+            )
         found = compile_for(fun, values, topology, axes)
     except (LeptonError, ImportError, ValueError, TypeError) as error:
         print(f"lepton aot: {error}", file=sys.stderr)
@@ -165,8 +176,10 @@ def spread_over(
     mesh: jax.sharding.Mesh | OpenMesh,
     preset: Any,
     topology: Topology,
-    judge: str | None = None,
     microbatches: int | str | None = None,
+    *,
+    judge: str | None = None,
+    objective: str | None = None,
 ) -> Any:
     """A function spread over the mesh of a topology.
 
@@ -178,21 +191,27 @@ def spread_over(
         mesh: of the topology's devices.
         preset: `shard=` of `lepton.optimize`; None for what the function says.
         topology: to optimise for its platform.
-        judge: of `lepton.Sharding`; None for what the function says.
         microbatches: of `lepton.optimize`; None for what the function says.
+        judge, objective: of `lepton.Sharding`; None for what the function says.
 
     Raises:
-        ValueError: nothing says how to spread it, and the mesh is open, there is a judge, or a number of
-            micro-batches.
+        ValueError: nothing says how to spread it, and the mesh is open, there is a judge, an objective, or a
+            number of micro-batches.
     """
     before = fun.options.spread if isinstance(fun, Optimized) else None
     sharding = Sharding.of(preset) if preset is not None else None if before is None else before.sharding
-    if sharding is None and (judge is not None or isinstance(mesh, OpenMesh)):
-        raise ValueError("--mesh auto and --judge need --preset, or a function with shard=")
-    if sharding is None and microbatches is not None:
-        raise ValueError("--microbatches needs --preset, or a function with shard=")
-    if sharding is not None and judge is not None:
-        sharding = sharding.judged_by(judge)
+    if sharding is None:
+        said = {
+            "--mesh auto": isinstance(mesh, OpenMesh) or None,
+            "--judge": judge,
+            "--objective": objective,
+            "--microbatches": microbatches,
+        }
+        if named := [name for name, value in said.items() if value is not None]:
+            needs = "need" if len(named) > 1 else "needs"
+            raise ValueError(f"{' and '.join(named)} {needs} --preset, or a function with shard=")
+    else:
+        sharding = sharding.solved_by(judge, objective)
     if not isinstance(fun, Optimized):
         if sharding is None:
             return fun

@@ -166,8 +166,27 @@ def apply_bound(bound: Bound, prepared: Prepared, late: Sequence[Any]) -> Any:
     """
     if prepared.form.key != bound.form.key:
         raise PrepareError(_differs(prepared.form, bound.form))
+    _check_kept(bound, prepared)
     results = evaluate(bound.parts.apply, [*prepared.arrays, *late])
     return jax.tree.unflatten(bound.out_tree, results)
+
+
+def _check_kept(bound: Bound, prepared: Prepared) -> None:
+    """Raise where arrays were put into prepared parameters that are not those which `prepare` makes.
+
+    Raises:
+        PrepareError: with the name of the first.
+    """
+    wanted = [value.aval for value in bound.parts.prepare.outputs]
+    if len(wanted) != len(prepared.arrays):
+        raise PrepareError(f"these are {len(prepared.arrays)} prepared arrays, {len(wanted)} are wanted")
+    for name, array, aval in zip(prepared.form.names, prepared.arrays, wanted, strict=True):
+        shape, dtype, _ = kind_of(array)
+        if shape != aval.shape or dtype != aval.dtype:
+            wanted_one = f"{aval.dtype}{list(aval.shape)}"
+            raise PrepareError(
+                f"the prepared array {name} is {dtype}{list(shape)}, and {wanted_one} is wanted"
+            )
 
 
 def _differs(given: Form, wanted: Form) -> str:

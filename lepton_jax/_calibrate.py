@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 
+from lepton_jax._batches import CalibrationError as CalibrationError
+from lepton_jax._batches import batches_of, check_arrays, is_finite
 from lepton_jax._inputs import name_inputs
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax._stage import call_key, dynamic_leaves, manager_for, trace_call
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.graph import Graph
 from lepton_jax.ir.regions import erase_dead_nodes
-from lepton_jax.rewrite import UsageError, Watch, over_loops
+from lepton_jax.rewrite import Watch, over_loops
+
+_NAMED: Final = 8
 
 Calibration = Mapping[tuple[str, str], tuple[Any, ...]]
 """What was seen, by the name of the site and the kind."""
-
-
-class CalibrationError(UsageError):
-    """Calibration has nothing to go by, or saw what it cannot use."""
 
 
 def calibrate(
@@ -42,13 +42,14 @@ def calibrate(
 
     Raises:
         CalibrationError: there are no batches, one does not fit the function, or a site saw nothing, NaN or
-            infinities; the message names it.
+            infinities; the message names it, and parameters that are not finite themselves.
     """
     programs: dict[Any, tuple[Callable[..., Any], tuple[Watch, ...]]] = {}
     totals: list[Any] | None = None
     watches: tuple[Watch, ...] = ()
-    for number, batch in enumerate(batches):
-        args = (params, *(batch if isinstance(batch, tuple) else (batch,)))
+    for number, batch in enumerate(batches_of(batches, "calibration")):
+        check_arrays((each for i, each in enumerate(batch, 1) if i not in static.positions), number)
+        args = (params, *batch)
         key = call_key(static, args, {})
         if key not in programs:
             programs[key] = _program(fun, options, static, args, number)
@@ -59,7 +60,15 @@ def calibrate(
         totals, watches = states if totals is None else _merge(found)(totals, states), found
     if totals is None:
         raise CalibrationError("calibration is empty: give at least one batch of inputs")
-    return _results(watches, totals)
+    try:
+        return _results(watches, totals)
+    except CalibrationError as error:
+        inputs = name_inputs(fun, options.params, static, args, {})
+        leaves = dynamic_leaves(static, args, {})
+        wrong = [inputs.paths[i] for i in sorted(inputs.params) if not is_finite(leaves[i])]
+        if not wrong:
+            raise
+        raise CalibrationError(f"{', '.join(wrong)} has NaN or infinite elements ({error})") from error
 
 
 def calibrate_weights(
@@ -111,14 +120,18 @@ def _program(
     except Exception as error:
         shapes = ", ".join(str(jax.typeof(leaf)) for leaf in jax.tree.leaves(list(args[1:])))
         given = "the sample" if number is None else f"calibration batch {number}"
-        raise CalibrationError(f"{given} does not fit the function ({shapes}): {error}") from error
+        raise CalibrationError(
+            f"{given} does not fit the function ({shapes}); a batch is a tuple of the inputs after the "
+            f"parameters: {error}"
+        ) from error
     watches: list[Watch] = []
     graph, report = manager_for(options).run(
         jaxpr, getattr(fun, "__name__", "f"), inputs.params, inputs.paths, watches=watches
     )
     if not watches and number is not None:
-        reasons = "".join(f"; {site.name}: {site.reason}" for site in report.sites if site.reason)
-        raise CalibrationError(f"no pass needs calibration: {options.pipeline}{reasons}")
+        left = [f"; {site.name}: {site.reason}" for site in report.sites if site.reason]
+        more = f"; and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+        raise CalibrationError(f"no pass needs calibration: {options.pipeline}{''.join(left[:_NAMED])}{more}")
     if watches:
         keep_last(graph, sum(watch.count for watch in watches))
 

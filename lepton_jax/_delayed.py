@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax._inputs import name_inputs
-from lepton_jax._options import Names, Numbers, Options, StaticArguments, make_options
+from lepton_jax._options import Names, Numbers, Options, make_options
 from lepton_jax._prepared import shape_of
-from lepton_jax._stage import Program, dynamic_leaves, forget_tracers, manager_for, trace_call
-from lepton_jax.ir import _jax
+from lepton_jax._reported import Reported
+from lepton_jax._stage import dynamic_leaves
 from lepton_jax.ir.export import evaluate
-from lepton_jax.rewrite import Pipeline, Report, UsageError, Watch
+from lepton_jax.rewrite import Pipeline, UsageError, Watch
 
 State = dict[str, Any]
 """Of each product, by its name: of its operands and its gradient a scale and the latest magnitudes."""
@@ -25,7 +24,7 @@ _KIND: Final = "delayed-scaling"
 _STARTING: Final = "delayed-scaling-start"
 
 
-class DelayedScaling:
+class DelayedScaling(Reported):
     """A function of its state and its arguments, on codes with delayed scales: `f(f.state, *args)`.
 
     Made by `delayed_scaling`. The gradient with respect to the state is the state of the next step; it is no
@@ -37,11 +36,10 @@ class DelayedScaling:
             pytree, to be kept with the optimiser's.
     """
 
+    maker = "delayed_scaling"
+
     def __init__(self, fun: Callable[..., Any], options: Options, sample: tuple[Any, ...]) -> None:
-        self._fun = fun
-        self._options = options
-        self._static = StaticArguments.of(fun, options)
-        self._latest: Program | None = None
+        super().__init__(fun, options)
         fixed: dict[str, Any] = {
             "static_argnums": tuple(sorted(i + 1 for i in self._static.positions)),
             "static_argnames": tuple(sorted(self._static.names)),
@@ -77,23 +75,9 @@ class DelayedScaling:
         (found,) = pull(jax.tree.map(_ones, results))
         return found
 
-    @property
-    def report(self) -> Report:
-        """What the passes did, at the latest trace.
-
-        Raises:
-            ValueError: it was not called yet.
-        """
-        if self._latest is None:
-            raise ValueError(f"{self!r} has no report yet: call it first")
-        return self._latest.report
-
-    def __repr__(self) -> str:
-        return f"<lepton.delayed_scaling of {getattr(self._fun, '__name__', 'a function')}>"
-
     def _beginning(self, sample: tuple[Any, ...]) -> State:
         watches: list[Watch] = []
-        self._run(sample, {}, watches=watches)
+        self._rewritten(sample, {}, watches=watches)
         found = {watch.name: watch.observer.state() for watch in watches if watch.kind == _KIND}
         if not found:
             raise UsageError(
@@ -106,7 +90,7 @@ class DelayedScaling:
         known = {(name, kind): tuple(jax.tree.leaves(each)) for name, each in _of_products(state).items()}
         shapes = {key: tuple(map(shape_of, arrays)) for key, arrays in known.items()}
         seen: list[Any] = []
-        program, out_tree = self._run(args, kwargs, calibration=shapes, seen=seen)
+        program, out_tree = self._rewritten(args, kwargs, calibration=shapes, seen=seen)
         places = {id(each): known[key][i] for key, arrays in shapes.items() for i, each in enumerate(arrays)}
         unread = sorted(
             name for (name, _), arrays in shapes.items() if not {id(a) for a in arrays} & set(map(id, seen))
@@ -118,16 +102,6 @@ class DelayedScaling:
         leaves = dynamic_leaves(self._static, args, kwargs)
         results = evaluate(program.graph, [*leaves, *(places[id(each)] for each in seen)])
         return jax.tree.unflatten(out_tree, results)
-
-    def _run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], **how: Any) -> tuple[Program, Any]:
-        """The program at these shapes, and the tree of its results."""
-        inputs = name_inputs(self._fun, self._options.params, self._static, args, kwargs)
-        jaxpr, out_tree = trace_call(self._fun, self._static, args, kwargs)
-        name = getattr(self._fun, "__name__", "f")
-        graph, report = manager_for(self._options).run(jaxpr, name, inputs.params, inputs.paths, **how)
-        jaxpr = _jax.forget_tracers(jaxpr)
-        forget_tracers(graph)
-        return Program(jaxpr, graph, report, name, self._options), out_tree
 
 
 def _ones(x: Any) -> Any:

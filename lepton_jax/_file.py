@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lepton_jax._model_report import ModelReport
 from lepton_jax.ir._jax import without_places
 from lepton_jax.storage import LeptonFileError, Reader, writing
 from lepton_jax.storage.reader import MOST_BYTES
 
 if TYPE_CHECKING:
-    from lepton_jax._compile import Model
+    from lepton_jax._optimized import Optimized
+    from lepton_jax._prepared import Prepared
 
 _PARAMS: Final = "params/"
 _PROGRAM: Final = "program/exported"
@@ -69,7 +71,8 @@ class SavedModel:
 
 
 def save_model(
-    model: Model,
+    fun: Optimized[Any, Any],
+    params: Prepared,
     path: str | os.PathLike[str],
     sample: Sequence[Any],
     named: Mapping[str, Any],
@@ -79,35 +82,35 @@ def save_model(
     gradients: bool,
 ) -> None:
     """See `Model.save`."""
-    static = model.fun.options
-    if static.jit_arguments.get("static_argnums") or static.jit_arguments.get("static_argnames"):
+    options = fun.options
+    if options.jit_arguments.get("static_argnums") or options.jit_arguments.get("static_argnames"):
         raise LeptonFileError(
             "a model with static arguments cannot be saved: compile a function that has them built in, "
             "such as functools.partial(fun, mode='fast')"
         )
     if not sample and not named:
-        sample, named = model.fun.preparer.latest_inputs(model.params.form)
-    arrays = dict(model.params.items())
+        sample, named = fun.preparer.latest_inputs(params.form)
+    arrays = dict(params.items())
     keys = {name: str(jax.random.key_impl(a)) for name, a in arrays.items() if _is_key(a)}
 
     def run(arrays: list[Any], *args: Any, **kwargs: Any) -> Any:
         whole = [
             jax.random.wrap_key_data(array, impl=keys[name]) if name in keys else array
-            for name, array in zip(model.params, arrays, strict=True)
+            for name, array in zip(params, arrays, strict=True)
         ]
-        return model.fun.preparer.run(model.params.with_arrays(whole), *args, **kwargs)
+        return fun.preparer.run(params.with_arrays(whole), *args, **kwargs)
 
     plain = {name: jax.random.key_data(a) if name in keys else a for name, a in arrays.items()}
     shapes = [jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)) for a in plain.values()]
     with without_places():
         exported = jax.export.export(jax.jit(run), platforms=platforms)(shapes, *sample, **named)
-    report = model.report()
-    latest = model.fun.preparer.latest
+    report = ModelReport(fun.report, params)
+    latest = fun.preparer.latest
     metadata = {
         "kind": "model",
-        "name": getattr(model.fun, "__name__", "a function"),
+        "name": getattr(fun, "__name__", "a function"),
         "versions": {name: version(name) for name in ("lepton-jax", "jax", "jaxlib")},
-        "pipeline": str(model.fun.options.pipeline),
+        "pipeline": str(options.pipeline),
         "platforms": list(exported.platforms),
         "params": list(arrays),
         "report": str(report),

@@ -53,8 +53,6 @@ def name_inputs(
     Raises:
         ValueError: a pattern chooses nothing, or there is no argument at a position.
     """
-    if not patterns:
-        return Inputs()
     names = argument_names(fun, len(args))
     paths: list[str] = []
     for i, (name, value) in enumerate(zip(names, args, strict=True)):
@@ -63,7 +61,7 @@ def name_inputs(
     for name in sorted(set(kwargs) - static.names):
         paths += _paths(name, kwargs[name])
     wanted = [_argument(fun, each, names, kwargs) if isinstance(each, int) else each for each in patterns]
-    return Inputs(tuple(paths), choose(wanted, paths, "params"))
+    return Inputs(tuple(paths), choose(wanted, paths, "params") if wanted else frozenset())
 
 
 def _paths(name: str, tree: Any) -> list[str]:

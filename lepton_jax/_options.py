@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,8 +72,13 @@ def make_options(
 
     Raises:
         ValueError: an unknown level or target, or a wrong pipeline; the message lists what there is.
-        TypeError: `passes` is neither text nor a pipeline.
+        TypeError: `passes` is neither text nor a pipeline, or `params` no names.
     """
+    if not _are_names(params):
+        said = f"a {type(params).__name__}"
+        raise TypeError(
+            f"params says which arguments are parameters, by name, position or path; it is {said}"
+        )
     if not isinstance(passes, (str, Pipeline)):
         raise TypeError(f"passes is a pipeline's text or a Pipeline, not {type(passes).__name__}")
     if level not in LEVELS:
@@ -132,6 +137,13 @@ def in_parts(passes: str | Pipeline, microbatches: int | str | None, mesh: Any) 
     last = Pipeline.parse(f"microbatch{{count={microbatches}}}")
     before = Pipeline.parse(passes) if isinstance(passes, str) else passes
     return Pipeline((*before.steps, *last.steps))
+
+
+def _are_names(given: Any) -> bool:
+    if given is None or isinstance(given, (str, int)):
+        return True
+    several = isinstance(given, Collection) and not isinstance(given, Mapping)
+    return several and all(isinstance(each, (str, int)) for each in given)
 
 
 def _tuple(given: Any) -> tuple[Any, ...]:

@@ -9,17 +9,18 @@ from dataclasses import replace
 from typing import Any, Final
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
+from lepton_jax._batches import is_finite
 from lepton_jax._bound import Bound, apply_bound, bind, late_leaves, prepare_leaves, whole_arguments
 from lepton_jax._calibrate import Calibration, calibrate, calibrate_weights
-from lepton_jax._inputs import name_inputs
+from lepton_jax._inputs import argument_names, name_inputs
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax._prepared import Form, Prepared, PrepareError, shape_of
 from lepton_jax._stage import Program, call_key, dynamic_leaves
+from lepton_jax.rewrite import LeptonError
 
 _MOST_PROGRAMS: Final = 64
+_NAMED: Final = 8
 
 
 class Preparer:
@@ -106,7 +107,16 @@ class Preparer:
     def prepare(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Prepared:
         """See `Optimized.prepare`."""
         args, kwargs = self._completed(args, kwargs)
-        bound = self.bound(args, kwargs)
+        before = self._call
+        try:
+            bound = self.bound(args, kwargs)
+        except LeptonError:
+            raise
+        except Exception as error:
+            if before is None or not (said := _difference(self._fun, before, (args, kwargs))):
+                raise
+            words = f"the function fails with these arguments, which are other than before: {said}"
+            raise PrepareError(f"{words} ({type(error).__name__}: {error})") from error
         leaves = dynamic_leaves(self._static, args, kwargs)
         given = [leaves[i] for i in sorted(bound.params)]
         if self._holds_arrays(given):
@@ -133,7 +143,7 @@ class Preparer:
         """Raise where a parameter that was compressed has NaN or infinite elements."""
         used = {i: site for site in bound.program.report.sites if site.done for i in site.params}
         for i in sorted(set(used) & set(bound.params)):
-            if jnp.issubdtype(leaves[i].dtype, jnp.inexact) and not _is_finite(leaves[i]):
+            if not is_finite(leaves[i]):
                 raise PrepareError(
                     f"{bound.paths[i]} has NaN or infinite elements and cannot be compressed "
                     f"({used[i].done}): mend it, or leave it out with skip={bound.paths[i]!r}"
@@ -212,6 +222,10 @@ class Preparer:
                 named[name] = tree
             else:
                 whole.insert(place, tree)
+        if not _is_whole(self._fun, whole, named):
+            given = " and ".join(name for name, _ in form.arguments)
+            found = f"{len(args)} by position" + (f" and {', '.join(kwargs)} by name" if kwargs else "")
+            raise TypeError(f"apply takes {given} as prepared, then the other arguments alone; got {found}")
         return whole, named
 
 
@@ -225,10 +239,28 @@ def late_arguments(
     return [each for i, each in enumerate(args) if i not in places], named
 
 
-def _is_finite(array: Any) -> bool:
-    """Whether all elements are finite; on the CPU NumPy looks, and nothing is compiled for that."""
-    host = jax.default_backend() == "cpu" and getattr(array, "is_fully_addressable", True)
-    return bool(np.isfinite(np.asarray(array)).all() if host else jnp.isfinite(array).all())
+def _kind(leaf: Any) -> tuple[Any, str]:
+    """The shape and dtype of a leaf, which need not be an array."""
+    return getattr(leaf, "shape", ()), str(getattr(leaf, "dtype", type(leaf)))
+
+
+def _difference(fun: Callable[..., Any], before: tuple[Any, Any], now: tuple[Any, Any]) -> str:
+    """Which arrays a call has other than the one before, by name; empty if they are the same."""
+    old, new = (
+        {
+            jax.tree_util.keystr(path, simple=True, separator="/"): _kind(leaf)
+            for path, leaf in jax.tree.leaves_with_path(
+                {**dict(zip(argument_names(fun, len(args)), args, strict=True)), **named}
+            )
+        }
+        for args, named in (before, now)
+    )
+    said = {
+        "without": sorted(old.keys() - new.keys()),
+        "with": sorted(new.keys() - old.keys()),
+        "with other shapes or dtypes of": sorted(n for n in old.keys() & new.keys() if old[n] != new[n]),
+    }
+    return "; ".join(f"{words} {', '.join(names[:_NAMED])}" for words, names in said.items() if names)
 
 
 def _is_whole(fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

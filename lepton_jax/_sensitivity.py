@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lepton_jax._calibrate import Calibration, CalibrationError, calibrate
+from lepton_jax._batches import CalibrationError, batches_of
+from lepton_jax._calibrate import Calibration, calibrate
 from lepton_jax._inputs import name_inputs
 from lepton_jax._modules import as_function
 from lepton_jax._options import Options, StaticArguments, make_options
@@ -224,7 +225,7 @@ def sensitivity(
             f"nothing is quantised by {plain.pipeline}: name quantize{{...}} outside of fixpoint"
         )
     static = StaticArguments.of(function, plain)
-    batches = [batch if isinstance(batch, tuple) else (batch,) for batch in data]
+    batches = list(batches_of(data, "data"))
     if not batches:
         raise CalibrationError("data is empty: give at least one batch of inputs")
     seen_by = Trials()
@@ -295,6 +296,14 @@ class _Runs:
         return lambda flags, late: run(kept, flags, late), record
 
 
+def _measured(metric: Callable[[Any, tuple[Any, ...]], Any], result: Any, batch: tuple[Any, ...]) -> float:
+    found = metric(result, batch)
+    if jnp.shape(found) != () or not np.isfinite(float(found)):
+        said = f"an array of shape {jnp.shape(found)}" if jnp.shape(found) else f"{float(found)}"
+        raise UsageError(f"metric gives one finite number, which grows with the damage; it gave {said}")
+    return float(found)
+
+
 def _ranked(
     runs: _Runs, batches: Sequence[tuple[Any, ...]], metric: Callable[[Any, tuple[Any, ...]], Any] | None
 ) -> tuple[SiteDamage, ...]:
@@ -316,7 +325,7 @@ def _ranked(
         for i in range(len(sites)):
             result, _ = run(np.arange(runs.count) == i, late)
             if metric is not None:
-                change[i] += float(metric(result, batch)) - float(metric(exact, batch))
+                change[i] += _measured(metric, result, batch) - _measured(metric, exact, batch)
             else:
                 change[i] += _square(jax.tree.map(jnp.subtract, *map(_floats, (result, exact))))
     if metric is None:

@@ -128,9 +128,9 @@ def scores_of(
 
 
 def remembered(
-    memory: Sequence[jax.Array],
     weights: Sequence[jax.Array],
     gradients: Sequence[jax.Array],
+    memory: Sequence[jax.Array],
     settings: Settings,
 ) -> list[jax.Array]:
     """What importance remembers after one more step; nothing, where it remembers nothing."""

@@ -150,7 +150,7 @@ def sparsify(
         chosen = Chosen.of(params, settings)
         weights, gradients = chosen.leaves(params), chosen.leaves(updates)
         masks = jax.tree.leaves(state.masks)
-        memory = remembered(jax.tree.leaves(state.memory), weights, gradients, settings)
+        memory = remembered(weights, gradients, jax.tree.leaves(state.memory), settings)
         through = method == "straight_through"
         reaching = updates if through else chosen.put(updates, _times(masks, gradients))
         found, inner = within.update(reaching, state.inner, params, **extra)

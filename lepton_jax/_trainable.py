@@ -10,24 +10,24 @@ import jax.numpy as jnp
 from jax import lax
 
 from lepton_jax._api import Optimized
+from lepton_jax._batches import is_finite
 from lepton_jax._calibrate import Calibration, calibrate, calibrate_weights
 from lepton_jax._compile import Model
-from lepton_jax._inputs import name_inputs
 from lepton_jax._modules import as_function
 from lepton_jax._options import Names, Numbers, Options, StaticArguments, make_options
-from lepton_jax._prepared import shape_of
-from lepton_jax._stage import Program, dynamic_leaves, forget_tracers, manager_for, trace_call
+from lepton_jax._prepared import PrepareError, shape_of
+from lepton_jax._reported import Reported
+from lepton_jax._stage import Program, dynamic_leaves
 from lepton_jax._trained_part import TrainedPart, trained_leaves
-from lepton_jax.ir import _jax
 from lepton_jax.ir.export import evaluate
 from lepton_jax.numerics.learned import LEARNED
-from lepton_jax.rewrite import Pipeline, Report, UsageError
+from lepton_jax.rewrite import Pipeline, UsageError
 
 Params = dict[str, Any]
 """What an optimiser trains: `{"params": the user's tree, "learned": {site: {what: arrays}}}`."""
 
 
-class Trainable:
+class Trainable(Reported):
     """A function of trained numbers and inputs, rounded as its quantised model: `f(f.params, *inputs)`.
 
     Made by `trainable`. Works under `jax.grad`, `jit`, `vmap` and `scan`; donate `params` as you like.
@@ -39,6 +39,8 @@ class Trainable:
             stacked over layers where the weight stands in a loop.
     """
 
+    maker = "trainable"
+
     def __init__(
         self,
         fun: Callable[..., Any],
@@ -47,13 +49,10 @@ class Trainable:
         start: Calibration,
         sample: tuple[Any, ...],
     ) -> None:
-        self._fun = fun
-        self._options = options
-        self._static = StaticArguments.of(fun, options)
+        super().__init__(fun, options)
         self._part = part
         self._known = {key: arrays for key, arrays in start.items() if key[1] not in LEARNED}
         self._sample = sample
-        self._latest: Program | None = None
         self._jit: Any = jax.jit(
             self._call,
             static_argnums=tuple(sorted(self._static.positions)),
@@ -76,7 +75,7 @@ class Trainable:
         return self._jit(params, *args, **kwargs)
 
     def _call(self, params: Params, *args: Any, **kwargs: Any) -> Any:
-        _check_parts(params)
+        self._check(params)
         args = (self._part.whole(params["params"]), *args)
         known = {**self._known, **_as_calibration(params["learned"])}
         program, out_tree, places = self._program(args, kwargs, known)
@@ -123,7 +122,8 @@ class Trainable:
                 at these shapes.
             PrepareError: the parameters cannot be prepared.
         """
-        _check_parts(params)
+        self._check(params)
+        self._check_finite(params)
         optimized: Optimized[Any, Any] = Optimized(self._fun if fun is None else fun, self._options)
         learned = _as_calibration(params["learned"])
         optimized.preparer.calibration = {**self._known, **learned}
@@ -141,36 +141,31 @@ class Trainable:
         optimized.preparer.forget_seen()
         return Model(optimized, prepared)
 
-    @property
-    def report(self) -> Report:
-        """What the passes did, at the latest trace.
+    def _check(self, params: Any) -> None:
+        """Raise where this is not what is trained."""
+        _check_parts(params)
+        known, given = self.params["learned"].keys(), params["learned"].keys()
+        if known != given:
+            names = ", ".join(sorted(known ^ given))
+            raise UsageError(f"'learned' has not the names that training began with: they differ in {names}")
 
-        Raises:
-            ValueError: it was not called yet.
-        """
-        if self._latest is None:
-            raise ValueError(f"{self!r} has no report yet: call it first")
-        return self._latest.report
-
-    def __repr__(self) -> str:
-        return f"<lepton.trainable of {getattr(self._fun, '__name__', 'a function')}>"
+    def _check_finite(self, params: Params) -> None:
+        """Raise where what was learned can be no scale."""
+        for site, numbers in params["learned"].items():
+            if not all(map(is_finite, jax.tree.leaves(numbers))):
+                raise PrepareError(
+                    f"what was learned of {site} has NaN or infinite elements: training diverged"
+                )
 
     def _program(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], known: Calibration
     ) -> tuple[Program, Any, list[tuple[tuple[str, str], int]]]:
         """The program at these shapes, the tree of its results, and what its last inputs are."""
-        inputs = name_inputs(self._fun, self._options.params, self._static, args, kwargs)
-        jaxpr, out_tree = trace_call(self._fun, self._static, args, kwargs)
-        name = getattr(self._fun, "__name__", "f")
         shapes = {key: tuple(map(shape_of, arrays)) for key, arrays in known.items()}
         seen: list[Any] = []
-        manager = manager_for(self._options)
-        graph, report = manager.run(jaxpr, name, inputs.params, inputs.paths, calibration=shapes, seen=seen)
-        jaxpr = _jax.forget_tracers(jaxpr)
-        forget_tracers(graph)
+        program, out_tree = self._rewritten(args, kwargs, calibration=shapes, seen=seen)
         places = {id(each): (key, i) for key, arrays in shapes.items() for i, each in enumerate(arrays)}
         read = [places[id(each)] for each in seen]
-        program = Program(jaxpr, graph, report, name, self._options)
         if unread := sorted({key[0] for key in known if key[1] in LEARNED} - {key[0] for key, _ in read}):
             _check_skipped(program, ", ".join(unread))
         return program, out_tree, read
@@ -234,7 +229,7 @@ def trainable(
 
     Raises:
         CalibrationError: calibration is missing, empty, does not fit, or saw NaN or infinities.
-        UsageError: `frozen` chooses nothing, or the function holds gradients of its products.
+        UsageError: no pass trains, `frozen` chooses nothing, or the function holds gradients of its products.
         PipelineError: the pipeline names an unknown pass or option.
         TypeError: `fun` is neither a function nor a module, or the parameters are missing.
 
@@ -256,6 +251,8 @@ def trainable(
     options = make_options(
         passes, level, target, static_argnums, static_argnames, None, None, False, strict, False, 0
     )
+    if not any(getattr(step, "train", "none") != "none" for step in options.pipeline.passes()):
+        raise UsageError("no pass trains: say so, as in passes='default,quantize{weights=int4,train=lsq}'")
     static = StaticArguments.of(function, options)
     part = TrainedPart(params, trained_leaves(fun, function, params, frozen))
     if calibration is not None:

@@ -1,9 +1,10 @@
 """Settings of the test run, made before JAX is imported.
 
 Eight CPU devices, for meshes; passes that raise where they fail; and, since nearly all of the time goes to
-compiling: XLA without most of its own optimisations, and a cache of compiled programs that the workers of one
-run share. Garbage is looked for rarely, and not among what is there to the end. The modules' generators of
-random numbers start anew at each test, which draws the same numbers as it does alone.
+compiling: XLA without most of its own optimisations, on one thread a program, with those emitters that are
+quickest, and a cache of compiled programs that the workers of one run share. What takes longest is begun
+first. Garbage is looked for rarely, and not among what is there to the end. The modules' generators of random
+numbers start anew at each test, which draws the same numbers as it does alone.
 """
 
 from __future__ import annotations
@@ -14,14 +15,27 @@ import os
 import shutil
 import sys
 import tempfile
+from importlib.metadata import version
 from typing import Any, Final
 
 import numpy as np
 import pytest
 
+_QUICK: Final = {
+    "0.10": "--xla_cpu_use_fusion_emitters=false",
+    "0.12": "--xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE",
+}
+"""By version of jaxlib, since a process ends at a flag that its XLA does not know."""
+
+_FLAGS: Final = [
+    "--xla_force_host_platform_device_count=8",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    _QUICK.get(".".join(version("jaxlib").split(".")[:2]), ""),
+]
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["LEPTON_STRICT"] = "1"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 gc.set_threshold(50_000, 20, 20)
 
@@ -32,6 +46,15 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit the folder 
     os.environ["LEPTON_CACHE"] = os.path.join(cache, "lepton")  # what was measured here decides nothing
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+_LONGEST: Final = ("test_demo", "test_examples", "test_docs", "test_packaging")
+"""Modules whose tests take many seconds each."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests come first, so that at the end no worker waits for another."""
+    items.sort(key=lambda item: item.path.stem not in _LONGEST)
 
 
 _GENERATORS: Final[list[tuple[np.random.Generator, Any]]] = []

@@ -143,6 +143,40 @@ def choice(number: float) -> Args:
     return normal(256, 512), normal(512, 512, seed=1), jnp.float32(number)
 
 
+def gates(x: jax.Array, w: jax.Array) -> Any:
+    """Three products with parts of one weight."""
+    a, b, c = jnp.split(w, 3, axis=1)
+    return jnp.tanh(x @ a), jax.nn.sigmoid(x @ b), x @ c
+
+
+def gates_at_once(x: jax.Array, w: jax.Array) -> Any:
+    """One product, cut into three parts."""
+    a, b, c = jnp.split(x @ w, 3, axis=1)
+    return jnp.tanh(a), jax.nn.sigmoid(b), c
+
+
+def cell(step: Program, x: jax.Array, w: jax.Array) -> jax.Array:
+    """A recurrent layer of three gates."""
+
+    def next_state(h: jax.Array, xt: jax.Array) -> tuple[jax.Array, jax.Array]:
+        a, b, c = step(h, w)
+        h = a * b + jnp.tanh(c) + xt
+        return h, h
+
+    return lax.scan(next_state, jnp.zeros(x.shape[1:]), x)[1]
+
+
+def indexed_projections(x: jax.Array, w: jax.Array) -> Any:
+    """Queries, keys and values, with weights that are stacked."""
+    return x @ w[0], x @ w[1], x @ w[2]
+
+
+def batched_projections(x: jax.Array, w: jax.Array) -> Any:
+    """The same by one batched product."""
+    y = jnp.matmul(jnp.broadcast_to(x, (3, *x.shape)), w)
+    return y[0], y[1], y[2]
+
+
 CASES: Final = [
     Case("batching: 32 products of 16×64×64", one_by_one, together, partial(experts, 32, 16, 64, 64)),
     Case("batching: 64 products of 4×16×16", one_by_one, together, partial(experts, 64, 4, 16, 16)),
@@ -191,6 +225,30 @@ CASES: Final = [
     Case("batching: where of a product, chosen", chosen, branched, partial(choice, 1)),
     Case("batching: cond under vmap, not chosen", chosen_by_vmap, branched, partial(choice, -1)),
     Case("batching: cond under vmap, chosen", chosen_by_vmap, branched, partial(choice, 1)),
+    Case(
+        "batching: three parts of one weight, 8 rows",
+        gates,
+        gates_at_once,
+        lambda: (normal(8, 512), normal(512, 1536, seed=1) / 16),
+    ),
+    Case(
+        "batching: three parts of one weight, 1024 rows (left alone)",
+        gates,
+        gates,
+        lambda: (normal(1024, 128), normal(128, 384, seed=1) / 16),
+    ),
+    Case(
+        "batching: three parts of one weight in a loop",
+        partial(cell, gates),
+        partial(cell, gates_at_once),
+        lambda: (normal(64, 16, 256), normal(256, 768, seed=1) / 16),
+    ),
+    Case(
+        "batching: three of a stack of weights, 8 rows",
+        indexed_projections,
+        batched_projections,
+        lambda: (normal(8, 512), normal(3, 512, 512, seed=1)),
+    ),
     Case(
         "batching: q, k and v (left alone)",
         projections,

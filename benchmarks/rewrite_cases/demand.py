@@ -140,6 +140,12 @@ CASES: Final = [
     ),
     Case("demand: diagonal(A@B)", lambda a, b: jnp.diagonal(a @ b), lambda a, b: (a * b.T).sum(1), square),
     Case("demand: trace(A@B)", lambda a, b: jnp.trace(a @ b), lambda a, b: (a * b.T).sum(), square),
+    Case(
+        "demand: vmap of (A@B)[i]",
+        jax.vmap(lambda a, b, i: (a @ b)[i]),
+        jax.vmap(lambda a, b, i: a[i] @ b),
+        lambda: (normal(16, 256, 256), normal(16, 256, 256, seed=1), integers(16, below=256, seed=2)),
+    ),
     Case("demand: sum(A@B)", lambda a, b: jnp.sum(a @ b), lambda a, b: a.sum(0) @ b.sum(1), square),
     Case("demand: mean(A@B, 0)", lambda a, b: jnp.mean(a @ b, 0), lambda a, b: jnp.mean(a, 0) @ b, square),
     Case(

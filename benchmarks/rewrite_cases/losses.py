@@ -164,6 +164,22 @@ def powers_by_hand(x: jax.Array) -> jax.Array:
     return jnp.sum(y * y * jnp.sqrt(y))
 
 
+def softmax_by_logarithm(x: jax.Array) -> jax.Array:
+    """Probabilities from log-probabilities."""
+    return jnp.exp(x - jax.nn.logsumexp(x, -1, keepdims=True))
+
+
+def signed_powers(x: jax.Array) -> jax.Array:
+    """A constant exponent, of numbers of both signs."""
+    return jnp.nansum(x**1.5)
+
+
+def signed_powers_by_hand(x: jax.Array) -> jax.Array:
+    """A product and a root; of -inf it is inf."""
+    y = jnp.where(x + x == x, jnp.abs(x), x)
+    return jnp.nansum(y * jnp.sqrt(y))
+
+
 CASES: Final = [
     Case("cross-entropy", cross_entropy, cross_entropy_by_hand, logits),
     Case(
@@ -203,4 +219,6 @@ CASES: Final = [
         gpu=rms_norm_gradient,
     ),
     Case("abs(x) ** 2.5", powers, powers_by_hand, small_logits),
+    Case("x ** 1.5", signed_powers, signed_powers_by_hand, small_logits),
+    Case("exp(x - logsumexp(x))", softmax_by_logarithm, lambda x: jax.nn.softmax(x), small_logits),
 ]

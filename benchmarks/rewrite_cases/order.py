@@ -104,6 +104,18 @@ def few_scores() -> Args:
     return (normal(1, 128),)
 
 
+def ranks(x: jax.Array) -> jax.Array:
+    """The rank of each entry."""
+    return jnp.argsort(jnp.argsort(x, -1), -1)
+
+
+def ranks_by_scatter(x: jax.Array) -> jax.Array:
+    """One sort, whose order is then undone."""
+    order = jnp.argsort(x, -1)
+    counts = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    return jnp.put_along_axis(jnp.zeros_like(order), order, counts, -1, inplace=False)
+
+
 CASES: Final = [
     Case("order: sort(x)[:8]", lambda x: jnp.sort(x)[:, :8], smallest, scores),
     Case("order: -sort(-x)[:8]", lambda x: -jnp.sort(-x)[:, :8], largest_known, scores),
@@ -163,6 +175,7 @@ CASES: Final = [
         lambda x: lax.top_k(x, 8)[1],
         more_scores,
     ),
+    Case("order: argsort(argsort(x))", ranks, ranks_by_scatter, scores),
     Case(
         "order: median of 128 (left alone)",
         lambda x: jnp.median(x, -1),

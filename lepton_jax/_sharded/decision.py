@@ -30,6 +30,9 @@ class Decision:
         notes: what the user should know.
         on: the mesh, as JAX has it.
         solution: what the solver found, where it was asked.
+        microbatches: in how many parts the batch is computed.
+        shares: how many shares of each sum over the batch are kept apart until the last part.
+        gathered: which operands of the loop over parts are copies, gathered before it.
     """
 
     graph: Graph
@@ -41,6 +44,9 @@ class Decision:
     notes: tuple[str, ...] = ()
     on: AnyMesh | None = None
     solution: Solution | None = None
+    microbatches: int = 1
+    shares: int = 1
+    gathered: tuple[int, ...] = ()
 
     def inputs(self) -> list[Layout]:
         """The layouts of the inputs."""
@@ -75,4 +81,7 @@ class Decision:
             way=self.way,
             roles=self.roles,
             notes=self.notes,
+            microbatches=self.microbatches,
+            shares=self.shares,
+            gathered=self.gathered,
         )

@@ -77,7 +77,10 @@ def judged(decision: Decision, spread: Spread, lower: Lower) -> Decision:
         except CannotJudge as error:
             decision = _noted(decision, f"judge {each}: {error}; not judged by {NAMES[each]}")
             continue
-        best = min(scores, key=lambda n: (scores[n].missing, scores[n].seconds, n))
+        wanted = solution.by
+        best = min(
+            scores, key=lambda n: (scores[n].missing, wanted.amount(scores[n].seconds, scores[n].sent), n)
+        )
         taken = solution.candidates[best]
         said = "; ".join(map(str, scores.values()))
         decision = _noted(decision, *failed, f"judged by {NAMES[each]}: {said}: {taken.name} is taken")

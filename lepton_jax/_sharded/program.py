@@ -19,6 +19,7 @@ from lepton_jax._sharded.donating import donated
 from lepton_jax._sharded.judging import judged, platform_of
 from lepton_jax._sharded.naming import Leaf
 from lepton_jax._sharded.placing import as_global, place
+from lepton_jax._sharded.question import Question
 from lepton_jax._sharded.request import OpenMesh, Spread
 from lepton_jax._sharded.rounds import decide_in_rounds
 from lepton_jax._sharded.running import Runner
@@ -149,7 +150,7 @@ def _lay_out(call: Call, options: Options, spread: Spread, mesh: AnyMesh | OpenM
     carried = None
     if call.served is not None and not isinstance(mesh, OpenMesh):
         carried = call.served.carried(mesh)
-    decision = decide_in_rounds(graph, leaves, call.leaves, spread, mesh, params, carried)
+    decision = decide_in_rounds(Question(graph, leaves, call.leaves, spread, mesh, params, carried))
     gone = donated(decision, leaves, call.arguments, options, spread)
     decision = judged(decision, spread, functools.partial(_lowered, jaxpr=jaxpr, options=options, gone=gone))
     if spread.donate is not None:  # that depends on the layouts

@@ -4,125 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from lepton_jax._sharded.sharding import Sharding
+
 if TYPE_CHECKING:
     from lepton_jax.parallel.aot.topologies import Topology
     from lepton_jax.parallel.meshes import AnyMesh
 
-PRESETS: Final = ("dp", "fsdp", "tp", "fsdp+tp", "sp", "ep")
-SOLVE: Final = "auto"
 OPEN: Final = "auto"
-JUDGES: Final = ("predict", "shardy", "compile")
-
-
-@dataclass(frozen=True, init=False)
-class Sharding:
-    """How arguments shall lie on a mesh, where a dictionary of specs does not say enough.
-
-    Rules and the other options stand beside the specs, not among them: a pattern may be any text.
-
-    Attributes:
-        specs: by patterns of paths as `params/.../kernel`, each with a `PartitionSpec`, a tuple of axes or
-            logical names, a single name, or None for "every device holds all of it". Where several patterns
-            choose an array, the last one holds.
-        preset: what decides where no pattern does: `dp`, `fsdp`, `tp`, `fsdp+tp`, `sp`, `ep`, `auto`, or a
-            saved plan.
-        rules: what logical names stand for: `{"embed": None, "mlp": "model"}`, or pairs as Flax has them.
-        local: patterns of arguments of which each process gives its own part of dimension 0.
-        judge: what chooses among the best few that `auto` found, presets among them: `predict`, Lepton's
-            model; `shardy`, that model with the collectives that XLA's sharding passes find, about half a
-            second each; `compile`, with those of the compiled program, its memory and, for TPUs, its cycles.
-
-    Raises:
-        TypeError: something in it is none of these.
-        ValueError: there is no preset of this name, or no judge, or nothing to be judged.
-
-    Example:
-        >>> Sharding({"params/.../kernel": (None, "mlp")}, preset="dp", rules={"mlp": "model"}).preset
-        'dp'
-    """
-
-    specs: tuple[tuple[str, Any], ...]
-    preset: Any
-    rules: tuple[tuple[str, tuple[str, ...]], ...]
-    local: tuple[str, ...]
-    judge: str
-    _key: Any = field(repr=False, compare=True)
-
-    def __init__(
-        self,
-        specs: Mapping[str, Any] | None = None,
-        *,
-        preset: Any = None,
-        rules: Mapping[str, Any] | Sequence[tuple[str, Any]] | None = None,
-        local: str | Sequence[str] = (),
-        judge: str = "predict",
-    ) -> None:
-        from lepton_jax.parallel.annotations import rules_of, spec_of
-
-        if specs is not None and not isinstance(specs, Mapping):
-            raise TypeError(f"shard: specs are a dictionary of patterns and specs, not {specs!r}")
-        if isinstance(preset, str) and preset not in (*PRESETS, SOLVE):
-            raise ValueError(
-                f"shard: there is no preset {preset!r}; there are {', '.join((*PRESETS, SOLVE))}, or give a "
-                "dictionary of patterns and specs"
-            )
-        if judge not in JUDGES:
-            raise ValueError(f"shard: judge is {', '.join(JUDGES[:-1])} or {JUDGES[-1]}, not {judge!r}")
-        if judge != JUDGES[0] and preset != SOLVE:
-            raise ValueError(
-                f"shard: judge={judge!r} chooses among what preset='auto' finds; preset={preset!r} leaves "
-                "nothing to choose"
-            )
-        written = {} if specs is None else specs
-        set_ = object.__setattr__
-        set_(self, "specs", tuple((str(key), spec_of(value, repr(key))) for key, value in written.items()))
-        set_(self, "preset", preset)
-        set_(self, "rules", rules_of(rules))
-        set_(self, "local", (local,) if isinstance(local, str) else tuple(local))
-        set_(self, "judge", judge)
-        set_(self, "_key", preset if isinstance(preset, str) else id(preset))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sharding) and self._parts() == other._parts()
-
-    def __hash__(self) -> int:
-        return hash(self._parts())
-
-    def _parts(self) -> tuple[Any, ...]:
-        return self.specs, self._key, self.rules, self.local, self.judge
-
-    def judged_by(self, judge: str) -> Sharding:
-        """The same with another judge.
-
-        Raises:
-            ValueError: as the class.
-        """
-        return Sharding(dict(self.specs), preset=self.preset, rules=self.rules, local=self.local, judge=judge)
-
-    @classmethod
-    def of(cls, shard: Any) -> Sharding:
-        """What `shard=` says: patterns, a preset, a plan, a preset with patterns beside it, or a `Sharding`.
-
-        Raises: as the class.
-        """
-        if isinstance(shard, Sharding):
-            return shard
-        if shard is None or isinstance(shard, Mapping):
-            return cls(shard)
-        if isinstance(shard, tuple):
-            if len(shard) != 2 or not isinstance(shard[1], Mapping):
-                raise TypeError(
-                    "shard: a preset with patterns beside it is a pair, as ('fsdp', {'params/head': None}), "
-                    f"not {shard!r}"
-                )
-            return cls(shard[1], preset=shard[0])
-        return cls(preset=shard)
 
 
 @dataclass(frozen=True)

@@ -2,56 +2,67 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
-from lepton_jax._sharded.carrying import Carried
 from lepton_jax._sharded.deciding import decide
 from lepton_jax._sharded.decision import Decision
 from lepton_jax._sharded.donating import next_values
-from lepton_jax._sharded.naming import Leaf
-from lepton_jax._sharded.request import SOLVE, OpenMesh, Spread
-from lepton_jax.ir.graph import Graph
+from lepton_jax._sharded.question import Question
+from lepton_jax._sharded.request import OpenMesh
+from lepton_jax._sharded.sharding import SOLVE
+from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.ir.inline import copy_graph
-from lepton_jax.parallel.meshes import AnyMesh
-from lepton_jax.parallel.microbatches import MicrobatchError, batch_of, in_parts, nearest, parts_of
+from lepton_jax.parallel.layouts import Layout
+from lepton_jax.parallel.microbatches import (
+    MicrobatchError,
+    batch_of,
+    gather_first,
+    in_parts,
+    nearest,
+    parts_of,
+    split_weights,
+)
 from lepton_jax.parallel.plan import Plan, PlanError
 from lepton_jax.parallel.prediction import Prediction, predict
 from lepton_jax.parallel.roles import Roles, roles_of
 
 AUTO: Final = "auto"
-Decide = Callable[[Graph, AnyMesh | OpenMesh], Decision]
 
 
-def decide_in_rounds(
-    graph: Graph,
-    leaves: Sequence[Leaf],
-    arrays: Sequence[Any],
-    spread: Spread,
-    mesh: AnyMesh | OpenMesh,
-    params: frozenset[int],
-    carried: Carried | None = None,
-) -> Decision:
+def decide_in_rounds(question: Question) -> Decision:
     """As `decide`, with the batch in as many parts as the user says, or as the memory demands.
 
     Raises:
         ValueError: as `decide`; or the program cannot be computed in as many parts as the user says.
     """
-    count = spread.microbatches
+    spread = question.spread
+    count, plan = spread.microbatches, spread.sharding.preset
+    if isinstance(plan, Plan):
+        count = _as_planned(plan, count)
     if count is None and spread.sharding.preset == SOLVE and spread.memory is not None:
         count = AUTO
     if count is None or count == 1:
-        return decide(graph, leaves, arrays, spread, mesh, params, carried)
-    paths = tuple(leaf.path for leaf in leaves)
-    roles = roles_of(graph, paths, params)
-
-    def once(program: Graph, on: AnyMesh | OpenMesh) -> Decision:
-        return decide(program, leaves, arrays, spread, on, params, carried, roles)
-
-    rounds = _Rounds(graph, roles, spread, mesh, once)
+        return decide(question)
+    roles = roles_of(question.graph, question.paths, question.params)
+    rounds = _Rounds(replace(question, roles=roles), roles)
     return rounds.of(count).decision if isinstance(count, int) else rounds.fitting()
+
+
+def _as_planned(plan: Plan, count: int | str | None) -> int:
+    """In how many parts a saved plan computes the batch.
+
+    Raises:
+        PlanError: the user says another number.
+    """
+    if isinstance(count, int) and count != plan.microbatches:
+        made = f"{plan.microbatches} micro-batches" if plan.microbatches > 1 else "the whole batch at once"
+        raise PlanError(
+            f"this plan was made for {made}, not for microbatches={count}: leave microbatches= out, or make "
+            "the plan again"
+        )
+    return plan.microbatches
 
 
 @dataclass(frozen=True)
@@ -62,16 +73,19 @@ class _Candidate:
 
 
 class _Rounds:
-    def __init__(
-        self, graph: Graph, roles: Roles, spread: Spread, mesh: AnyMesh | OpenMesh, once: Decide
-    ) -> None:
-        self.graph, self.roles, self.spread, self.mesh, self.once = graph, roles, spread, mesh, once
-        self.batch = batch_of(graph, roles)
+    def __init__(self, question: Question, roles: Roles) -> None:
+        self.question, self.graph, self.roles = question, question.graph, roles
+        self.spread, self.mesh = question.spread, question.mesh
+        self.batch = batch_of(self.graph, roles)
         self.said: tuple[str, ...] = ()
+
+    def once(self, graph: Graph, pins: Mapping[Value, Layout] | None = None) -> Decision:
+        """The decision for a program, on the mesh or, once that is known, on the best one."""
+        return decide(replace(self.question, graph=graph, mesh=self.mesh, pins=pins or {}))
 
     def fitting(self) -> Decision:
         """The decision with the fewest parts that fits; if none does, the one that takes the least memory."""
-        whole = self.candidate(self.once(copy_graph(self.graph), self.mesh), 1)
+        whole = self.candidate(self.once(copy_graph(self.graph)), 1)
         if self.fits(whole):
             return whole.decision
         found = [whole]
@@ -104,9 +118,12 @@ class _Rounds:
 
         Raises:
             MicrobatchError: the program cannot be computed in so many parts.
+            PlanError: a saved plan is for other inputs, another program or another mesh.
         """
-        if isinstance(self.spread.sharding.preset, Plan):
-            return self.planned(count)
+        plan = self.spread.sharding.preset
+        if isinstance(plan, Plan):
+            plan.check_inputs(self.graph, self.roles.paths)
+            return self.written(count, plan.shares, dict.fromkeys(plan.gathered))
         each = self.written(count, 1)
         devices = self.devices(each.decision)
         if devices == 1:
@@ -118,42 +135,52 @@ class _Rounds:
                 f"{self.path} has {size} examples, in {count} micro-batches {size // count} each, which do "
                 f"not divide over the {devices} devices that split the batch: {usable} micro-batches would do"
             )
-        once = self.written(count, devices)
-        return min(each, once, key=lambda c: (not self.fits(c), c.predicted.seconds))
-
-    def planned(self, count: int) -> _Candidate:
-        """As a saved plan says: it is for sums of some number of devices.
-
-        Raises:
-            PlanError: it is not for this program in so many parts.
-        """
-        plan = self.spread.sharding.preset
-        total = math.prod(size for _, size in plan.axes)
-        failed: list[ValueError] = []
-        for lanes in range(1, total + 1):
-            if total % lanes:
-                continue
-            try:
-                return self.written(count, lanes)
-            except (PlanError, MicrobatchError) as error:
-                failed.append(error)
-        raise failed[0]
+        best = self.better(each, self.written(count, devices))
+        weights = self.weights(best.decision)
+        return self.better(best, self.written(count, best.decision.shares, weights)) if weights else best
 
     @property
     def path(self) -> str:
         """What the batch is called."""
         return self.roles.paths[next(iter(self.batch)).index]
 
-    def written(self, count: int, lanes: int) -> _Candidate:
+    def better(self, first: _Candidate, second: _Candidate) -> _Candidate:
+        """The one that fits and costs less."""
+        return min(first, second, key=lambda each: (not self.fits(each), self.cost(each)))
+
+    def weights(self, decision: Decision) -> dict[int, Layout]:
+        """What a round reads of outside that lies split as the batch does."""
+        graph = decision.graph
+        layouts = {dim: decision.assignment[graph.inputs[v.index]].dims[dim] for v, dim in self.batch.items()}
+        return split_weights(
+            graph, decision.assignment, {name for names in layouts.values() for name in names}
+        )
+
+    def written(
+        self, count: int, lanes: int, weights: Mapping[int, Layout | None] | None = None
+    ) -> _Candidate:
+        """The program in parts, laid out.
+
+        Args:
+            count: how many parts.
+            lanes: how many shares of each sum are kept apart until the last part.
+            weights: by their places among the loop's operands, layouts of what is gathered before it; None
+                where a plan says how all lies.
+        """
         graph = copy_graph(self.graph)
         at = {value.index: dim for value, dim in self.batch.items()}
         batch = {value: at[value.index] for value in graph.inputs if value.index in at}
         in_parts(graph, parts_of(batch, self.roles, count, interleaved=True), count, lanes)
-        decision = self.once(graph, self.mesh)
+        gathered = weights or {}
+        copies = dict(zip(gather_first(graph, gathered), gathered.values(), strict=True))
+        decision = self.once(graph, {value: layout for value, layout in copies.items() if layout is not None})
         added = "over devices once, after all of them" if lanes > 1 else "over devices in each of them"
         note = f"the batch is computed in {count} micro-batches; sums over it are added up {added}"
-        notes = (*self.said, *decision.notes, note)
-        return self.candidate(replace(decision, notes=notes), count)
+        if gathered:
+            note += f"; {len(gathered)} arrays that lie split are gathered once, before them"
+        notes = tuple(dict.fromkeys((*self.said, *decision.notes, note)))
+        made = replace(decision, notes=notes, microbatches=count, shares=lanes, gathered=tuple(gathered))
+        return self.candidate(made, count)
 
     def devices(self, decision: Decision) -> int:
         """Over how many devices the batch is split."""
@@ -167,6 +194,12 @@ class _Rounds:
     def candidate(self, decision: Decision, count: int) -> _Candidate:
         gone = list(next_values(decision.graph, decision.roles)) if self.spread.donate else []
         return _Candidate(decision, predict(decision.graph, decision.assignment, decision.mesh, gone), count)
+
+    def cost(self, each: _Candidate) -> float:
+        """What the user wants little of."""
+        from lepton_jax.parallel.solver.objective import OBJECTIVES
+
+        return OBJECTIVES[self.spread.sharding.objective].whole(each.predicted)
 
     def fits(self, each: _Candidate) -> bool:
         most = self.spread.memory

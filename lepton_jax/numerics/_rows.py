@@ -73,7 +73,8 @@ def normalised(hessian: jax.Array) -> jax.Array:
 
 def factored(hessian: jax.Array, damping: float) -> tuple[jax.Array, jax.Array, jax.Array]:
     """R, upper triangular with R Rᵀ = hessian + damping; the damping; whether any did (otherwise R = 1)."""
-    unit = jnp.eye(len(hessian), dtype=hessian.dtype)
+    # What loops carry is made of the Hessian: in a shard_map it varies along the same axes of the mesh.
+    unit = jnp.zeros_like(hessian) + jnp.eye(len(hessian), dtype=hessian.dtype)
 
     def attempt(state: _Attempt) -> _Attempt:
         tries = state[0]
@@ -87,7 +88,7 @@ def factored(hessian: jax.Array, damping: float) -> tuple[jax.Array, jax.Array, 
         return ~state[3] & (state[0] < _ATTEMPTS)
 
     tries = jnp.where(jnp.isfinite(hessian).all(), 0, _ATTEMPTS)
-    start = (tries, jnp.asarray(damping, jnp.float32), unit, jnp.zeros((), bool))
+    start = (tries, jnp.full_like(hessian[0, 0], damping, jnp.float32), unit, jnp.zeros_like(tries, bool))
     _, used, lower, ok = lax.while_loop(again, attempt, start)
     return jnp.where(ok, lower[::-1, ::-1], unit), used, ok
 

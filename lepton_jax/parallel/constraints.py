@@ -208,14 +208,10 @@ def _gather_for_reductions(
     count = 0
     for node in [node for node in graph if node.op == "reduce"]:
         for place, value in enumerate(node.operands[: len(node.results)]):
-            if value.is_const or not _is_told(value):
-                continue
             before = assignment.get(value, Layout.whole(value.ndim)).dims
             axes = node.params["dimensions"]
             whole = Layout(tuple(() if dim in axes else names for dim, names in enumerate(before)))
-            sharding = NamedSharding(mesh, whole.spec())
-            node.set_operand(place, _behind(value, sharding, graph, node, traces))
-            count += 1
+            count += _read(node, place, whole, mesh, traces)
     return count
 
 
@@ -230,13 +226,18 @@ def _bring(
     count = 0
     for node in list(graph):
         for place, layout in list(needs(node, assignment, spec)):
-            value = node.operands[place]
-            if value.is_const or not _is_told(value):
-                continue
-            sharding = NamedSharding(mesh, layout.spec())
-            node.set_operand(place, _behind(value, sharding, graph, node, traces))
-            count += 1
+            count += _read(node, place, layout, mesh, traces)
     return count
+
+
+def _read(node: Node, place: int, layout: Layout, mesh: Mesh | AbstractMesh, traces: dict[Any, Any]) -> bool:
+    """Let a node read an operand that lies so; returns whether it is an array of which that can be said."""
+    value, graph = node.operands[place], node.graph
+    assert graph is not None
+    if value.is_const or not _is_told(value):
+        return False
+    node.set_operand(place, _behind(value, NamedSharding(mesh, layout.spec()), graph, node, traces))
+    return True
 
 
 def _write(

@@ -14,7 +14,7 @@ import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 _JOIN = """\
 import os as _os
@@ -22,6 +22,9 @@ from lepton_jax.parallel import processes as _processes
 _here = [int(_os.environ[name]) for name in ("PROCESSES", "PROCESS")]
 _processes.start(_os.environ["COORDINATOR"], *_here, timeout=30)
 """
+
+_DEVICES: Final = "--xla_force_host_platform_device_count"
+"""Of flags that are given twice, the last counts."""
 
 
 class Ended(NamedTuple):
@@ -89,7 +92,7 @@ def run_processes(
                 given = {
                     **os.environ,
                     "JAX_PLATFORMS": "cpu",
-                    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                    "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}={devices}",
                     "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", "")))),
                     **{name.upper(): value for name, value in said.items()},
                     **(env or {}),

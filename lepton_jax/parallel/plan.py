@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +42,9 @@ class Plan:
         memory: predicted bytes on each device: `arguments`, `outputs`, `peak`.
         notes: what was left whole, and why.
         layouts: of every value of the program: distinct layouts, and of each value which it has.
+        microbatches: in how many parts the batch is computed, one after the other.
+        shares: how many shares of each sum over the batch are kept apart until the last part.
+        gathered: which operands of the loop over parts are copies, gathered before it.
     """
 
     way: str
@@ -54,6 +57,9 @@ class Plan:
     memory: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     layouts: tuple[tuple[Layout, ...], tuple[int, ...]] = ((), ())
+    microbatches: int = 1
+    shares: int = 1
+    gathered: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -68,6 +74,9 @@ class Plan:
         roles: Roles | None = None,
         notes: Sequence[str] = (),
         most: int = 16,
+        microbatches: int = 1,
+        shares: int = 1,
+        gathered: tuple[int, ...] = (),
     ) -> Plan:
         """The plan of a graph whose values lie so.
 
@@ -77,6 +86,7 @@ class Plan:
             prediction: of `parallel.prediction`: collectives, seconds, bytes.
             roles: of the inputs; all are `other` without.
             most: how many lines of large activations it shows.
+            microbatches, shares, gathered: the loop over parts of the batch that the graph has.
         """
         names = tuple(paths) or tuple(f"input{i}" for i in range(len(graph.inputs)))
         kinds = roles.kinds if roles is not None else ("other",) * len(names)
@@ -96,6 +106,9 @@ class Plan:
             _numbers(prediction, ("arguments", "outputs", "peak"), int),
             tuple(dict.fromkeys(notes)),
             _stored(graph, assignment),
+            microbatches,
+            shares,
+            gathered,
         )
 
     def layouts_of(self, graph: Graph, paths: Sequence[str], mesh: MeshSpec) -> dict[Value, Layout]:
@@ -105,14 +118,29 @@ class Plan:
             PlanError: the plan was made for another program or another mesh; the message names what differs.
         """
         self.check_mesh(mesh)
-        names = tuple(paths) or tuple(f"input{i}" for i in range(len(graph.inputs)))
-        found = self.program.differences(Program.of(graph, names))
+        self.check_program(Program.of(graph, tuple(paths) or [f"input{i}" for i in range(len(graph.inputs))]))
+        distinct, which = self.layouts
+        return {value: distinct[i] for value, i in zip(all_values(graph), which, strict=True)}
+
+    def check_program(self, program: Program) -> None:
+        """Check that the plan was made for this program.
+
+        Raises:
+            PlanError: it was made for another; the message names what differs.
+        """
+        found = self.program.differences(program)
         if found:
             raise PlanError(
                 f"this plan was made for another program: {'; '.join(found)}. Make the plan again"
             )
-        distinct, which = self.layouts
-        return {value: distinct[i] for value, i in zip(all_values(graph), which, strict=True)}
+
+    def check_inputs(self, graph: Graph, paths: Sequence[str]) -> None:
+        """Check that the plan was made for inputs as a graph has them, before it is written in parts.
+
+        Raises:
+            PlanError: as `check_program`.
+        """
+        self.check_program(replace(self.program, inputs=Program.of(graph, paths).inputs))
 
     def check_mesh(self, mesh: MeshSpec) -> None:
         """Check that the plan was made for this mesh.
@@ -261,4 +289,7 @@ def _restored(kept: Mapping[str, Any]) -> Plan:
         kept["memory"],
         tuple(kept["notes"]),
         (distinct, which),
+        kept.get("microbatches", 1),
+        kept.get("shares", 1),
+        tuple(kept.get("gathered", ())),
     )

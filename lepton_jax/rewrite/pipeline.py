@@ -167,6 +167,8 @@ class _Parser:
         if not re.match(r"[A-Za-z_]", name):
             raise self.error("expected the name of a pass", name)
         options = self.options() if self.peek() == "{" else []
+        if name not in pass_names() and (dashed := name.replace("_", "-")) in pass_names():
+            name = dashed
         if name == "fixpoint":
             return (*before, self.fixpoint(options))
         if name in PRESETS:

@@ -57,19 +57,22 @@ def compared(outcome: Value | Rewrite, node: Node, ctx: PassContext) -> tuple[fl
     """
     read = {outcome} if isinstance(outcome, Value) else set(outcome.values)
     before = sum(_seconds(n, fixed, ctx) for n, fixed in _with_fixed(superfluous(node, read)))
-    if isinstance(outcome, Value):
-        return before, 0.0
+    return before, 0.0 if isinstance(outcome, Value) else seconds_of(outcome, node, ctx)
+
+
+def seconds_of(outcome: Rewrite, node: Node, ctx: PassContext) -> float:
+    """Estimated seconds of what a rewrite computes where a node stands."""
     fresh = _graph(traced(outcome, node))
     trips = trips_of(node)
     if trips == 1:
-        return before, ctx.seconds(graph_cost(fresh))
+        return ctx.seconds(graph_cost(fresh))
     fixed = {a: is_fixed(v) for a, v in zip(fresh.inputs, outcome.values, strict=True)}
     after = 0.0
     for made in fresh:
         always = all(v.is_const or fixed.get(v, False) for v in made.operands)
         fixed.update(dict.fromkeys(made.results, always))
         after += ctx.seconds(node_cost(made)) / (trips if always else 1)
-    return before, after
+    return after
 
 
 def superfluous(node: Node, read: set[Value]) -> list[Node]:

@@ -11,8 +11,9 @@ from typing import Final, Literal
 from lepton_jax.targets import processor
 from lepton_jax.targets.forms import FEW_CHANNELS, MOST_PATCH, PACKED_CHANNELS
 
-Form = Literal["direct", "patches", "blocks", "floats"]
-"""`direct`: a convolution of int8 with channels last; `patches`: the taps side by side as channels, then a
+Form = Literal["direct", "filled", "patches", "blocks", "floats"]
+"""`direct`: a convolution of int8 with channels last; `filled`: the same with outputs of zeros, which are cut
+off again; `patches`: the taps side by side as channels, then a
 product; `blocks`: of blocks of 2×2 pixels; `floats`: of the codes in float32, where their sums are exact."""
 
 EXACT_PRODUCTS: Final = 2**24 // 2**14
@@ -21,7 +22,13 @@ EXACT_PRODUCTS: Final = 2**24 // 2**14
 MANY_CHANNELS: Final = 256
 """Channels from which a product of patches is faster than a convolution, without dot products of int8."""
 
-_LARGE_KERNEL: Final = 5
+FILLED_OUTPUTS: Final = 32
+"""Outputs to which a convolution with few channels is filled up."""
+
+_LIBRARY_CHANNELS: Final = 32
+_LIBRARY_OUTPUTS: Final = 24
+_BLOCK_TAPS: Final = 3
+_PATCH_CHANNELS: Final = 4
 _MOST_TAPS: Final = 64
 _DOT_PRODUCTS: Final = ("avx512_vnni", "avx_vnni", "amx_int8")
 
@@ -34,23 +41,34 @@ def has_dot_products() -> bool:
     return not processor.has("avx2") or any(processor.has(each) for each in _DOT_PRODUCTS)
 
 
+def has_fast_path(channels: int, outputs: int) -> bool:
+    """Whether XLA's library for CPUs has a fast int8 convolution of so many channels and outputs.
+
+    With fewer of both it takes four to eight times as long as with 32 outputs.
+    """
+    return channels >= _LIBRARY_CHANNELS or outputs >= _LIBRARY_OUTPUTS
+
+
 def convolution_form(
-    channels: int, taps: tuple[int, ...], strides: tuple[int, ...], *, dot_products: bool
+    channels: int, outputs: int, taps: tuple[int, ...], strides: tuple[int, ...], *, dot_products: bool
 ) -> Form:
     """The fastest form of an int8 convolution of images on a CPU, channels last and without groups.
 
     Args:
         channels: that each result is summed over.
+        outputs: channels of the result.
         taps: the spatial sizes of the kernel.
         strides: for each spatial dimension.
         dot_products: whether the processor has instructions for them.
 
     Example:
-        >>> convolution_form(3, (7, 7), (2, 2), dot_products=True)
+        >>> convolution_form(3, 64, (7, 7), (2, 2), dot_products=True)
         'blocks'
-        >>> convolution_form(3, (7, 7), (2, 2), dot_products=False)
+        >>> convolution_form(16, 16, (3, 3), (1, 1), dot_products=True)
+        'filled'
+        >>> convolution_form(3, 64, (7, 7), (2, 2), dot_products=False)
         'floats'
-        >>> convolution_form(512, (3, 3), (1, 1), dot_products=False)
+        >>> convolution_form(512, 512, (3, 3), (1, 1), dot_products=False)
         'patches'
     """
     products = channels * math.prod(taps)
@@ -59,8 +77,8 @@ def convolution_form(
             return "floats"
         return "patches" if channels >= MANY_CHANNELS and math.prod(taps) <= _MOST_TAPS else "direct"
     strided = any(step != 1 for step in strides)
-    if tuple(strides) == (2, 2) and min(taps) >= _LARGE_KERNEL and channels * 4 <= PACKED_CHANNELS:
+    if tuple(strides) == (2, 2) and min(taps) >= _BLOCK_TAPS and channels * 4 <= PACKED_CHANNELS:
         return "blocks"
-    if channels > FEW_CHANNELS or products > MOST_PATCH or (channels <= 4 and strided):
-        return "direct"
-    return "patches"
+    if channels <= _PATCH_CHANNELS and products <= MOST_PATCH and not strided:
+        return "patches"
+    return "direct" if has_fast_path(channels, outputs) else "filled"

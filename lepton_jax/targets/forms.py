@@ -21,7 +21,7 @@ LEAST_WEIGHT: Final = 2**14
 """Elements of a weight below which starting the product takes as long as the product."""
 
 FEW_CHANNELS: Final = 16
-"""Channels up to which an int8 convolution on CPU is faster as a product of patches."""
+"""Channels up to which an int8 convolution on CPU is as fast in float32, without dot products of int8."""
 
 MOST_PATCH: Final = 192
 """Numbers in a patch above which writing the patches out takes longer than that saves."""
@@ -80,13 +80,10 @@ PRODUCTS: Final[Mapping[tuple[str, str], Limits]] = MappingProxyType(
     }
 )
 
-# Processors that multiply bfloat16 matrices (AMX) are twice as fast with the weight on the left; without such
-# instructions products of bfloat16 are best left to XLA. int8 has the same forms with instructions for it
-# (VNNI, AMX) and without.
-INSTRUCTIONS: Final[Mapping[tuple[str, str], tuple[str, Limits]]] = MappingProxyType(
-    {("cpu", "bfloat16"): ("amx_bf16", Limits(turned_rows=64, by_rows=False, least_rows=4))}
-)
-"""Products that are fast only where the processor of this machine has certain instructions."""
+# Where the processor has instructions for products of bfloat16 (AMX, AVX-512 BF16), they have the forms of
+# int8: the weight on the left, and one row padded to four. Without such instructions they are best left to
+# XLA. int8 has the same forms with instructions for it (VNNI, AMX) and without.
+_BFLOAT16: Final = Limits(turned_rows=64, by_rows=False, least_rows=4, lone_row=4)
 
 
 def limits_of(platform: str, dtype: str) -> Limits | None:
@@ -96,9 +93,8 @@ def limits_of(platform: str, dtype: str) -> Limits | None:
         >>> limits_of("cpu", "int8").turned_rows
         64
     """
-    wanted = INSTRUCTIONS.get((platform, dtype))
-    if wanted is not None and processor.has(wanted[0]):
-        return wanted[1]
+    if (platform, dtype) == ("cpu", "bfloat16"):
+        return _BFLOAT16 if processor.multiplies_bfloat16() else None
     return PRODUCTS.get((platform, dtype))
 
 

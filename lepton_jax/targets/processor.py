@@ -28,3 +28,8 @@ def model() -> str:
 def has(*instructions: str) -> bool:
     """Whether it has these instructions, as Linux calls them: `amx_bf16`, `avx512_vnni`; False if unknown."""
     return set(instructions) <= set(_described().get("flags", "").split())
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether it has instructions for products of bfloat16: of matrices (AMX), or dot products in AVX-512."""
+    return has("amx_bf16") or has("avx512_bf16")

@@ -75,7 +75,7 @@ class WeightPass(Pass):
             raise ValueError(f"ops: {', '.join(sorted(unknown))} is none of {', '.join(OPS)}")
         if self.least < 0 or self.skip_first < 0 or self.skip_last < 0:
             raise ValueError("least, skip_first and skip_last cannot be negative")
-        re.compile(self.scope or "")
+        expression("scope", self.scope)
 
     def select(self, graph: Graph, ctx: PassContext) -> Selection:
         """The uses of weights, in program order, and which of them are selected.
@@ -140,15 +140,26 @@ class WeightPass(Pass):
         for use, reason in zip(found.uses, found.reasons, strict=True):
             if reason is not None and use.name not in noted:
                 self.leave(use, reason, rule, ctx)
-        if ctx.watches is None:
-            for i in sorted(ctx.params - self._known(found.uses, ctx)):
-                if not ctx.paths[i].startswith("calibration/"):
-                    why = _why_unused(found.graph.inputs[i], self.on_shards)
-                    ctx.sites.append(Site(ctx.paths[i], reason=why, params=frozenset((i,)), by=self.name))
+        for i in sorted(ctx.params - self._known(found.uses, ctx)):
+            if not ctx.paths[i].startswith("calibration/"):
+                why = _why_unused(found.graph.inputs[i], self.on_shards)
+                ctx.sites.append(Site(ctx.paths[i], reason=why, params=frozenset((i,)), by=self.name))
 
     def _known(self, uses: Iterable[WeightUse], ctx: PassContext) -> frozenset[int]:
         said = (site.params for site in ctx.sites if site.by == self.name)
         return frozenset().union(*said, *(use.params for use in uses))
+
+
+def expression(option: str, text: str | None) -> re.Pattern[str] | None:
+    """A regular expression that an option gives, compiled; None where it gives none.
+
+    Raises:
+        ValueError: it is none; the message says what is wrong in it.
+    """
+    try:
+        return None if text is None else re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{option}={text!r} is no regular expression: {error}") from error
 
 
 def _why_unused(param: Value, on_shards: bool) -> str:

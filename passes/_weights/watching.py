@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from lepton_jax.ir.graph import Graph, Value
-from lepton_jax.ir.shards import shard_maps_around
 from lepton_jax.numerics._seen import seen_by
 from lepton_jax.passes._weights.lifting import depth, found_by_calibration, in_branch, lift_states, top
 from lepton_jax.passes._weights.uses import WeightUse
@@ -95,11 +94,8 @@ def observe(use: WeightUse, watchers: Sequence[Watcher], known: Known, ctx: Pass
 def _depth(graph: Graph, watchers: Sequence[Watcher]) -> int | str:
     """How many loops a site stands in, or why it cannot be seen: what a weight starts from is no sum."""
     loops = depth(graph, shards=True)
-    if isinstance(loops, int) and any(w.looks_at == "weight" for w in watchers):
-        if in_branch(graph):
-            return "it is in a cond"
-        if shard_maps_around(graph):
-            return "it is in a shard_map"
+    if isinstance(loops, int) and in_branch(graph) and any(w.looks_at == "weight" for w in watchers):
+        return "it is in a cond"
     return loops
 
 

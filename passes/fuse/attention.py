@@ -7,7 +7,7 @@ from typing import ClassVar, Final
 
 from lepton_jax.ir.graph import Graph
 from lepton_jax.passes.fuse._attention.cutting import Limits
-from lepton_jax.passes.fuse._attention.forward import fuse
+from lepton_jax.passes.fuse._attention.forward import fuse, fuse_gradient
 from lepton_jax.passes.fuse._attention.kernels import PLATFORM
 from lepton_jax.rewrite import Level, Pass, PassContext
 
@@ -32,8 +32,9 @@ class Attention(Pass):
     Whatever happens to the scores on their way (scales, masks, biases, caps) is done block by
     block. Blocks that are masked for sure are left out, and masks where they are known to mask nothing.
     On a CPU, bfloat16 and float16 are multiplied in float32. Where the program holds the gradient too,
-    the backward half is summed in blocks in the same way. Memory is linear in the number of queries and keys,
-    forward and backward. With `kernels`, what cuDNN (on a GPU) or splash attention (on a TPU) computes
+    the backward half is summed in blocks in the same way, in the loop in which it is: a scan over layers
+    keeps no weights for that of its gradient. Memory is linear in the number of queries and keys, forward and
+    backward. With `kernels`, what cuDNN (on a GPU) or splash attention (on a TPU) computes
     becomes a call of that, by the rule attention-kernel, and blocks are for the rest. Weights that are
     read by something else, or go through dropout, are left alone.
     Level reassociate: the softmax is summed in another order.
@@ -61,6 +62,9 @@ class Attention(Pass):
         for node in list(graph.walk()):
             if node.op == "dot_general" and node.alive and not node.is_dead:
                 fuse(node, ctx, limits)
+        for node in list(graph.walk()):
+            if node.op == "exp" and node.alive and not node.is_dead:
+                fuse_gradient(node, ctx, limits)
 
     def limits(self, platform: str) -> Limits:
         """When blocks pay on a platform."""

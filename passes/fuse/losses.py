@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from lepton_jax.ir.graph import Graph
-from lepton_jax.passes.fuse._losses import logs, picks
+from lepton_jax.passes.fuse._losses import exponentials, logs, picks
 from lepton_jax.passes.fuse._losses.tile import tile_logits
 from lepton_jax.rewrite import Level, Pass, PassContext, Rule, run_rules
 
@@ -15,7 +15,7 @@ _USUAL_TILE: Final = 256.0
 _MANY: Final = 4
 """Logits are tiled from so many tiles on."""
 
-RULES: Final[tuple[Rule, ...]] = (*logs.RULES, *picks.RULES)
+RULES: Final[tuple[Rule, ...]] = (*logs.RULES, *exponentials.RULES, *picks.RULES)
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Losses(Pass):
     and for large ones:
         %12 = scan over tiles of %h, %labels { x = h @ W; x[label] - log(sum(exp(x))) }
 
-    - `log-of-softmax`, `pick-of-arithmetic`, and `pick-by-row-number` with `add-by-row-number`, which
-      write indices so that the others know them;
+    - `log-of-softmax`, `exp-of-log-softmax`, `pick-of-arithmetic`, and `pick-by-row-number` with
+      `add-by-row-number`, which write indices so that the others know them;
     - `sum-of-labels`: in gradients, the sum over a row of what its label was given, without all classes;
     - `tiled-logits`: all that is done to the rows of a large product with a softmax in it, a tile of rows at
       a time. If the gradient is in the program too, each tile computes its part of it at once. If the program

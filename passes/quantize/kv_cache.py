@@ -71,6 +71,10 @@ class KVCache(Pass):
                 changed |= self._of_loop(node, result, ctx)
         if changed:
             DeadCode().run(graph, ctx)
+        elif not any(site.by == ctx.current_pass for site in ctx.sites):
+            ctx.note(
+                "no cache is kept in codes: no loop carries one; with_coded_cache is for arguments of a step"
+            )
 
     def _of_loop(self, node: Node, result: Value, ctx: PassContext) -> bool:
         """Keep what a loop carries in codes, if it is a cache."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import ClassVar, Literal
 
 from lepton_jax.ir.binding import binding_time
 from lepton_jax.ir.graph import Graph, Node
+from lepton_jax.passes._weights.selecting import expression
 from lepton_jax.passes.quantize._precision.machine import why_not
 from lepton_jax.passes.quantize._precision.paint import Paint, paint
 from lepton_jax.passes.quantize._precision.sites import Choice, is_float32, products, why_keep
@@ -64,7 +64,7 @@ class Precision(Pass):
     def __post_init__(self) -> None:
         super().__post_init__()
         for key in ("scope", "keep"):
-            _pattern(key, getattr(self, key))
+            expression(key, getattr(self, key))
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Choose the products, find what follows them in each graph, and write both."""
@@ -87,8 +87,8 @@ class Precision(Pass):
     def _choice(self, graph: Graph, ctx: PassContext) -> Choice:
         return Choice(
             dtype=self.dtype,
-            scope=_pattern("scope", self.scope),
-            keep=_pattern("keep", self.keep),
+            scope=expression("scope", self.scope),
+            keep=expression("keep", self.keep),
             force=self.force,
             refusal=why_not(self.dtype, ctx.rates),
             early=binding_time(graph, ctx.params) if ctx.params else frozenset(),
@@ -102,18 +102,6 @@ class Precision(Pass):
         general = Counter("no faster by estimate" if r.startswith("takes ") else r for r in reasons)
         left = "; ".join(f"{number} left: {reason}" for reason, number in general.items())
         ctx.note(f"{text}; {left}" if left else text)
-
-
-def _pattern(key: str, text: str | None) -> re.Pattern[str] | None:
-    """A selector, compiled.
-
-    Raises:
-        ValueError: it is no regular expression.
-    """
-    try:
-        return None if text is None else re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{key}={text!r} is no regular expression: {error}") from error
 
 
 def _check_selectors(choice: Choice, sites: Sequence[Node]) -> None:

@@ -8,7 +8,7 @@ from typing import ClassVar, Final, Literal
 from lepton_jax.ir.binding import store
 from lepton_jax.ir.graph import Graph
 from lepton_jax.ir.shards import shard_maps_around
-from lepton_jax.numerics.formats import get_format
+from lepton_jax.numerics.formats import Format, get_format
 from lepton_jax.numerics.learned import LEARNED, Train
 from lepton_jax.numerics.observers import get_observer
 from lepton_jax.passes._weights.moments import MeanSeen
@@ -104,11 +104,13 @@ class Quantize(WeightPass):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        get_format(self.weights)
+        self._check_format(get_format(self.weights))
         get_format(self.activation_format or "int8")
         get_observer(self.observer)
-        if self.group < 0:
-            raise ValueError("group cannot be negative")
+        if self.activation_format is not None and self.activations == "none":
+            raise ValueError(
+                "activation_format is for quantised activations: say activations=dynamic or static"
+            )
         others = (self.method, self.balance, self.correct, self.residuals)
         if self.train != "none" and others != ("round", "none", "none", "floats"):
             raise ValueError(f"train={self.train} goes without method, balance, correct and residuals")
@@ -118,6 +120,17 @@ class Quantize(WeightPass):
             )
         if self.residuals == "codes" and self.activations != "static":
             raise ValueError("residuals=codes reads the codes of static activations: say activations=static")
+
+    def _check_format(self, form: Format) -> None:
+        """Raise where the weights' format does not go with the other options."""
+        if self.group < 0:
+            raise ValueError("group cannot be negative")
+        if self.group and form.block:
+            raise ValueError(f"{form} has blocks of {form.block} by definition: leave group={self.group} out")
+        if self.group and self.per == "tensor":
+            raise ValueError(f"per=tensor is one scale and group={self.group} many: leave one of them out")
+        if not self.symmetric and (form.kind != "integer" or form.block):
+            raise ValueError(f"{form} has no zero points: leave symmetric=false out, or take int8 to int2")
 
     def on_trial(self, record: Trials) -> Pass:
         """See `Pass.on_trial`."""

@@ -79,6 +79,8 @@ class QuantizeAttention(Pass):
                 ctx.miss(_RULES["mix"], dot, found)
             elif found is not None:
                 self._quantize(found, early, ctx)
+        if not any(site.by == self.name for site in ctx.sites):
+            ctx.note("no attention is found: no product reads a softmax of another's result")
 
     def _quantize(self, found: Found, early: Sources, ctx: PassContext) -> None:
         """Put codes in both products of one attention."""

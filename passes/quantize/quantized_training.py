@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.numerics.formats import get_format
 from lepton_jax.passes._weights.lifting import depth, found_by_calibration, in_branch, loop_lengths
+from lepton_jax.passes._weights.selecting import expression
 from lepton_jax.passes._weights.uses import unused_name
 from lepton_jax.passes.quantize._quantized_training.delayed import (
     KIND,
@@ -94,8 +95,8 @@ class QuantizedTraining(Pass):
             form = get_format(name)
             if form.block or (form.kind != "integer" and form.dtype.kind in "iu"):
                 raise ValueError(f"codes of {form} cannot be multiplied as they are: take int8 or float8")
-        for pattern in (self.scope, self.skip):
-            re.compile(pattern or "")
+        expression("scope", self.scope)
+        expression("skip", self.skip)
         if self.history < 1:
             raise ValueError("history is a number of steps: 1 or more")
         if self.axes and self.scaling != "delayed":

@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from lepton_jax.ir.graph import Graph
-from lepton_jax.passes.simplify._order import choices, reads, running, selection, sorts
+from lepton_jax.passes.simplify._order import choices, permutations, reads, running, selection, sorts
 from lepton_jax.rewrite import PassContext, Rule, RulePass
 
-RULES: Final[tuple[Rule, ...]] = (*reads.RULES, *running.RULES, *choices.RULES)
+RULES: Final[tuple[Rule, ...]] = (
+    *reads.RULES,
+    *running.RULES,
+    *choices.RULES,
+    *permutations.RULES,
+)
 
 
 @dataclass(frozen=True)

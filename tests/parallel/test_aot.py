@@ -189,7 +189,11 @@ def test_meshes_of_a_topology() -> None:
     assert topology.spec({"data": 2, "model": 4}).chip.name == "cpu"
     mesh = topology.mesh(MESH)
     assert mesh.axis_names == ("data", "model") and list(mesh.devices.flat) == jax.devices()[:8]
-    for wrong, message in (("data=3,model=4", "does not hold 8 devices"), ("data=a", "a mesh in words")):
+    for wrong, message in (
+        ("data=3,model=4", "does not hold 8 devices"),
+        ("data=a", "a mesh in words"),
+        ("data:8", "a mesh in w"),
+    ):
         with pytest.raises(ValueError, match=message):
             topology.spec(wrong)
     two = get_topology("cpu:4x2slices")
@@ -248,6 +252,8 @@ def test_the_command(
     assert out.startswith("aot_program:step for cpu:8: 8 devices, mesh data=8\n")
     assert "all-reduce over data: 1 times, results of 2.0 KiB, 3.5 KiB sent" in out
 
+    assert main(["aot", "aot_program:step", *on]) == 0
+    assert "nothing says how to spread this function" in capsys.readouterr().out
     assert main(["aot", "aot_program:spread", *on, "--json"]) == 0  # made for two devices, compiled for eight
     record = json.loads(capsys.readouterr().out)
     assert record["devices"] == 8 and record["totals"]["all-reduce"]["bytes"] == 16 * 32 * 4

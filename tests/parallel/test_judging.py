@@ -19,8 +19,8 @@ from lepton_jax._sharded.request import OpenMesh, make_spread
 from lepton_jax.cli import main
 from lepton_jax.ir import _jax
 from lepton_jax.parallel.aot.topologies import Topology, get_topology
+from lepton_jax.parallel.solver.fitting import CannotWin
 from lepton_jax.parallel.solver.shapes import Attempt, Shape, best_shape, mesh_shapes
-from lepton_jax.parallel.solver.solve import CannotWin
 
 RNG = np.random.default_rng(0)
 PARAMS = {"down": RNG.normal(size=(64, 16)).astype("f"), "up": RNG.normal(size=(16, 64)).astype("f")}
@@ -133,6 +133,16 @@ def test_without_devices_shardy_judges_and_without_shardy_the_prediction(
             "predict, shardy or compile, not 'me'",
         ),
         (lambda: lepton.Sharding(preset="tp", judge="shardy"), ValueError, "leaves nothing to choose"),
+        (
+            lambda: lepton.Sharding(preset="auto", objective="speed"),
+            ValueError,
+            "objective is time or bytes, not 'speed'",
+        ),
+        (
+            lambda: lepton.Sharding({"x": "data"}, objective="bytes"),
+            ValueError,
+            "what preset='auto' looks for, .*; preset=None leaves nothing to choose",
+        ),
         (lambda: lepton.optimize(step, mesh=0, shard="auto"), ValueError, "at least one device, not 0"),
         (lambda: lepton.optimize(step, mesh=True, shard="auto"), TypeError, "a number of devices, or 'auto'"),
         (lambda: by("predict", 16)(PARAMS, X), ValueError, "mesh=16 needs 16 devices, JAX has 8"),
@@ -184,12 +194,17 @@ def test_the_command_finds_the_mesh_and_lets_xla_judge(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     on = ["aot", "judged_program:run", "--topology", "cpu:8"]
-    assert main([*on, "--mesh", "auto", "--preset", "auto", "--judge", "shardy"]) == 0
-    out = capsys.readouterr().out
-    assert "note               mesh: data=" in out and "judged by Shardy's passes: " in out
+    for objective, unit in (("time", " ms"), ("bytes", " MB")):
+        auto = ["--mesh", "auto", "--preset", "auto", "--judge", "shardy", "--objective", objective]
+        assert main([*on, *auto]) == 0
+        out = capsys.readouterr().out
+        (tried,) = (line for line in out.splitlines() if line.startswith("note               mesh: data="))
+        assert tried.endswith(unit) and "judged by Shardy's passes: " in out
+        assert (" MB sent by each device" in out) == (objective == "bytes")
     for more, message in (
-        (["--judge", "shardy"], "--mesh auto and --judge need --preset"),
-        (["--mesh", "auto"], "--mesh auto and --judge need --preset"),
+        (["--judge", "shardy"], "--judge needs --preset"),
+        (["--mesh", "auto", "--objective", "bytes"], "--mesh auto and --objective need --preset"),
+        (["--preset", "auto", "--objective", "bits"], "objective is time or bytes, not 'bits'"),
         (["--preset", "tp", "--judge", "compile"], "leaves nothing to choose"),
         (["--mesh", "auto", "--preset", "dp", "--args", "judged_program:on"], "which --mesh auto finds for"),
     ):

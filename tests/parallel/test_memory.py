@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from lepton_jax.parallel.aot.compile import compile_for
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction import Prediction, predict
+from lepton_jax.parallel.prediction.order import ordered
+from lepton_jax.parallel.prediction.spans import Spans
+from lepton_jax.parallel.prediction.walk import walk
 from lepton_jax.parallel.propagation import propagate
 
 MIB = 1 << 20
@@ -144,6 +148,65 @@ def test_two_memories() -> None:
     assert half.temporaries == 64 * MIB + half.temporaries % (64 * MIB) < 112 * MIB
     small = of(1 << 16)  # all in the vector memory, the input too
     assert small.temporaries >= 2 * MIB
+
+
+def test_what_is_read_much_later_waits_in_the_main_memory() -> None:
+    """Two products of 256 MiB are in the main memory; one of 32 MiB besides where it is read after them."""
+
+    def chain(last: bool) -> Callable[..., Any]:
+        def run(small: jax.Array, w: jax.Array, x: jax.Array) -> Any:
+            h = small @ small
+            before = 0.0 if last else h.sum()
+            y = ((x @ w) @ w).sum()
+            return y, h.sum() if last else before
+
+        return run
+
+    args = array(4096, 4096, dtype="bfloat16"), SQUARE, BIG
+    assert predicted(chain(False), args, TPU).temporaries == 2 * 256 * MIB
+    assert predicted(chain(True), args, TPU).temporaries == 2 * 256 * MIB + 32 * MIB
+
+
+def test_tables_of_few_columns_are_gathered_from_copies() -> None:
+    def rows(columns: int) -> int:
+        args = array(1 << 20, columns, dtype="bfloat16"), array(8, dtype="int32")
+        return predicted(lambda table, ids: table[ids].sum(), args, TPU).temporaries
+
+    assert rows(16) == 256 * MIB > MIB > rows(128)
+
+
+def test_weights_of_attention_are_made_again_on_v5e_and_written_on_v5p() -> None:
+    def twice(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
+        weights = jax.nn.softmax((q @ k.T).astype(jnp.float32), -1).astype(v.dtype)
+        return weights @ v, weights.T @ v
+
+    heads = (array(8192, 128, dtype="bfloat16"),) * 3
+    for chip, arrays in (("v5e", 1), ("v5p", 2)):
+        found = predicted(twice, heads, MeshSpec.of("data=2", chip=chip))
+        assert 0 <= found.temporaries - arrays * 128 * MIB < 4 * MIB
+
+
+def test_of_two_products_the_one_that_frees_runs_first() -> None:
+    def pair(a: jax.Array, o: jax.Array, v: jax.Array) -> Any:
+        w = jnp.sin(a)
+        return jnp.einsum("ik,jk->ij", o, v), jnp.einsum("ij,ik->jk", w, o)
+
+    graph = inline_calls(trace(pair, array(64, 64), array(64, 8), array(64, 8)))
+    order = ordered(graph, lambda value: 4 * math.prod(value.shape))
+    first, second = (node for node in order if node.op == "dot_general")
+    assert (first.results[0].shape, second.results[0].shape) == ((64, 8), (64, 64))
+    assert sorted(map(id, order)) == sorted(map(id, graph))
+
+
+def test_sums_that_are_scattered_in_parts_begin_with_two_arrays_of_a_part() -> None:
+    spread = MeshSpec.of("data=8", chip="v5e")
+    x, y = array(65536, 1024, dtype="bfloat16"), array(65536, 4096, dtype="bfloat16")
+    graph = inline_calls(trace(lambda x, y: x.T @ y, x, y))
+    split = dict.fromkeys([*graph.inputs, *graph.outputs], Layout((("data",), ())))
+    walked = walk(graph, propagate(graph, split, spread), spread)
+    assert {move.collective.kind for move in walked.moves} == {"collective-permute"}
+    sums = [span for span in Spans(graph, walked, spread).found if span.main]
+    assert [span.bytes for span in sums] == [1024 * 4096 * 2 // 8] * 2
 
 
 def mlp(params: Any, x: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from lepton_jax._aot import parse_count, spread_over
 from lepton_jax.numerics.compare import compare_trees
 from lepton_jax.parallel.aot.hlo import collectives
 from lepton_jax.parallel.aot.topologies import get_topology
+from lepton_jax.parallel.plan import Plan, PlanError
 
 
 def loss(params: Any, ids: Any, labels: Any) -> Any:
@@ -68,8 +70,54 @@ def test_under_data_parallelism_gradients_travel_once() -> None:
     plan = parts.plan(*ARGS)
     assert any("4 micro-batches" in note for note in plan.notes)
     assert "4 micro-batches" in str(parts.report)
-    saved = lepton.optimize(step, "none", mesh="data=2", shard=plan, microbatches=4)
-    assert saved.plan(*ARGS).layouts == plan.layouts
+
+
+def test_a_saved_plan_says_in_how_many_parts(tmp_path: Path) -> None:
+    plan = lepton.optimize(step, "none", mesh="data=2", shard="dp", microbatches=4).plan(*ARGS)
+    plan.save(tmp_path / "plan.json")
+    kept = Plan.load(tmp_path / "plan.json")
+    assert kept == plan and (kept.microbatches, kept.shares) == (4, 2)
+    assert lepton.optimize(step, "none", mesh="data=2", shard=kept).plan(*ARGS) == plan
+    for count, args, message in (
+        (8, ARGS, "made for 4 micro-batches, not for microbatches=8: leave"),
+        (None, (PARAMS, ARGS[1][:500], ARGS[2][:500]), r"another program: ids was i32\[512\] and is"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            lepton.optimize(step, "none", mesh="data=2", shard=kept, microbatches=count).plan(*args)
+
+
+def deep(params: Any, x: Any) -> Any:
+    def layer(h: Any, w: Any) -> tuple[Any, None]:
+        return jnp.tanh(h @ w[0]) @ w[1], None
+
+    def loss(params: Any) -> Any:
+        return jnp.mean(jax.lax.scan(layer, x @ params["first"], params["layers"])[0] ** 2)
+
+    value, grads = jax.value_and_grad(loss)(params)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
+
+
+def test_weights_are_gathered_once_where_that_sends_less_and_fits() -> None:
+    """What is predicted to be sent is sent; with less memory they are gathered in each round."""
+    params = {"first": array(64, 64), "layers": (array(3, 64, 256), array(3, 256, 64))}
+    args = params, array(64, 64)
+    once = lepton.optimize(deep, "none", mesh="data=4", shard="fsdp", microbatches=4, strict=True)
+    plan = once.plan(*args)
+    assert len(plan.gathered) == 3 and any("3 arrays that lie split" in note for note in plan.notes)
+    less = plan.memory["peak"] - 1
+    each = lepton.optimize(deep, "none", mesh="data=4", shard="fsdp", microbatches=4, memory=less)
+    assert each.plan(*args).gathered == () and each.plan(*args).memory["peak"] <= less
+    found = sent(once.lower(*args).compile())
+    predicted = [move for move in plan.collectives if move.kind == "all-gather"]
+    assert (
+        found["all-gather"]
+        == sum(move.bytes * move.times for move in predicted)
+        == 4 * (64 * 64 + 6 * 64 * 256)
+    )
+    assert found["all-gather"] * 3 < sent(each.lower(*args).compile())["all-gather"]
+    result = compare_trees(jax.jit(deep)(*args), once(*args))
+    assert result.ok, result
+    assert lepton.optimize(deep, "none", mesh="data=4", shard=plan).plan(*args) == plan
 
 
 def dense(params: Any, x: Any) -> Any:
@@ -87,6 +135,10 @@ def test_the_solver_cuts_the_batch_when_memory_demands_it() -> None:
     assert plan.memory["peak"] <= most
     result = compare_trees(jax.jit(dense)(*args), run(*args))
     assert result.ok, result
+    least = lepton.Sharding(preset="auto", objective="bytes")
+    few = lepton.optimize(dense, "none", mesh="data=2", shard=least, memory=most).plan(*args)
+    assert few.memory["peak"] <= most and any(" MB sent by each device" in note for note in few.notes)
+    assert any("micro-batches; sums" in note for note in few.notes)
 
 
 def test_errors() -> None:
@@ -97,10 +149,10 @@ def test_errors() -> None:
 
     topology = get_topology("cpu:8")
     mesh = topology.mesh("data=8")
-    for_topology = spread_over(step, mesh, "dp", topology, None, parse_count("4"))
+    for_topology = spread_over(step, mesh, "dp", topology, parse_count("4"))
     assert for_topology.options.spread.microbatches == 4
     with pytest.raises(ValueError, match="--microbatches needs --preset"):
-        spread_over(step, mesh, None, topology, None, 4)
+        spread_over(step, mesh, None, topology, 4)
     with pytest.raises(ValueError, match="a number of parts or auto, not many"):
         parse_count("many")
 

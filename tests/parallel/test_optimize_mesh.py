@@ -343,6 +343,7 @@ def test_an_abstract_mesh_is_planned_not_run() -> None:
         ({"shard": "dp"}, "shard='dp' needs a mesh"),
         ({"donate": "auto"}, "donate='auto' needs a mesh"),
         ({"mesh": "data=8", "shard": "ddp"}, "no preset 'ddp'; there are dp, fsdp"),
+        ({"mesh": "data=8", "shard": "plan.json"}, "a saved plan is read by Plan.load"),
         ({"mesh": "data=8", "donate": "all"}, "donate is 'auto' or None"),
         ({"mesh": "data=8", "donate": "auto", "donate_argnums": 0}, "leave out donate_argnums"),
         ({"mesh": "data=8", "memory": "much"}, "memory is a number of bytes or as '14GB'"),

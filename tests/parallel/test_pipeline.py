@@ -183,8 +183,11 @@ def test_errors_name_the_mistake() -> None:
         lepton.pipelined(scanned, devices, microbatches=4, data="stage")
     with pytest.raises(ValueError, match="marks is 'use' or 'ignore', not 'all'"):
         lepton.pipelined(scanned, devices, microbatches=4, marks="all")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"as jax.make_mesh\(\(2,\), \('stage',\)\), not 'stage=2'"):
+        lepton.pipelined(scanned, "stage=2", microbatches=4)  # type: ignore[arg-type]
     with pytest.raises(
-        ValueError, match="x has 96 examples, which 36 microbatches do not divide: 72 would do"
+        ValueError,
+        match=r"96 examples, which 36 microbatches do not divide: 72 or 108 examples .* or 32 or 48 microb",
     ):
         lepton.pipelined(scanned, devices, microbatches=36)(SCANNED, X)
     with pytest.raises(ValueError, match="params/last has no gradient: its dtype is int32"):

@@ -149,3 +149,15 @@ def test_statistics_and_caches_are_state_and_frozen_arrays_are_not() -> None:
     assert square.kinds == ("param", "batch") and not square.returned, (
         "a result of the same shape is no state"
     )
+
+
+def test_of_modules_only_what_changes_is_state() -> None:
+    """All arguments of a function of NNX modules come out again, in the order of their names."""
+
+    def step(batch: Any, net: Any, x: jax.Array) -> Any:
+        grads = jax.grad(loss)(net, x + batch)
+        return batch, jax.tree.map(jnp.subtract, net, grads), x, loss(net, x)
+
+    roles = found(step, "batch", "net", "x", args=(X, PARAMS, X))
+    assert of(roles, "param") == ["net/a", "net/b", "net/c"] and of(roles, "batch") == ["batch", "x"]
+    assert set(roles.returned) == {1, 2, 3}

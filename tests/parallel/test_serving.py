@@ -125,7 +125,10 @@ def test_packed_codes_that_cannot_be_split_are_told() -> None:
     f = lepton.optimize(model, passes, params="params", mesh=ABSTRACT, shard="tp")
     prepared = f.prepare(*SHAPES)
     plan = f.plan(prepared, X)
-    assert any(each.startswith("params/layers/up#2 is whole over the model's axes: ") for each in plan.notes)
+    (note,) = (
+        each for each in plan.notes if each.startswith("params/layers/up#2 is whole over the model's ")
+    )
+    assert "has packed codes: a byte holds those of several parts of a row" in note
     kept = one.params["params/layers/up#2"]
     assert prepared["params/layers/up#2"].sharding.shard_shape(kept.shape) == kept.shape
 

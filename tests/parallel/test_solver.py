@@ -21,8 +21,9 @@ from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction import predict
 from lepton_jax.parallel.roles import Roles, roles_of
 from lepton_jax.parallel.solver import search_mesh, solve
+from lepton_jax.parallel.solver.building import build
 from lepton_jax.parallel.solver.flat import flatten
-from lepton_jax.parallel.solver.model import build
+from lepton_jax.parallel.solver.rivals import presets
 
 Shape = jax.ShapeDtypeStruct
 MESH = MeshSpec.of("data=2,model=4", chip="v5e")
@@ -155,6 +156,50 @@ def test_decisions_grow_with_layers_and_not_with_operations() -> None:
     assert two[0] - one[0] < 75 and three[0] < 0.6 * three[2]
 
 
+def tower(params: Any, ids: jax.Array, x: jax.Array) -> jax.Array:
+    """Two tables and a layer: few bytes by columns, little time with some weights gathered."""
+    found = [table[ids[:, i]] for i, table in enumerate(params["tables"])]
+    y = jax.nn.relu(jnp.concatenate([*found, x], -1) @ params["w1"]) @ params["w2"]
+    return jnp.mean(y.astype(jnp.float32) ** 2)
+
+
+def test_the_fewest_bytes_are_fewer_than_those_of_the_fastest_and_of_presets_that_share_the_work() -> None:
+    rows, width = 1 << 17, 2048
+    params = {
+        "tables": [Shape((rows, 128), jnp.bfloat16)] * 2,
+        "w1": Shape((320, width), jnp.bfloat16),
+        "w2": Shape((width, 64), jnp.bfloat16),
+    }
+    batch = Shape((8192, 2), jnp.int32), Shape((8192, 64), jnp.bfloat16)
+    graph, roles = program(jax.grad(tower), params, *batch)
+    fast, few = (solve(graph, roles, MESH, objective=each) for each in ("time", "bytes"))
+    assert few.sent < 0.95 * fast.sent and few.predicted > fast.predicted
+    assert few.sent == sum(
+        each.sent(MESH) * each.times for each in predict(graph, few.assignment, MESH).collectives
+    )
+    most = 1.05 * fast.candidates[0].predicted.flops
+    for each in presets(graph, roles, MESH, {}):
+        assert each.sent >= few.sent or each.predicted.flops > most, each.name
+    assert few.candidates[0].predicted.flops <= most
+    assert few.status == "optimal" and few.cost == pytest.approx(few.objective, rel=1e-3) and few.gap <= 1e-3
+    assert f"bound, {few.bound / 1e6:.4g} MB" in str(few) and str(few).startswith("optimal: 3.67 MB sent")
+    assert few.notes[0].startswith(f"the fastest layouts: {fast.sent / 1e6:.4g} MB sent, ")
+    with pytest.raises(ValueError, match="time or bytes, not 'speed'"):
+        solve(graph, roles, MESH, objective="speed")
+
+
+def test_bytes_of_the_search_are_those_of_the_prediction_and_memory_is_kept() -> None:
+    """Weights in float32 are sent as bfloat16, and scatters that XLA takes apart send more."""
+    params = {"up": Shape((1024, 4096), jnp.float32), "down": Shape((4096, 1024), jnp.float32)}
+    graph, roles = program(step, params, params, Shape((4096, 1024), jnp.float32))
+    free = solve(graph, roles, MESH, objective="bytes")
+    assert free.sent == pytest.approx(free.objective, rel=1e-3) and free.status == "optimal"
+    peak = free.candidates[0].peak
+    tight = solve(graph, roles, MESH, objective="bytes", memory=int(0.9 * peak))
+    assert not tight.missing and tight.sent > free.sent
+    assert tight.candidates[0].peak <= 0.9 * peak
+
+
 def test_the_shape_of_a_mesh_is_found() -> None:
     params, x = shapes(mlp(512, 2048, 4096))
     graph, roles = program(jax.grad(mlp_loss), params, x)
@@ -162,5 +207,10 @@ def test_the_shape_of_a_mesh_is_found() -> None:
     assert set(found.tried) == {"data=8", "data=4,model=2", "data=2,model=2,other=2"}
     assert found.solution.predicted == min(found.tried.values())
     assert str(found.mesh) in found.tried and not found.notes
+    few = search_mesh(graph, roles, 8, "v5e", seconds=20, objective="bytes")
+    assert few.solution.sent <= found.solution.sent and not few.notes
+    assert few.tried[str(few.mesh)] == few.solution.cost == pytest.approx(few.solution.sent, rel=1e-3)
+    shared = found.solution.candidates[0].predicted.flops
+    assert few.solution.candidates[0].predicted.flops <= 1.2 * shared, "not all on each device"
     with pytest.raises(ValueError, match="at least one device"):
         search_mesh(graph, roles, 0, "v5e")

@@ -20,11 +20,11 @@ from lepton_jax.parallel.presets import PresetError
 from lepton_jax.parallel.resharding import reshard, seconds
 from lepton_jax.parallel.roles import Roles, roles_of
 from lepton_jax.parallel.solver import solve
+from lepton_jax.parallel.solver.building import build
 from lepton_jax.parallel.solver.choices import index_layouts
 from lepton_jax.parallel.solver.flat import flatten
 from lepton_jax.parallel.solver.greedy import Improver
 from lepton_jax.parallel.solver.integer import solve_integer
-from lepton_jax.parallel.solver.model import build
 from lepton_jax.parallel.solver.overlap import Shares, Soft
 from lepton_jax.parallel.solver.problem import Labels, Problem, Row
 from lepton_jax.parallel.solver.rivals import OVER_ALL, preset_layouts

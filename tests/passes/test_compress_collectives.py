@@ -17,7 +17,7 @@ from tests.passes._check import run
 
 P = PartitionSpec
 BOTH = ("slice", "data")
-PASS = "inline,dce,compress-collectives{smallest=4096}"
+PASS = "inline,dce,compress_collectives{smallest=4096}"  # as in Python
 
 
 @pytest.fixture(scope="module")

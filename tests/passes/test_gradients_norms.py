@@ -170,8 +170,13 @@ def look_alikes() -> dict[str, Callable[..., Any]]:
     def of_another_mean(x: Any, y: Any, w: Any) -> Any:
         return (x - 2 * x.mean(1, keepdims=True)).sum(1), (x - x.mean(0, keepdims=True)).sum(1)
 
+    def of_the_mean_of_rows_along_columns(x: Any, y: Any, w: Any) -> Any:
+        square = x @ x.T
+        return (square - square.mean(1)[None, :]).sum(1)
+
     products = (alone, other_products, no_weights, computed_for_it, divided_by_an_array)
-    found = (*products, computed_terms, terms_without_a_mean, of_another_mean)
+    means = (computed_terms, terms_without_a_mean, of_another_mean, of_the_mean_of_rows_along_columns)
+    found = (*products, *means)
     return {f.__name__: f for f in found}
 
 

@@ -47,6 +47,7 @@ def case(
     return Case(run, (int8(*x), int8(*kernel)), rules, passes=passes, target=target)
 
 
+FILLED = {"few-outputs-filled-up": 1}
 STEM, PATCHES = {"stem-by-space-to-depth": 1}, {"few-channels-as-product": 1}
 MANY = {"many-channels-as-product": 1, "product-by-rows": 1}
 FLOATS, UNUSUAL = {"few-channels-in-floats": 1}, {"unusual-in-floats": 1}
@@ -72,11 +73,13 @@ CASES = {
     "16 channels, strides and holes": case(
         (1, 24, 24, 16),
         (3, 3, 16, 16),
-        PATCHES,
+        FILLED,
         strides=(2, 1),
         padding=((1, 2), (0, 3)),
         rhs_dilation=(2, 1),
     ),
+    "16 channels, many outputs": case((1, 16, 16, 16), (3, 3, 16, 32), {}),
+    "small stem": case((1, 48, 48, 3), (3, 3, 3, 16), STEM, strides=(2, 2)),
     "depthwise": case((1, 18, 18, 64), (3, 3, 1, 64), SHIFTS, feature_group_count=64),
     "depthwise, two for each, channels first": case(
         (1, 32, 18, 18), (64, 1, 3, 3), SHIFTS, layout=FIRST, feature_group_count=32

@@ -12,7 +12,11 @@ import pytest
 from jax import lax
 
 import lepton_jax as lepton
+from lepton_jax.ir import trace
+from lepton_jax.ir.cutting.inlined import inline_calls
+from lepton_jax.ir.export import evaluate
 from lepton_jax.numerics.compare import compare_trees
+from lepton_jax.parallel.microbatches.numbered import tie_numbered_rows
 from tests.parallel import models
 from tests.passes._check import optimised
 
@@ -61,6 +65,23 @@ def images_step(params: Any, x: Any, labels: Any, key: Any) -> Any:
     return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value, others
 
 
+def numbered(params: Any, x: Any, lengths: Any, labels: Any) -> Any:
+    """Examples that are found by their own number: read, written, with what else is picked, in a loop."""
+    h, rows = jnp.tanh(x @ params["embed"].T), jnp.arange(x.shape[0])
+    last = h[rows, lengths]
+    picked = jax.nn.log_softmax(last)[rows, labels[:, 0]]
+    margins = jnp.maximum(0, last - picked[:, None] + 1).at[rows, labels[:, 0]].set(0)
+    tokens = jax.nn.log_softmax(h)[rows[:, None], np.arange(x.shape[1]), labels]
+    mask = labels >= 0
+
+    def body(total: Any, each: Any) -> tuple[Any, None]:
+        own, label = each
+        return total - jax.nn.log_softmax(own)[rows, label].sum(), None
+
+    total, _ = lax.scan(body, 0.0, (h.swapaxes(0, 1), labels.T))
+    return margins.mean() - jnp.mean(tokens, where=mask) + jnp.sum(tokens * mask) / jnp.sum(mask) + total
+
+
 def looped(params: Any, ids: Any) -> Any:
     """Regions: remat and attention in a scan, a while loop, a branch, random numbers in a loop, own rules."""
 
@@ -88,11 +109,15 @@ CONVNET = {"first": array(3, 3, 3, 4), "each": array(3, 3, 1, 4), "scale": array
 LABELS = np.array([1, -1, 2, 0, 4, -1, 3, 1], np.int32)
 
 
+TOKENS = (np.arange(BATCH * 3, dtype=np.int32) * 7 % 6 - 1).reshape(BATCH, 3)
+
+
 def programs() -> dict[str, tuple[Step, tuple[Any, ...]]]:
     mlp = models.mlp()
     return {
         "mlp": (step(mlp.loss), (mlp.params, *mlp.batch)),
         "images": (images_step, (CONVNET, array(BATCH, 8, 8, 3), LABELS, KEY)),
+        "numbered": (step(numbered), (LAYERS, array(BATCH, 3, 4), LABELS % 3, TOKENS)),
     }
 
 
@@ -101,6 +126,7 @@ def test_a_loop_over_parts_gives_what_the_whole_batch_gives() -> None:
     given = programs()
     wholes = {name: fun for name, (fun, _) in given.items()}
     passes = {"mlp": "default,microbatch{count=2}", "images": "microbatch{count=4,interleaved=true}"}
+    passes["numbered"] = passes["images"]
     parts = {name: lepton.optimize(fun, passes[name], params=0, strict=True) for name, fun in wholes.items()}
     mlp = models.mlp()
     cut = lepton.optimize(mlp.loss, "microbatch{count=4}", params=0, strict=True)
@@ -172,8 +198,12 @@ def along(w: Any, x: Any) -> Any:
     return lax.scan(lambda c, row: (c * 0.9 + (row @ w).sum(), None), 0.0, x)[0]
 
 
-def numbered(w: Any, x: Any) -> Any:
-    return (x @ w)[jnp.arange(x.shape[0]), jnp.zeros(x.shape[0], int)].sum()
+def reversed_rows(w: Any, x: Any) -> Any:
+    return (x @ w)[jnp.arange(x.shape[0])[::-1], jnp.zeros(x.shape[0], int)].sum()
+
+
+def root(w: Any, x: Any) -> Any:
+    return jax.grad(lambda w: jnp.sqrt(jnp.mean((x @ w) ** 2)))(w)
 
 
 def shown(w: Any, x: Any) -> Any:
@@ -189,7 +219,8 @@ def shown(w: Any, x: Any) -> Any:
         (contrastive, "dot_general needs all examples"),
         (in_order, "sort needs all examples"),
         (along, "scan goes along the batch"),
-        (numbered, "finds examples by their number .*take_along_axis"),
+        (reversed_rows, "finds examples by their number .*take_along_axis"),
+        (root, "mul .* functions of a mean loss"),
         (shown, "debug_.* needs all examples"),
     ],
 )
@@ -198,6 +229,34 @@ def test_what_needs_all_examples_is_named(fun: Step, operation: str) -> None:
     with pytest.raises(lepton.UsageError, match=operation) as error:
         run.trace(array(4, 4), array(BATCH, 4))
     assert "test_microbatch.py" in str(error.value)
+
+
+def test_numbered_rows_are_tied_without_a_change_of_a_bit() -> None:
+    """Gathers and scatters of all modes, indices out of bounds too; what counts otherwise stays."""
+    x, at = array(6, 5, 4), np.array([0, -1, 4, 7, 2, -9], np.int32)
+
+    def own(x: Any, i: Any, mode: Any) -> list[Any]:
+        rows, places = jnp.arange(6), x[:, 0]
+        found = [
+            x.at[rows, i].get(mode=mode),
+            x.at[i, :, rows % 4].get(mode=mode),
+            places.at[i, rows % 4].get(),
+        ]
+        found += [x.at[rows, i, 1].get(mode=mode), x.at[rows[:, None], i[:4], 3].get(mode=mode)]
+        found += [x.at[rows, i].add(places, mode=mode), x.at[rows, i].set(places, mode=mode)]
+        return [*found, x.at[rows, i, 2].max(i * 1.0, mode=mode), x[rows[::-1], i], x[rows[:5], i[:5]]]
+
+    def every(x: Any, i: Any) -> list[Any]:
+        return [each for mode in ("clip", "fill", "drop") for each in own(x, i, mode)]
+
+    graph = inline_calls(trace(every, x, at))
+    tie_numbered_rows(graph)
+    want, got = jax.jit(lambda *each: (every(*each), evaluate(graph, each)))(x, at)
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(want, got, strict=True))
+    tied = [
+        n.params["dimension_numbers"].operand_batching_dims for n in graph if n.op in ("gather", "scatter")
+    ]
+    assert tied.count((0,)) == 3 * 4 and tied.count(()) == 3 * 4
 
 
 def test_errors_say_what_would_do() -> None:

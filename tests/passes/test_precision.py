@@ -245,7 +245,10 @@ def test_what_is_converted_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert low_products(manager.run(thin, params=frozenset({1}))[0]) == 1
     monkeypatch.setattr(processor, "has", lambda *names: False)
     graph, report = reasons(many, *args, passes="precision", target="cpu")
-    assert low_products(graph) == 0 and "3 left: this processor has no matrix instructions" in report.notes[0]
+    assert (
+        low_products(graph) == 0
+        and "3 left: this processor has no instructions for products" in report.notes[0]
+    )
     elsewhere = dataclasses.replace(GPU, name="abacus", platform="abacus")
     graph, report = reasons(many, *args, passes="precision", target=elsewhere)
     assert low_products(graph) == 0 and "nothing is known of what a abacus is fast at" in report.notes[0]

@@ -65,7 +65,10 @@ def test_bfloat16_where_the_processor_multiplies_it(monkeypatch: pytest.MonkeyPa
     args = floats(3, 128, dtype=BF16), floats(128, 256, dtype=BF16)
     monkeypatch.setattr(processor, "has", lambda *names: False)
     assert lowered(Case(low, args, {}))[1] == {}
-    monkeypatch.setattr(processor, "has", lambda *names: names == ("amx_bf16",))
+    assert forms.product_form("cpu", "bfloat16", 3, 512, 512, by_rows=True) is None
+    for instructions in ("amx_bf16", "avx512_bf16"):
+        monkeypatch.setattr(processor, "has", lambda *names, one=instructions: names == (one,))
+        assert forms.product_form("cpu", "bfloat16", 1, 512, 512, by_rows=False) == forms.Form("plain", 4)
     assert forms.product_form("cpu", "bfloat16", 1, 512, 512, by_rows=True) == forms.Form("turned", 4)
     assert lowered(Case(low, args, {}))[1] == {}
     batches = floats(2, 5, 128, dtype=BF16), floats(2, 128, 256, dtype=BF16)

@@ -63,8 +63,7 @@ def test_each_device_has_codes_of_its_part_and_calibration_sees_what_all_see() -
     passes = f'default,{rounded % "up"},quantize{{skip="p/up",activations=static}}'
     model = lepton.compile(spread(True), PARAMS, X, passes=passes, calibration=batches, strict=True)
     sites = model.report().passes.sites
-    assert quantised(sites) == NAMES - {"p/up"}
-    assert "check_vma=False" in reasons(sites)["p/up"]
+    assert quantised(sites) == NAMES
     assert reasons(sites)["p/bias"] == "no product, convolution or gather of rows reads it"
     kept = {name: array for name, array in model.params.items() if array.dtype == jnp.int8}
     assert {name: array.shape for name, array in kept.items()} == {
@@ -78,7 +77,7 @@ def test_each_device_has_codes_of_its_part_and_calibration_sees_what_all_see() -
     scales = [np.asarray(a) for name, a in model.params.items() if name.startswith("calibration")]
     assert any(a.size == 1 and np.allclose(a, np.abs(X).max() / 127, rtol=1e-6) for a in scales)
     assert any(a.shape == (2,) for a in scales)
-    assert sqnr(exact, model(X)) > 28
+    assert sqnr(exact, model(X)) > 24
 
     passes = f'inline,{rounded % "down"},quantize{{only="p/up",weights=int4,correct=bias}}'
     model = lepton.compile(spread(False), PARAMS, X, passes=passes, calibration=batches, strict=True)
@@ -103,5 +102,30 @@ def test_rounded_in_line_with_gradients_and_left_on_trial() -> None:
     value, slopes = jax.jit(jax.value_and_grad(lambda p: f(p, X).sum()))(PARAMS)
     assert all(np.abs(slope).max() > 0 for slope in slopes.values())
     np.testing.assert_allclose(value, f.apply(f.prepare(PARAMS, X), X).sum(), rtol=1e-4, atol=1e-4)
-    with pytest.raises(lepton.CalibrationError, match="no pass needs calibration"):
+    with pytest.raises(lepton.CalibrationError, match="p/up: it is read in a shard_map, where weights stay"):
         lepton.sensitivity(fun, PARAMS, X, data=[X], passes="quantize")
+
+
+def test_step_sizes_are_learned_for_each_part() -> None:
+    """Those of a weight that is split over columns are those of the whole weight."""
+    fun, passes = spread(True), "default,quantize{weights=int4,train=lsq}"
+    f, one = (
+        lepton.trainable(lambda p, x, run=run: (run(p, x) ** 2).mean(), PARAMS, X, passes=passes, strict=True)
+        for run in (fun, whole)
+    )
+    shapes = {name: each["weight-step"].shape for name, each in f.params["learned"].items()}
+    assert shapes == {"p/whole": (1, 1, 8), "p/layers": (1, 2, 1, 8), "p/up": (2, 1, 8), "p/down": (2, 1, 4)}
+    learned = {
+        **f.params["learned"],
+        "p/down": {"weight-step": jnp.stack([one.params["learned"]["p/down"]["weight-step"]] * 2)},
+    }
+    slopes = jax.grad(f)({**f.params, "learned": learned}, X)
+    expected = jax.grad(one)(one.params, X)
+    for name, array in PARAMS.items():
+        np.testing.assert_allclose(slopes["params"][name], expected["params"][name], 1e-3, 1e-5, err_msg=name)
+        assert array.shape == slopes["params"][name].shape
+    for name in ("p/whole", "p/layers", "p/up"):
+        found, wanted = (each["learned"][name]["weight-step"] for each in (slopes, expected))
+        np.testing.assert_allclose(found.reshape(wanted.shape), wanted, 1e-3, 1e-5, err_msg=name)
+    model = f.compile(f.params)
+    np.testing.assert_allclose(model(X), f(f.params, X), rtol=1e-4)

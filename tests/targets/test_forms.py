@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
         (("cpu", "int8", 65), True, Form("rows", 65)),
         (("cpu", "int8", 1), False, Form("plain", 4)),
         (("cpu", "int8", 2), False, None),
-        (("cpu", "bfloat16", 3), True, None),
         (("cpu", "float32", 1), True, Form("turned", 1)),
         (("cpu", "float32", 33), True, None),
         (("cpu", "float32", 1), False, None),

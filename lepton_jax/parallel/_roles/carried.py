@@ -19,17 +19,20 @@ class Carried:
         returned: of inputs that come back, by position, the position of the output.
         needs: of each output, the inputs that it depends on, as the bits of a number.
         arguments: of each input, its argument.
+        whole: whether all inputs come out again, as those of a function of Flax NNX's modules do; `returned`
+            then has those arguments that change.
     """
 
     inputs: int
     returned: dict[int, int]
     needs: tuple[int, ...]
     arguments: tuple[str, ...]
+    whole: bool = False
 
     @property
     def is_step(self) -> bool:
         """Whether it is a step of training, or a gradient: its first argument comes back."""
-        return 0 in self.returned
+        return 0 in self.returned or (self.whole and bool(self.returned))
 
     @cached_property
     def changes(self) -> dict[int, frozenset[int]]:
@@ -65,7 +68,12 @@ def carried(graph: Graph, arguments: Sequence[str]) -> Carried:
         arguments: of each input, its argument. An argument comes back whole: outputs have its shapes and
             dtypes in a row.
     """
-    return Carried(len(graph.inputs), _runs(graph, arguments), _needs(graph), tuple(arguments))
+    returned = _runs(graph, arguments)
+    whole = len(returned) == len(graph.inputs)
+    if whole:
+        touched = {arguments[i] for i, o in returned.items() if graph.outputs[o] is not graph.inputs[i]}
+        returned = {i: o for i, o in returned.items() if arguments[i] in touched}
+    return Carried(len(graph.inputs), returned, _needs(graph), tuple(arguments), whole)
 
 
 def _runs(graph: Graph, arguments: Sequence[str]) -> dict[int, int]:

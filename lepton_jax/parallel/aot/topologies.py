@@ -218,7 +218,11 @@ def _open_sizes(axes: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for part in axes.split(","):
         name, sign, size = (each.strip() for each in part.partition("="))
-        if not name or (sign and not re.fullmatch(r"-1|\d+", size)) or name in found:
+        if (
+            not re.fullmatch(r"[\w.-]+", name)
+            or (sign and not re.fullmatch(r"-1|\d+", size))
+            or name in found
+        ):
             raise ValueError(f"a mesh in words is as 'data=2,model=4', not {axes!r}")
         found[name] = int(size) if sign else -1
     return found

@@ -12,6 +12,7 @@ from lepton_jax.ir.regions import Slot, slots
 from lepton_jax.parallel.factors import Factors, factors_of
 from lepton_jax.parallel.microbatches.leaves import results
 from lepton_jax.parallel.microbatches.states import (
+    INDEXING,
     LATE,
     Factor,
     Late,
@@ -20,6 +21,7 @@ from lepton_jax.parallel.microbatches.states import (
     Split,
     State,
     Sum,
+    by_number,
     mixes,
     needs_all,
 )
@@ -69,7 +71,7 @@ class Flow:
         """
         found = {self.split.locate(node, factors, place, part) for place, part in known.items()}
         if len(found) > 1:
-            raise needs_all(node)
+            raise by_number(node) if node.op in INDEXING else needs_all(node)
         return next(iter(found), None)
 
     def parts(self, node: Node) -> tuple[Factors, Factor | None]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from lepton_jax.ir.cutting.cut import where
 from lepton_jax.ir.graph import Node
 from lepton_jax.parallel.factors import Factors
-from lepton_jax.parallel.microbatches.states import Factor, MicrobatchError, Split, State, Sum, needs_all
+from lepton_jax.parallel.microbatches.states import Factor, Split, State, Sum, by_number, needs_all
 from lepton_jax.parallel.microbatches.zeros import is_zero
 
 
@@ -37,10 +36,7 @@ def _check_indexing(node: Node, factors: Factors, factor: Factor) -> None:
     pointed = numbers.start_index_map if is_read else numbers.scatter_dims_to_operand_dims
     dims = factors.operands[0]
     if any(factor.index in dims[dim] for dim in pointed):
-        raise MicrobatchError(
-            f"{node.op} finds examples by their number ({where(node)}): the program cannot be computed in "
-            "parts of its batch. Where each example picks of its own, use jnp.take_along_axis"
-        )
+        raise by_number(node)
     if is_read or factor.index not in factors.reduced:
         return
     count = len(node.results)

@@ -16,6 +16,7 @@ from lepton_jax.ir.importer import copy_equations
 from lepton_jax.ir.regions import erase_dead_nodes
 from lepton_jax.parallel.microbatches.evaluating import Env, Round
 from lepton_jax.parallel.microbatches.flow import Flow
+from lepton_jax.parallel.microbatches.numbered import tie_numbered_rows
 from lepton_jax.parallel.microbatches.pieces import joined, parted
 from lepton_jax.parallel.microbatches.states import Late, MicrobatchError, Part, Split, Sum
 from lepton_jax.parallel.microbatches.sums import accumulated
@@ -38,6 +39,7 @@ def in_parts(graph: Graph, batch: Mapping[Value, Part], count: int, lanes: int =
         MicrobatchError: an operation needs more than its part of the batch; or nothing adds up or returns
             what depends on the batch.
     """
+    tie_numbered_rows(graph)
     for inner in graph.graphs():
         erase_dead_nodes(inner)
     flow = Flow(graph, batch, Split(count))

@@ -52,6 +52,18 @@ State: TypeAlias = Part | Sum | Late | None
 """None: the value does not depend on the batch, and is computed once, before the loop."""
 
 LATE: Final = Late()
+INDEXING: Final = frozenset(
+    {
+        "gather",
+        "scatter",
+        "scatter-add",
+        "scatter-sub",
+        "scatter-mul",
+        "scatter_mul",
+        "scatter-min",
+        "scatter-max",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -126,14 +138,23 @@ def needs_all(node: Node) -> MicrobatchError:
     )
 
 
+def by_number(node: Node) -> MicrobatchError:
+    """The error of a gather or a scatter whose indices may be those of other examples."""
+    return MicrobatchError(
+        f"{node.op} finds examples by their number ({where(node)}): the program cannot be computed in parts "
+        "of its batch. Where each example picks of its own, write x[jnp.arange(len(x)), i], or use "
+        "jnp.take_along_axis"
+    )
+
+
 def mixes(node: Node, finished: Value) -> MicrobatchError:
     """The error of an operation on examples and on what is added up over all of them."""
     first = maker(finished)
     made = "a sum" if first is None else f"{first.op} ({where(first)})"
     return MicrobatchError(
         f"{node.op} ({where(node)}) computes on each example with what is known only after all of them, from "
-        f"{made}, as batch norms and contrastive losses do: the program cannot be computed in parts of its "
-        "batch"
+        f"{made}, as batch norms, contrastive losses and functions of a mean loss do: the program cannot be "
+        "computed in parts of its batch"
     )
 
 

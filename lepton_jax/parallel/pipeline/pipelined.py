@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from lepton_jax.ir.importer import trace
 from lepton_jax.ir.paths import leaf_paths
 from lepton_jax.parallel.meshes import MeshSpec, automatic
+from lepton_jax.parallel.microbatches import nearest
 from lepton_jax.parallel.pipeline import orders
 from lepton_jax.parallel.pipeline.packed import PackedPipeline, Place
 from lepton_jax.parallel.pipeline.schedules import Schedule, Task
@@ -151,11 +152,14 @@ class Pipelined:
         shards, data = self._place.shards, self._place.data
         parts = self.schedule.microbatches * shards
         if given.shape[0] % parts:
-            near = max(parts, given.shape[0] // parts * parts)
+            below = given.shape[0] // parts * parts
+            near = f"{below} or {below + parts}" if below else f"{parts}"
+            own, left = divmod(given.shape[0], shards)
+            fewer = "" if left else f", or {nearest(own, self.schedule.microbatches)} microbatches"
             raise ValueError(
                 f"{name} has {given.shape[0]} examples, which {self.schedule.microbatches} microbatches"
                 + (f" on {shards} devices of {'+'.join(data)}" if data else "")
-                + f" do not divide: {near} would do"
+                + f" do not divide: {near} examples would do{fewer}"
             )
         return jax.ShapeDtypeStruct((given.shape[0] // parts, *given.shape[1:]), given.dtype)
 
@@ -226,12 +230,17 @@ def pipelined(
         A function `(params, *batch) -> (loss, grads)`.
 
     Raises:
+        TypeError: the mesh is none of JAX's.
         ValueError: the mesh has no such axis, or the numbers do not fit the schedule.
 
     Example:
         step = lepton.pipelined(loss, mesh, microbatches=8)
         value, grads = step(params, tokens)
     """
+    if not isinstance(mesh, (Mesh, AbstractMesh)):
+        raise TypeError(
+            f"a pipeline's mesh is a jax.sharding.Mesh, as jax.make_mesh((2,), ({axis!r},)), not {mesh!r}"
+        )
     spec = MeshSpec.of(mesh, chip)
     names = (data,) if isinstance(data, str) else tuple(data)
     for name in (axis, *names):

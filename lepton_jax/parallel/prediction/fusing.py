@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
-from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.graph import Node, Value
 from lepton_jax.parallel.factors.elementwise import ELEMENTWISE
 from lepton_jax.parallel.prediction.windows import PRODUCTS
 
@@ -35,6 +35,7 @@ RENAMED: Final = frozenset(
 """What a product reads as it lies."""
 ENOUGH: Final = 1.25
 """Arrays with several readers are made again where what they are made of is at most this much larger."""
+EXPONENTIALS: Final = frozenset({"exp", "exp2"})
 MOST_WITHIN: Final = 32
 """How many operations are looked through to find what runs within a product."""
 
@@ -47,21 +48,35 @@ class Fusing:
         products: of values that are written at the end of a product, the product.
     """
 
-    def __init__(self, size: Callable[[Value], int], moved: Collection[Value], within_products: bool) -> None:
-        """Args: bytes of a value; values that are sent; whether operations run within products."""
+    def __init__(
+        self,
+        size: Callable[[Value], int],
+        moved: Collection[Value],
+        within_products: bool,
+        repeats: bool = True,
+    ) -> None:
+        """Nothing is followed yet.
+
+        Args:
+            size: bytes of a value.
+            moved: values that are sent.
+            within_products: whether operations run within products.
+            repeats: whether several products each take the same exponentials.
+        """
         self.same: dict[Value, Value] = {}
         self._size = size
         self._moved = moved
         self._within_products = within_products
+        self._repeats = repeats
         self._roots: dict[Value, tuple[Value, ...]] = {}
         self._place: dict[Node, int] = {}
         self._kept: set[Value] = set()
         self._within: set[Value] = set()
         self.products: dict[Value, Node] = {}
 
-    def enter(self, graph: Graph) -> None:
+    def enter(self, nodes: Iterable[Node]) -> None:
         """Know the order of a graph's nodes."""
-        for node in graph:
+        for node in nodes:
             self._place[node] = len(self._place)
 
     def keep(self, values: Iterable[Value]) -> None:
@@ -97,7 +112,11 @@ class Fusing:
         if node is None or value in self.products or not (within or node.op in FUSED):
             return (value,)
         found = dict.fromkeys(root for operand in node.operands for root in self.made_of(operand))
-        return tuple(found) if within or self._is_fused(value, sum(map(self._size, found))) else (value,)
+        if within or (
+            self._is_fused(value, sum(map(self._size, found))) and not self._is_softmax(value, found)
+        ):
+            return tuple(found)
+        return (value,)
 
     def _is_fused(self, value: Value, bytes: int) -> bool:
         """Whether an array is made again by who reads it, from others of so many bytes."""
@@ -108,7 +127,27 @@ class Fusing:
             return False
         if bytes <= ENOUGH * self._size(value):
             return not self._is_masked(value)
-        return len(readers) == 1 and _reads_elements(readers[0])
+        count = len(readers)
+        if not self._within_products:
+            return count == 1 and _reads_elements(readers[0])
+        return all(map(_reads_elements, readers)) and bytes * (count - 1) < self._size(value) * (count + 1)
+
+    def _is_softmax(self, value: Value, roots: Iterable[Value]) -> bool:
+        """Whether several products read exponentials of one array, which each would take for itself."""
+        if self._repeats or _products(value) < 2:
+            return False
+        if sum(2 * self._size(root) >= self._size(value) for root in roots) != 1:
+            return False
+        ahead, seen = [value], {value}
+        while ahead:
+            node = ahead.pop().node
+            if node is None or node.op not in FUSED:
+                continue
+            if node.op in EXPONENTIALS:
+                return True
+            ahead += [operand for operand in node.operands if operand not in seen]
+            seen.update(node.operands)
+        return False
 
     def _is_read_whole(self, value: Value, readers: Collection[Node]) -> bool:
         """Whether a product reads an array that is not made within it."""
@@ -174,6 +213,14 @@ class Fusing:
                 known.add(value)
                 ahead.append(before)
         return False
+
+
+def _products(value: Value) -> int:
+    """How many products read a value, by whatever name."""
+    return sum(
+        1 if node.op in PRODUCTS else sum(map(_products, node.results)) if node.op in RENAMED else 0
+        for node, _ in value.uses
+    )
 
 
 def _reads_elements(node: Node) -> bool:

@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction.events import Walked
-from lepton_jax.parallel.prediction.fusing import ENOUGH as ENOUGH
-from lepton_jax.parallel.prediction.fusing import FUSED as FUSED
 from lepton_jax.parallel.prediction.onchip import on_chip, placed, together
-from lepton_jax.parallel.prediction.sizes import tiled_elements as tiled_elements
 from lepton_jax.parallel.prediction.spans import Spans
 
 

@@ -23,6 +23,12 @@ def local_bytes(value: Value, layout: Layout, mesh: MeshSpec) -> int:
     return elements * int(value.dtype.itemsize)
 
 
+def row_bytes(value: Value, layout: Layout, mesh: MeshSpec) -> int:
+    """The bytes of one device's part of a table on a TPU, each of whose rows takes whole lanes."""
+    *rows, lanes = layout.local_shape(value.shape, mesh)
+    return math.prod(rows) * -(-lanes // LANES) * LANES * int(value.dtype.itemsize)
+
+
 @cache
 def tiled_elements(shape: tuple[int, ...]) -> int:
     """How many elements an array takes in a TPU's memory, which holds tiles of 8 rows of 128.

@@ -20,6 +20,7 @@ class Span:
         reads: the steps that read it.
         argument: whether it is an input.
         given: whether it has memory all the time, as inputs and outputs have.
+        main: whether it is only ever in the main memory.
         shares: whether it may take the place of what it is made of, as what is made by elements does.
     """
 
@@ -28,6 +29,7 @@ class Span:
     reads: list[int] = field(default_factory=list)
     argument: bool = False
     given: bool = False
+    main: bool = False
     shares: bool = False
 
     @property

@@ -10,12 +10,13 @@ from typing import Final
 
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.regions import LOOPS, Slot, slots
-from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction.events import Walked
 from lepton_jax.parallel.prediction.fusing import CALLS, FUSED, Fusing
-from lepton_jax.parallel.prediction.sizes import local_bytes
+from lepton_jax.parallel.prediction.order import ordered
+from lepton_jax.parallel.prediction.sizes import local_bytes, row_bytes
 from lepton_jax.parallel.prediction.span import Span, gathers
+from lepton_jax.parallel.prediction.steps import Steps
 from lepton_jax.parallel.prediction.windows import PRODUCTS
 
 IN_PLACE: Final = frozenset(
@@ -23,24 +24,20 @@ IN_PLACE: Final = frozenset(
 )
 """What writes its result over its first operand where nobody else reads that."""
 
+ONCE: Final = frozenset({"v5p"})
+"""Chips for which XLA writes what is made of exponentials and several products read."""
 
-class Spans:
+
+class Spans(Steps):
     """The arrays of a program, step by step.
 
     Attributes:
-        found: all spans.
-        nodes: the node that runs at each step; None between.
         of: of each value that is written, its span.
     """
 
     def __init__(self, graph: Graph, walked: Walked, mesh: MeshSpec) -> None:
-        self.found: list[Span] = []
-        self.nodes: list[Node | None] = [None]
+        super().__init__(walked, mesh)
         self.of: dict[Value, Span] = {}
-        self._sizes: dict[Value, int] = {}
-        self._walked = walked
-        self._mesh = mesh
-        self._tiled = mesh.chip.rates.platform == "tpu"
         sent = [move for move in walked.moves if move.value not in walked.held]
         self._moved = {move.value: move.collective for move in sent}
         self._scattered = {
@@ -50,7 +47,7 @@ class Spans:
             and move.node.op in PRODUCTS
             and move.collective.kind == "collective-permute"
         }
-        self._fusing = Fusing(self.size, self._moved, self._tiled)
+        self._fusing = Fusing(self.size, self._moved, self.tiled, mesh.chip.name not in ONCE)
         self._gathers = gathers(walked)
         self._copies: dict[Value, Span] = {}
         self._sliced: set[Value] = set()
@@ -64,32 +61,20 @@ class Spans:
         self._product = 0
         self._follow(graph)
 
-    def layout(self, value: Value) -> Layout:
-        """How a value lies."""
-        return self._walked.lies.get(value) or Layout.whole(value.ndim)
-
-    def size(self, value: Value) -> int:
-        """The bytes of one device's part."""
-        known = self._sizes.get(value)
-        if known is None:
-            known = 0 if value.is_const else local_bytes(value, self.layout(value), self._mesh)
-            self._sizes[value] = known
-        return known
-
     def _follow(self, graph: Graph) -> None:
         for value in graph.inputs:
             if value.uses:
-                self.of[value] = self._span(self.size(value))
+                self.of[value] = self.span(self.size(value))
                 self.of[value].argument = self.of[value].given = True
         self._fusing.keep(graph.outputs)
-        for move in self._walked.moves:
+        for move in self.walked.moves:
             node = move.node
             if node is not None and node.op in PRODUCTS and move.collective.kind == "collective-permute":
                 # A loop over parts reads whole operands.
                 self._fusing.keep(v for v in node.operands if v.node is not None and v.node.op in FUSED)
         self._graph(graph)
         self._catch_up(list(self._later))
-        self._step(None)
+        self.step(None)
         self._join()
         for value in graph.outputs:
             if value in self.of:
@@ -98,18 +83,10 @@ class Spans:
             if before.last == after.born and not before.given:
                 after.born += 1
 
-    def _span(self, size: int) -> Span:
-        made = Span(size, len(self.nodes) - 1)
-        self.found.append(made)
-        return made
-
-    def _step(self, node: Node | None) -> int:
-        self.nodes.append(node)
-        return len(self.nodes) - 1
-
     def _graph(self, graph: Graph) -> None:
-        self._fusing.enter(graph)
-        for node in graph:
+        nodes = ordered(graph, self.size) if self.mesh.chip.name in ONCE else list(graph)
+        self._fusing.enter(nodes)
+        for node in nodes:
             if not node.regions:
                 self._leaf(node)
             elif node.op in CALLS:
@@ -119,7 +96,7 @@ class Spans:
 
     def _leaf(self, node: Node) -> None:
         for value in node.results:
-            if value in self._walked.parts:
+            if value in self.walked.parts:
                 self._summed.update(self._fusing.made_of(value))
         written = self._fusing.written(node)
         if any(self._in_parts(value) for value in written):
@@ -145,7 +122,8 @@ class Spans:
 
     def _run(self, node: Node, written: Sequence[Value]) -> None:
         early = self._update(node, written)
-        step = early or self._step(node)
+        done = next((self._fusing.products[v] for v in written if v in self._fusing.products), node)
+        step = early or self.step(done)
         for value in node.operands:
             copy = self._copy(value, node)
             if copy is None:
@@ -156,9 +134,11 @@ class Spans:
             self._make(value, node)
             self.of[value].born = early or self.of[value].born
             self.of[value].shares = node.op in FUSED and value not in self._fusing.products
+        if node.op == "gather" and self.tiled:
+            self._rows(node, step)
         if node.op in IN_PLACE and node.operands[0] in self.of and written:
             self._replaced.append((self.of[node.operands[0]], self.of[written[0]]))
-        if node.op in PRODUCTS:
+        if done.op in PRODUCTS:
             self._product = step
 
     def _update(self, node: Node, written: Sequence[Value]) -> int:
@@ -172,15 +152,40 @@ class Spans:
         return max((self.of[root].born for root in roots if root in self.of), default=0)
 
     def _make(self, value: Value, node: Node) -> None:
-        parts, moved = self._walked.parts.get(value), self._moved.get(value)
+        parts, moved = self.walked.parts.get(value), self._moved.get(value)
         kind = "" if moved is None else moved.kind
         if parts is not None and kind != "collective-permute":
-            self._waiting[value] = self.of[value] = self._span(local_bytes(value, parts, self._mesh))
+            self._waiting[value] = self.of[value] = self.span(local_bytes(value, parts, self.mesh))
             return
-        if moved is not None and (kind == "reduce-scatter" or (kind == "all-reduce" and not self._tiled)):
-            count = self._mesh.size(*moved.axes) if kind == "reduce-scatter" else 1
-            self._span(count * self.size(value)).reads.append(self._step(node))
-        self.of[value] = self._span(self._in_parts(value) or self.size(value))
+        if moved is not None and (kind == "reduce-scatter" or (kind == "all-reduce" and not self.tiled)):
+            count = self.mesh.size(*moved.axes) if kind == "reduce-scatter" else 1
+            self.span(count * self.size(value)).reads.append(self.step(node))
+        part = self._in_parts(value)
+        if part:  # the loop adds up both ways round
+            for _ in range(2):
+                self.early(part).main = True
+        self.of[value] = self.span(part or self.size(value))
+
+    def _rows(self, node: Node, step: int) -> None:
+        """Rows are gathered from a copy of a table whose rows take whole lanes.
+
+        It is made while the indices are brought, if they are.
+        """
+        table, *indices = node.operands
+        roots = self._fusing.made_of(table)
+        if table.ndim < 2 or not any(root in self.of and self.of[root].argument for root in roots):
+            return
+        size = row_bytes(table, self.layout(table), self.mesh)
+        if size > self.size(table):
+            made = self.early(size)
+            made.born = made.born if any(map(self._is_brought, indices)) else step
+
+    def _is_brought(self, value: Value) -> bool:
+        """Whether an array, or what it is made of by elements, comes from other devices."""
+        if self.walked.held.get(value) or value in self._moved:
+            return True
+        node = value.node
+        return node is not None and node.op in FUSED and any(map(self._is_brought, node.operands))
 
     def _join(self) -> None:
         """Sums that are joined at once wait for each other: parts and sums are there together.
@@ -190,11 +195,11 @@ class Spans:
         step = len(self.nodes) - 1
         for value, parts in self._waiting.items():
             parts.reads.append(step)
-            if self._tiled and parts.bytes == self.size(value):
+            if self.tiled and parts.bytes == self.size(value):
                 continue
-            if self._mesh.chip.rates.platform == "cpu" and parts.bytes != self.size(value):
-                self._span(parts.bytes)
-            self.of[value] = self._span(self.size(value))
+            if self.mesh.chip.rates.platform == "cpu" and parts.bytes != self.size(value):
+                self.span(parts.bytes)
+            self.of[value] = self.span(self.size(value))
         self._waiting.clear()
 
     def _read(self, value: Value, step: int) -> None:
@@ -206,7 +211,7 @@ class Spans:
                 self._join()
             if root in self._sliced:
                 self._sliced.remove(root)
-                self.of[root] = self._span(self.size(root))
+                self.of[root] = self.span(self.size(root))
                 self.of[root].born = self._product
             if root in self.of:
                 self.of[root].reads.append(step)
@@ -221,9 +226,9 @@ class Spans:
         layout = self._gathers.get((value, node))
         if layout is None:
             return self._copies.get(value) if node.op in PRODUCTS else None
-        made = self._copies[value] = self._span(local_bytes(value, layout, self._mesh))
+        made = self._copies[value] = self.span(local_bytes(value, layout, self.mesh))
         roots = [self.of[root].born for root in self._fusing.made_of(value) if root in self.of]
-        if self._tiled:
+        if self.tiled:
             made.born = max(self._product, *roots, 0)
         self._read(value, made.born)
         return made
@@ -241,21 +246,25 @@ class Spans:
 
     def _holder(self, node: Node) -> None:
         """A loop or a choice: its results are there from its beginning, what it reads to its end."""
-        begin = self._step(node)
+        begin = self.step(node)
         for value in node.operands:
             self._read(value, begin)
         for value in node.results:
-            self.of[value] = self._span(self.size(value))
+            self.of[value] = self.span(self.size(value))
         later, self._later = self._later, {}
         self._inside.append({})
         for slot in slots(node):
             self._enter(node, slot)
+        carried = node.params["num_carry"] if node.op == "scan" else None
+        if node.op in LOOPS:
+            self.enter_loop(begin)
         for region in node.regions:
-            carried = node.params["num_carry"] if node.op == "scan" else len(region.outputs)
             self._fusing.keep(region.outputs[:carried])
             self._graph(region)
         self._catch_up(list(self._later))
-        end, self._later = self._step(None), later
+        if node.op in LOOPS:
+            self.leave_loop()
+        end, self._later = self.step(None), later
         self._looped.update(node.results)
         for value in (value for region in node.regions for value in region.outputs):
             if value in self.of:

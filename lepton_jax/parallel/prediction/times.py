@@ -17,7 +17,7 @@ from lepton_jax.ir.cost import seconds
 from lepton_jax.ir.graph import Node
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction.events import Move, Walked
-from lepton_jax.parallel.prediction.memory import FUSED
+from lepton_jax.parallel.prediction.fusing import FUSED
 from lepton_jax.targets.rates import Target
 
 
@@ -51,11 +51,15 @@ def times_of(found: Walked, moves: Sequence[Move], mesh: MeshSpec) -> Times:
     return Times(flops, compute, traffic, total, min(total, _exposed(found, mesh)))
 
 
+def arithmetic(node: Node, share: float, rates: Target) -> float:
+    """Seconds of arithmetic of a node on one device, which does such a share of it."""
+    return seconds(replace(leaf_cost(node), bytes=0.0, nodes=0.0, iterations=0.0).times(share), rates)
+
+
 def _spent(node: Node, share: float, rates: Target) -> tuple[float, float]:
     """Seconds of arithmetic, and of memory traffic, of a node on one device."""
-    cost = leaf_cost(node)
-    busy = seconds(replace(cost, bytes=0.0, nodes=0.0, iterations=0.0).times(share), rates)
-    return busy, 0.0 if node.op in FUSED else cost.bytes * share / rates.bytes_per_second
+    moved = 0.0 if node.op in FUSED else leaf_cost(node).bytes * share / rates.bytes_per_second
+    return arithmetic(node, share, rates), moved
 
 
 def _exposed(found: Walked, mesh: MeshSpec) -> float:

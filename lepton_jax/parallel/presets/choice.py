@@ -14,6 +14,8 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
+import jax.numpy as jnp
+
 from lepton_jax.ir.cost import bytes_of
 from lepton_jax.parallel.presets.arrangement import Work
 from lepton_jax.parallel.presets.together import PRODUCTS, Dim, Together, Use
@@ -142,10 +144,14 @@ def _reason(together: Together, dim: Dim, closed: Collection[Dim | None]) -> str
     size = value.shape[axis]
     found = together.of(value, axis)
     if found is None:
-        return f"({size}) does not divide by {together.parts}" if size > 1 else ""
+        below = size // together.parts * together.parts
+        near = f"{below} or {below + together.parts}" if below else f"{together.parts}"
+        return f"({size}) does not divide by {together.parts}: {near} would" if size > 1 else ""
     if found in closed:
         return "goes with one of the batch"
     use = together.breaks[found][0] if found in together.breaks else together.gathered.get(found)
+    if use is not None and use.node.op == "concatenate" and value.dtype == jnp.uint8:
+        return f"({size}) has packed codes: a byte holds those of several parts of a row"
     if use is not None:
         return f"({size}) {_broken(together, use, found)}"
     return ""

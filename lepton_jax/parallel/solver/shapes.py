@@ -11,8 +11,11 @@ from typing import Final, Generic, TypeVar
 from lepton_jax.ir.graph import Graph
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.roles import Roles
+from lepton_jax.parallel.solver.charges import SPARE
+from lepton_jax.parallel.solver.fitting import CannotWin
+from lepton_jax.parallel.solver.objective import TIME
 from lepton_jax.parallel.solver.solution import Solution
-from lepton_jax.parallel.solver.solve import CannotWin, solve
+from lepton_jax.parallel.solver.solve import solve
 
 AXES: Final = ("data", "model", "other")
 SLICE: Final = "slice"
@@ -40,11 +43,13 @@ class Attempt(Generic[T]):
     """What was found on one shape.
 
     Attributes:
-        predicted: seconds a step.
+        predicted: what is compared: seconds a step, or bytes.
         missing: bytes per device by which it does not fit.
-        objective: what the search found by its own model, for `beat` of the next; inf where none searched.
+        objective: seconds of what the search found by its own model, for `beat` of the next; inf where none
+            searched for time.
         found: what it is.
         parts: into how many the batch is cut.
+        flops: what a device computes, where bytes are compared: what is computed whole sends nothing.
     """
 
     predicted: float
@@ -52,10 +57,11 @@ class Attempt(Generic[T]):
     objective: float
     found: T
     parts: int = 1
+    flops: float = 0.0
 
     @property
     def rank(self) -> tuple[float, float]:
-        """What fits first, then what takes less time."""
+        """What fits first, then what is less."""
         return self.missing, self.predicted * self.parts**0.01
 
 
@@ -66,7 +72,7 @@ class Best(Generic[T]):
     Attributes:
         shape: the best.
         found: on it.
-        tried: of each shape on which layouts were found, in words as `data=2,model=4`, the predicted seconds.
+        tried: of each shape on which layouts were found, in words as `data=2,model=4`, what was compared.
         notes: what of the others: that they cannot win, or are not possible, or that there was no time.
     """
 
@@ -83,7 +89,8 @@ class Found:
     Attributes:
         mesh: the best.
         solution: on it.
-        tried: of each shape that was solved, in words as `data=2,model=4`, the predicted seconds.
+        tried: of each shape that was solved, in words as `data=2,model=4`, the predicted seconds; by bytes
+            these, with a kilobyte for each millisecond.
         notes: shapes that were not solved, and why.
     """
 
@@ -130,18 +137,21 @@ def best_shape(
             where it cannot, and `ValueError` where the shape is not possible.
         seconds: for all together; the first is tried in any case.
 
+    Returns:
+        the best, where bytes are compared of those on which a device computes about as little as it can.
+
     Raises:
         ValueError: none is possible: what the first says.
     """
     end = time.monotonic() + seconds
     left = list(shapes)
-    best: tuple[Attempt[T], Shape] | None = None
+    made: list[tuple[Attempt[T], Shape]] = []
     beat, tried, notes = math.inf, dict[str, float](), list[str]()
     impossible: ValueError | None = None
     while left:
         shape = left.pop(0)
         until = end - time.monotonic()
-        if best is not None and until <= 0:
+        if made and until <= 0:
             notes.append(f"no time for {shape}")
             continue
         try:
@@ -159,11 +169,21 @@ def best_shape(
         tried[str(shape)] = now.predicted
         if not now.missing:
             beat = min(beat, now.objective)
-        if best is None or now.rank < best[0].rank:
-            best = now, shape
-    if best is None:
+        made.append((now, shape))
+    if not made:
         raise impossible or ValueError("there are no shapes to try")
-    return Best(best[1], best[0].found, tried, tuple(notes))
+    least = min((now.missing, now.flops) for now, _ in made)[1]
+    best, shape = min(made, key=lambda each: (each[0].flops > least * (1 + SPARE), *each[0].rank))
+    return Best(shape, best.found, tried, tuple(notes))
+
+
+def attempted(solution: Solution, found: T) -> Attempt[T]:
+    """What a solution is worth beside those for other shapes."""
+    missing, parts = float(solution.missing), solution.microbatches
+    if solution.by is TIME:
+        return Attempt(solution.cost, missing, solution.objective, found, parts)
+    flops = solution.candidates[0].predicted.flops if solution.candidates else 0.0
+    return Attempt(solution.cost, missing, math.inf, found, parts, flops)
 
 
 def search_mesh(
@@ -176,13 +196,14 @@ def search_mesh(
     slices: int = 1,
     memory: int | None = None,
     seconds: float = 60.0,
+    objective: str = "time",
 ) -> Found:
-    """The mesh of so many devices on which a program takes the least time.
+    """The mesh of so many devices on which a program takes the least time, or sends the fewest bytes.
 
     Meshes with fewer axes are tried first, and of these the more even ones: an axis that is used for two
     things costs nothing, so few shapes matter. To the solver axes are names, so that of two orders of the
     same sizes only one is tried. A shape is not solved where a bound shows that its search cannot find less
-    than was found before (both with nothing hidden).
+    than was found before (both with nothing hidden); by bytes all are.
 
     Args:
         graph: with plain calls written into their callers.
@@ -193,9 +214,10 @@ def search_mesh(
         slices: how many slices or nodes the devices stand in; see `mesh_shapes`.
         memory: bytes per device; default: what the chips have.
         seconds: for all shapes together.
+        objective: `time` or `bytes`; see `solve`.
 
     Raises:
-        ValueError: as `mesh_shapes`.
+        ValueError: as `mesh_shapes`; there is no such objective.
 
     Example:
         >>> import jax
@@ -210,10 +232,8 @@ def search_mesh(
 
     def attempt(shape: Shape, until: float, beat: float) -> Attempt[tuple[MeshSpec, Solution]]:
         mesh = MeshSpec.of(shape.sizes, chip, shape.outer)
-        found = solve(graph, roles, mesh, memory=memory, seconds=until, beat=beat)
-        return Attempt(
-            found.predicted, float(found.missing), found.objective, (mesh, found), found.microbatches
-        )
+        found = solve(graph, roles, mesh, memory=memory, seconds=until, beat=beat, objective=objective)
+        return attempted(found, (mesh, found))
 
     best = best_shape(mesh_shapes(devices, names, slices), attempt, seconds)
     return Found(*best.found, best.tried, best.notes)

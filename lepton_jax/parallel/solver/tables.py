@@ -1,6 +1,6 @@
 """What resharding costs between all layouts of two values, each table worked out once.
 
-Seconds are a constant and a part that grows with the bytes of the array; both depend on the layouts alone,
+Costs are a constant and a part that grows with the bytes of the array; both depend on the layouts alone,
 and neither on which dimension is which. So few reshardings are costed.
 """
 
@@ -16,8 +16,9 @@ import numpy.typing as npt
 from lepton_jax.parallel.factors import Factors, dims_axes, factor_axes
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
-from lepton_jax.parallel.resharding import reshard, seconds
+from lepton_jax.parallel.resharding import reshard
 from lepton_jax.parallel.solver.choices import PARTIAL, WHOLE, Layouts, index_layouts, real_axes
+from lepton_jax.parallel.solver.objective import TIME, Objective
 from lepton_jax.parallel.solver.problem import Floats
 from lepton_jax.parallel.strategies import Strategy
 
@@ -27,10 +28,11 @@ Codes = npt.NDArray[np.int64]
 
 
 class Tables:
-    """Costs of resharding on one mesh, in seconds; inf where a layout cannot come from another."""
+    """Costs of resharding on one mesh; inf where a layout cannot come from another."""
 
-    def __init__(self, mesh: MeshSpec) -> None:
+    def __init__(self, mesh: MeshSpec, objective: Objective = TIME) -> None:
         self.mesh = mesh
+        self.objective = objective
         self.names = real_axes(mesh)
         self._known: dict[int, tuple[float, float]] = {}
         self._rates_of: dict[Any, tuple[Floats, Floats]] = {}
@@ -185,14 +187,16 @@ class Tables:
         return [where.get(name, WHOLE) for name in self.names]
 
     def _rate(self, before: Layout, after: Layout) -> tuple[float, float]:
-        """The seconds of any array, and those for each byte of it."""
+        """What it costs for any array, and for each byte of it."""
         if before == after:
             return 0.0, 0.0
         if not set(after.partial) <= set(before.partial):
             return np.inf, 0.0
         shape = (self.mesh.devices,) * before.ndim  # of which all parts are even
         small, large = (
-            seconds(reshard(jax.ShapeDtypeStruct(shape, dtype), before, after, self.mesh), self.mesh)
+            self.objective.of(
+                reshard(jax.ShapeDtypeStruct(shape, dtype), before, after, self.mesh), self.mesh
+            )
             for dtype in (_UNIT, _LARGE)
         )
         whole = float(self.mesh.devices**before.ndim)

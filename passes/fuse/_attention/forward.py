@@ -1,55 +1,129 @@
-"""Putting blocked attention in place of the operations that were found."""
+"""Deciding where attention is computed in blocks, or by a kernel."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Final
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from lepton_jax.ir.graph import Node, Value
+from lepton_jax.ir.graph import Node, RuleChain
+from lepton_jax.passes.fuse._attention.across import Crossing, crossing_of, handed
 from lepton_jax.passes.fuse._attention.axes import dot_numbers
-from lepton_jax.passes.fuse._attention.blocked import attention
-from lepton_jax.passes.fuse._attention.cutting import Cutting, Limits, cutting_of
+from lepton_jax.passes.fuse._attention.cutting import Limits, cutting_of
+from lepton_jax.passes.fuse._attention.inward import bring_in
 from lepton_jax.passes.fuse._attention.lowered import lower
 from lepton_jax.passes.fuse._attention.match import Found, find
-from lepton_jax.passes.fuse._attention.order import sort
-from lepton_jax.passes.fuse._attention.plan import Plan
-from lepton_jax.passes.fuse._attention.program import Builder, batch_first
-from lepton_jax.passes.fuse._attention.region import Region, Sink, region_of, stages, vanishes
-from lepton_jax.passes.fuse._attention.rowsums import row_sums, write_row_sums
-from lepton_jax.passes.fuse._attention.running import result_order
-from lepton_jax.passes.fuse._attention.stage import Stage, Sum, summed
-from lepton_jax.passes.fuse._attention.wide import wide, widened, widened_step
-from lepton_jax.rewrite import PassContext, erase_dead, rewrite
-from lepton_jax.rewrite.replacement import write_before
-
-RULE: Final = "attention"
+from lepton_jax.passes.fuse._attention.missing import is_random, missing_product, withdraw
+from lepton_jax.passes.fuse._attention.region import Region, region_of
+from lepton_jax.passes.fuse._attention.shardings import is_sharded
+from lepton_jax.passes.fuse._attention.write import RULE, Results, write
+from lepton_jax.passes.loops._parts.scan import drop_unread
+from lepton_jax.rewrite import PassContext
 
 
 def fuse(dot: Node, ctx: PassContext, limits: Limits) -> None:
     """Rewrite the attention that ends in a product, if it does and if that pays."""
-    if not _may_pay(dot, limits):
+    if not _may_pay(dot, limits) or _is_written(dot):
         return
     found = find(dot)
     if found is None:
         return
     if isinstance(found, Found) and _lowered(found, ctx, limits):
         return
-    region = found if isinstance(found, str) else region_of(found)
-    if isinstance(found, str) or isinstance(region, str):
-        ctx.miss(RULE, dot, str(region))
+    crossing = None if isinstance(found, str) else crossing_of(found)
+    if isinstance(found, str) or isinstance(crossing, str):
+        ctx.miss(RULE, dot, str(found if isinstance(found, str) else crossing))
         return
-    cutting = cutting_of(found, limits)
-    reason = _why_not(found, region, cutting.share, limits)
+    region = region_of(found, frozenset() if crossing is None else crossing.large)
+    reason = region if isinstance(region, str) else _why_not(found, region, limits)
+    if reason is None and crossing is not None:
+        reason = _why_not_across(crossing, limits)
     if reason is not None:
         ctx.miss(RULE, dot, reason)
+    elif not ctx.fire(RULE, dot):
         return
-    if ctx.fire(RULE, dot):
-        _write(found, region, cutting)
+    elif crossing is None:
+        _write(dot, limits)
+    else:
+        _write_across(crossing, limits)
+
+
+def fuse_gradient(exp: Node, ctx: PassContext, limits: Limits) -> None:
+    """Rewrite the backward half of attention where the program has no use for the forward one's result."""
+    shape = exp.result.shape
+    if not exp.result.is_static or max(shape, default=0) < min(limits.masked, limits.open):
+        return
+    if _is_written(exp):
+        return
+    dot = missing_product(exp)
+    graph = exp.graph
+    if dot is None or graph is None:
+        return
+    found = find(dot)
+    region = found if found is None or isinstance(found, str) else region_of(found)
+    if isinstance(found, Found) and isinstance(region, Region):
+        reason = _why_not(found, region, limits)
+        if reason is None and region.sinks and not is_random(region) and ctx.fire(RULE, exp):
+            exp.rule = RuleChain(RULE, exp.rule)  # not again, if something else still reads it
+            graph.append(dot)
+            _write(dot, limits)
+            return
+        region = reason
+    withdraw(dot)
+    if isinstance(region, str):
+        ctx.miss(RULE, exp, region)
+
+
+def _is_written(node: Node) -> bool:
+    """Whether this rule has seen to a node, or to one in whose region it stands."""
+    holder: Node | None = node
+    while holder is not None:
+        if holder.rule is not None and holder.rule.rule == RULE:
+            return True
+        graph = holder.graph
+        holder = graph.parents[0] if graph is not None and graph.parents else None
+    return False
+
+
+def _why_not_across(crossing: Crossing, limits: Limits) -> str | None:
+    """Why the loops that read what a loop kept of attention cannot compute it in blocks."""
+    for reader in crossing.readers:
+        found = find(crossing.trial(reader))
+        region = found if found is None or isinstance(found, str) else region_of(found)
+        if isinstance(found, Found) and isinstance(region, Region):
+            region = _why_not(found, region, replace(limits, open=0))  # as long as the forward half is
+        if region is not None:
+            return f"in another loop, {region}"
+    return None
+
+
+def _prepared(dot: Node) -> tuple[Found, Region]:
+    """Attention that is about to be written, with masks from outside its loop computed in it."""
+    while True:
+        found = find(dot)
+        assert isinstance(found, Found)
+        region = region_of(found)
+        assert isinstance(region, Region)
+        if not bring_in(found, region):
+            return found, region
+
+
+def _write(dot: Node, limits: Limits, given: Results | None = None) -> Results:
+    found, region = _prepared(dot)
+    return write(found, region, cutting_of(found, limits), given)
+
+
+def _write_across(crossing: Crossing, limits: Limits) -> None:
+    """The forward half in its loop, and the backward half in others, from what the forward one keeps."""
+    dots = [(reader, crossing.move(reader)) for reader in crossing.readers]
+    for reader, _ in dots:
+        drop_unread(reader)
+    crossing.release()
+    results = _write(crossing.found.dot, limits)
+    drop_unread(crossing.loop)
+    for reader, dot in dots:
+        mixed, top, total = (handed(crossing.loop, value, reader) for value in results)
+        _write(dot, limits, (mixed, top, total))
+        drop_unread(reader)
 
 
 def _lowered(found: Found, ctx: PassContext, limits: Limits) -> bool:
@@ -68,11 +142,12 @@ def _may_pay(dot: Node, limits: Limits) -> bool:
     return bool(dot.operands[0].shape[contract[0][0]] >= fewest)
 
 
-def _why_not(found: Found, region: Region, share: float, limits: Limits) -> str | None:
+def _why_not(found: Found, region: Region, limits: Limits) -> str | None:
     queries, keys = found.size
-    fewest = limits.masked if share <= 0.75 else limits.open
-    if keys < fewest:
-        return f"there are {keys} keys; blocks pay from {fewest}"
+    if keys < limits.open:
+        fewest = limits.masked if cutting_of(found, limits).share <= 0.75 else limits.open
+        if keys < fewest:
+            return f"there are {keys} keys; blocks pay from {fewest}"
     if queries < 2 or math.prod(found.scores.shape) < limits.scores:
         return f"there are only {math.prod(found.scores.shape)} scores"
     if region.sinks and found.divided and found.top is None and found.exp.operands[0] is not found.scores:
@@ -83,133 +158,4 @@ def _why_not(found: Found, region: Region, share: float, limits: Limits) -> str 
 
 
 def _has_sharding(found: Found) -> bool:
-    return any(_is_sharded(value) for value in (*found.builder.values, found.dot.result))
-
-
-def _is_sharded(value: Value) -> bool:
-    sharding = getattr(value.aval, "sharding", None)
-    if sharding is None or sharding.mesh.empty:
-        return False
-    return any(axes is not None for axes in sharding.spec)
-
-
-def plan_of(found: Found, cutting: Cutting) -> Plan:
-    """What the blocked form has to know."""
-    contract, batch = dot_numbers(found.dot)
-    side = found.side
-    blocks = cutting.blocks
-    order = tuple(tuple(map(int, np.argsort(~line, kind="stable"))) for line in blocks.counts)
-    shift: Any = "any" if found.top is None else "top"
-    if found.exp.operands[0] is found.scores:
-        shift = "none"
-    precision = found.dot.params.get("precision")
-    if side == 1 and isinstance(precision, tuple):
-        precision = precision[::-1]
-    plan = Plan(
-        scores=cutting.scores,
-        weights=widened(found.weights) if cutting.widen else found.weights,
-        labels=found.labels,
-        shape=found.scores.shape,
-        exp_dtype=wide(found.exp.result.dtype) if cutting.widen else found.exp.result.dtype,
-        contract=(contract[side][0], contract[1 - side][0]),
-        batch=(batch[side], batch[1 - side]),
-        side=side,
-        precision=precision,
-        dtype=found.dot.result.dtype,
-        wide=jnp.promote_types(found.scores.dtype, jnp.float32),
-        divided=found.divided,
-        shift=shift,
-        block=cutting.size,
-        tiles=cutting.tiles,
-        order=order,
-        counts=tuple(int(c) for c in blocks.counts.sum(1)),
-        fill=blocks.fill,
-    )
-    return replace(plan, layout=_layout(found.dot, plan))
-
-
-def _layout(dot: Node, plan: Plan) -> tuple[int, ...]:
-    """The order of the product's axes in which it is wanted: its only reader may transpose it."""
-    order = result_order(plan, dot.result.ndim)
-    users = dot.result.users()
-    if len(users) != 1 or users[0].op != "transpose":
-        return order
-    return tuple(order[int(d)] for d in users[0].params["permutation"])
-
-
-def blocked(values: Any, *leaves: Any, plan: Plan, dtypes: tuple[Any, Any]) -> list[jax.Array]:
-    """The product, the maxima and the sums, in the dtypes they had."""
-    mixed, top, total = attention(values, *leaves, plan=plan)
-    return [mixed, top.astype(dtypes[0]), total.astype(dtypes[1])]
-
-
-def _write(found: Found, region: Region, cutting: Cutting) -> None:
-    dot = found.dot
-    graph = dot.graph
-    assert graph is not None
-    dtypes = (found.scores.dtype, found.sums[0].result.dtype)
-    values = dot.operands[1 - found.side]
-    plan = plan_of(found, cutting)
-    rows = row_sums(found, region.sinks)
-    made = rewrite(blocked, values, *found.builder.values, plan=plan, dtypes=dtypes)
-    mixed, top, total = write_before(made, dot, RULE)
-    old = [dot, *found.sums, *([] if found.top is None else [found.top])]
-    dot.result.replace_uses(mixed)
-    erase_dead(dot)
-    _replace(found.sums, total)
-    if found.top is not None:
-        _replace((found.top,), top)
-    for node in old:
-        erase_dead(node)
-    if region.sinks or any(value.uses for value in (top, total)):
-        sort(graph)
-    if rows is not None:
-        write_row_sums(rows, mixed, total, RULE)
-        sort(graph)
-        done = {row.sink.node for row in rows.sums}
-        region = Region(region.labels, tuple(s for s in region.sinks if s.node not in done))
-    for sinks in stages(region):
-        _write_stage(found, sinks, cutting, top)
-        sort(graph)
-
-
-def _write_stage(found: Found, sinks: list[Sink], cutting: Cutting, top: Value) -> None:
-    """Sum in one loop over blocks what one stage of the backward half sums."""
-    builder, blocks = Builder(), cutting.blocks
-    known: dict[Value, bool] = {}
-    places = []
-    for sink in sinks:
-        mine = [builder.add(sink.node.operands[sink.position], sink.marks)]
-        if len(sink.node.operands) > 1:
-            mine.append(builder.add(sink.node.operands[1 - sink.position], sink.others))
-        places.append(mine if sink.position == 0 else mine[::-1])
-    ends = [builder.finished(s.node, s.labels, place) for s, place in zip(sinks, places, strict=True)]
-    program, ends = batch_first(builder.program(places[0][0]), ends)
-    dtypes = [end.dtype for end in ends]
-    if cutting.widen:
-        program, ends = widened(program), [widened_step(end) for end in ends]
-    sums = tuple(Sum(e, s.position, s.marks, d) for s, e, d in zip(sinks, ends, dtypes, strict=True))
-    may_skip = all(vanishes(s.node.operands[s.position], found.exp.result, known) for s in sinks)
-    every = [(i, j) for i in range(blocks.counts.shape[0]) for j in range(blocks.counts.shape[1])]
-    counted = [pair for pair in every if blocks.counts[pair] or not may_skip]
-    stage = Stage(
-        program=program,
-        sums=sums,
-        size=found.size,
-        block=cutting.size,
-        pairs=tuple(counted),
-        rest=tuple(pair for pair in every if pair not in set(counted)),
-        fill=blocks.fill,
-    )
-    last = sinks[-1].node
-    results = write_before(rewrite(summed, top, *builder.values, stage=stage), last, RULE)
-    for sink, value in zip(sinks, results, strict=True):
-        sink.node.result.replace_uses(value)
-    for sink in sinks:
-        erase_dead(sink.node)
-
-
-def _replace(nodes: tuple[Node, ...], value: Value) -> None:
-    for node in nodes:
-        if node.alive and node.result.uses and node.result.dtype == value.dtype:
-            node.result.replace_uses(value)
+    return any(is_sharded(value) for value in (*found.builder.values, found.dot.result))

@@ -135,12 +135,13 @@ def _reason(node: Node) -> str | None:
     """Why weights that go through `node` are left alone, if weights they are."""
     if node.op not in ("mul", "div", "select_n") or not any(_near_exp(v) for v in node.operands):
         return None
-    if any(_is_random(v) for v in node.operands):
+    if any(drawn(v) for v in node.operands):
         return "the weights have dropout"
     return f"the weights go through {node.op} before they meet the values"
 
 
-def _ancestors(value: Value, most: int) -> Iterator[Node]:
+def ancestors(value: Value, most: int) -> Iterator[Node]:
+    """The operations that a value is made of, nearest first, so many at the most."""
     seen: set[Node] = set()
     queue = [value.node]
     while queue and len(seen) < most:
@@ -163,8 +164,9 @@ def _near_exp(value: Value) -> bool:
     return False
 
 
-def _is_random(value: Value) -> bool:
-    return any(node.op in _RANDOM for node in _ancestors(value, 64))
+def drawn(value: Value) -> bool:
+    """Whether a value is made of random numbers."""
+    return any(node.op in _RANDOM for node in ancestors(value, 64))
 
 
 def _complete(dot: Node, side: int, path: _Path) -> Found | str | None:

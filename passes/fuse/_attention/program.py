@@ -13,8 +13,11 @@ from jax import lax
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.ir.structure import operand_key, params_key
 from lepton_jax.passes.fuse._attention.axes import ELEMENTWISE, MOVES, Labels, sources
+from lepton_jax.passes.fuse._attention.shardings import is_open
 
 NARROW: Final = ("bfloat16", "float16")
+
+_SHARDINGS: Final = ("sharding", "out_sharding")
 
 _TILED: Final = ELEMENTWISE | MOVES | {"dot_general", "iota", "reduce_sum"}
 
@@ -268,7 +271,7 @@ class Builder:
         known = tuple(
             operand_key(p) if isinstance(p, Value) else o for p, o in zip(places, operands, strict=True)
         )
-        params = {key: _plain(param) for key, param in node.params.items()}
+        params = {k: None if k in _SHARDINGS else _plain(param) for k, param in node.params.items()}
         shape, dtype = node.result.shape, node.result.dtype
         key = (node.op, params_key(params), known, labels, shape, str(dtype))
         ranks = tuple(v.ndim for v in node.operands)
@@ -288,5 +291,5 @@ def _is_scalar(value: Value) -> bool:
 
 def _is_plain(node: Node) -> bool:
     """Whether a node leaves shardings to JAX and has one result."""
-    free = node.params.get("sharding") is None and node.params.get("out_sharding") is None
+    free = all(is_open(node.params.get(name)) for name in _SHARDINGS)
     return free and len(node.results) == 1 and not node.effects

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lepton_jax.ir.facts import facts_of
-from lepton_jax.ir.graph import Node, Value
+from lepton_jax.ir.graph import RETURN, Node, Value
 from lepton_jax.passes.fuse._attention.axes import ELEMENTWISE, MOVES, Labels, dot_numbers, result_axis
 from lepton_jax.passes.fuse._attention.match import Found
 
@@ -45,8 +45,13 @@ class Region:
     sinks: tuple[Sink, ...]
 
 
-def region_of(found: Found) -> Region | str:
-    """What depends on the scores of an attention, or why some of it cannot be computed in blocks."""
+def region_of(found: Found, kept: frozenset[Value] = frozenset()) -> Region | str:
+    """What depends on the scores of an attention, or why some of it cannot be computed in blocks.
+
+    Args:
+        found: the attention.
+        kept: what its graph returns and will return no longer.
+    """
     labels = dict(found.builder.dependent())
     labels[found.exp.result] = found.labels
     ends = {found.dot, found.top, *found.sums}
@@ -56,6 +61,8 @@ def region_of(found: Found) -> Region | str:
         marks = labels[value]
         for user, position in list(value.uses):
             if user in ends or user in sinks or any(v in labels for v in user.results):
+                continue
+            if user.op == RETURN and value in kept:
                 continue
             if len(labels) > _MOST:
                 return "too much depends on the scores"

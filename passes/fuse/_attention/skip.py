@@ -13,6 +13,7 @@ from lepton_jax.ir import _jax
 from lepton_jax.ir.facts import facts_of
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.fuse._attention.axes import MOVES, Labels, operand_labels
+from lepton_jax.passes.fuse._attention.inward import outer_value
 
 _DEEPEST: Final = 48
 _LARGEST: Final = 1 << 26
@@ -83,7 +84,10 @@ class _Intervals:
         if value.is_const:
             return self.of_constant(value, labels)
         node = value.node
-        if node is None or depth > _DEEPEST or len(node.results) != 1:
+        if node is None:
+            outer = outer_value(value)
+            return _UNKNOWN if outer is None else self.of(outer, labels, depth)
+        if depth > _DEEPEST or len(node.results) != 1:
             return _UNKNOWN
         if node.op == "iota":
             return self.of_iota(node, labels)

@@ -127,11 +127,12 @@ class Reader:
         made: Terms = {}
         for (e, g, total, r, bend), factor in terms.items():
             if (e, g, bend) == (1, 1, 0):
-                made[0, 0, total, r + 1, 0] = factor
+                part: Terms = {(0, 0, total, r + 1, 0): factor}
             elif (e, g, bend) == (1, 0, 0):
-                made[0, 0, total + 1, r, 0] = factor
+                part = {(0, 0, total + 1, r, 0): factor}
             else:
                 raise NotStandardError("the backward half sums something else than weights")
+            made = _plus(made, part, 1.0)
         return made, rest
 
     def view(self, node: Node) -> tuple[Terms, Axes]:

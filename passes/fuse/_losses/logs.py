@@ -38,13 +38,13 @@ def log_of_softmax(node: Node, ctx: PassContext) -> Outcome:
     power = None if quotient is None else made_by(quotient.operands[0], "exp")
     if quotient is None or power is None or not is_float(node.result):
         return None
-    total = made_by(_behind(quotient.operands[1]), "reduce_sum")
-    if total is None or _uncast(total.operands[0]) is not power.result:
+    total = made_by(behind(quotient.operands[1]), "reduce_sum")
+    if total is None or uncast(total.operands[0]) is not power.result:
         return None
     (z,), norm = power.operands, quotient.operands[1]
     if z.shape != node.result.shape or norm.ndim != z.ndim:
         return None
-    if not _is_shifted(z):
+    if not is_shifted(z):
         ctx.miss("log-of-softmax", node, "the softmax is not stabilised: its sum may overflow")
         return None
     return rewrite(_less_log, z, norm)
@@ -53,12 +53,12 @@ def log_of_softmax(node: Node, ctx: PassContext) -> Outcome:
 @movement_rule("log", level="reassociate")
 def log_of_sum_of_exp(node: Node, ctx: PassContext) -> Outcome:
     """log(sum(exp(x))) → log(sum(exp(x - m))) + m, with m = max(x): finite for any finite x"""
-    total = made_by(_behind(node.operands[0]), "reduce_sum")
+    total = made_by(behind(node.operands[0]), "reduce_sum")
     power = None if total is None else made_by(total.operands[0], "exp")
     if total is None or power is None or not is_float(node.result):
         return None
     (x,) = power.operands
-    if _is_shifted(x) or x.shape != total.operands[0].shape or 0 in x.shape:
+    if is_shifted(x) or x.shape != total.operands[0].shape or 0 in x.shape:
         return None
     return rewrite(_stable, x, axes=tuple(total.params["axes"]), shape=node.result.shape)
 
@@ -113,13 +113,13 @@ def _is_negative(x: Value) -> bool:
     return minus is not None and made_by(minus.operands[0], "abs") is not None
 
 
-def _uncast(value: Value) -> Value:
+def uncast(value: Value) -> Value:
     """What a value is a conversion of."""
     cast = made_by(value, "convert_element_type")
     return value if cast is None else cast.operands[0]
 
 
-def _behind(value: Value) -> Value:
+def behind(value: Value) -> Value:
     """What a value is a view of."""
     for _ in range(_CHAIN):
         if value.node is None or value.node.op not in _VIEWS or len(value.node.operands) != 1:
@@ -128,14 +128,14 @@ def _behind(value: Value) -> Value:
     return value
 
 
-def _is_shifted(z: Value) -> bool:
+def is_shifted(z: Value) -> bool:
     """Whether a value is x minus a maximum of x, as it comes or guarded against infinity."""
     shift = made_by(z, "sub")
     if shift is None:
         return False
-    x, m = shift.operands[0], _behind(shift.operands[1])
+    x, m = shift.operands[0], behind(shift.operands[1])
     chosen = made_by(m, "select_n")
-    candidates = [m] if chosen is None else [_behind(v) for v in chosen.operands[1:]]
+    candidates = [m] if chosen is None else [behind(v) for v in chosen.operands[1:]]
     tops = [made_by(v, "reduce_max") for v in candidates]
     return any(top is not None and top.operands[0] is x for top in tops)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Final
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -22,17 +22,22 @@ from lepton_jax.passes.lower._integer_convolution.common import (
 )
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
-from lepton_jax.targets.convolution_forms import Form, convolution_form
+from lepton_jax.targets.convolution_forms import (
+    FILLED_OUTPUTS,
+    Form,
+    convolution_form,
+    has_fast_path,
+)
 from lepton_jax.targets.forms import PACKED_CHANNELS
 
 
 @integer_rule()
 def stem_by_space_to_depth(node: Node, ctx: PassContext) -> Outcome:
-    """conv(x, w) with stride 2, a large kernel and few channels → conv of 2×2 blocks as 16 channels
+    """conv(x, w) with stride 2 and few channels → conv of 2×2 blocks as 16 channels
 
     The first convolution of a network, 7×7 on three channels: its kernel becomes 4×4 on twelve channels, and
-    zeros make sixteen of them. 13× on processors that have dot product instructions for int8, where alone it
-    is made.
+    zeros make sixteen of them. 4× to 17× on processors that have dot product instructions for int8, where
+    alone it is made (`python benchmarks/forms.py --only convolutions`).
     """
     window = window_of(node)
     if not _is_simple(node, window) or window.spread != (1, 1):
@@ -62,15 +67,39 @@ def of_blocks(x: jax.Array, kernel: jax.Array, *, window: Window, sizes: Ints) -
     more = PACKED_CHANNELS - 4 * channels
     x = lax.pad(x, zero, [(0, 0, 0)] * 3 + [(0, more, 0)])
     kernel = lax.pad(kernel, zero, [(0, 0, 0)] * 2 + [(0, more, 0), (0, 0, 0)])
-    return convolve(x, kernel, window, window_strides=(1, 1), padding=((0, 0), (0, 0)))
+    return _filled_up(x, kernel, window, window_strides=(1, 1), padding=((0, 0), (0, 0)))
+
+
+def _filled_up(x: jax.Array, kernel: jax.Array, window: Window, **changed: Any) -> jax.Array:
+    """The convolution, with outputs of zeros where it has too few for the library; they are cut off."""
+    channels, outputs = kernel.shape[2:]
+    if has_fast_path(channels, outputs):
+        return convolve(x, kernel, window, **changed)
+    kernel = lax.pad(
+        kernel, jnp.zeros((), kernel.dtype), [*[(0, 0, 0)] * 3, (0, FILLED_OUTPUTS - outputs, 0)]
+    )
+    return convolve(x, kernel, window, **changed)[..., :outputs]
+
+
+@integer_rule()
+def few_outputs_filled_up(node: Node, ctx: PassContext) -> Outcome:
+    """conv(x, w) with fewer than 32 channels and 24 outputs → with 32 outputs, cut off again
+
+    XLA's library for CPUs has no fast path for so few: 7× on processors that have dot product instructions
+    for int8 (`python benchmarks/forms.py --only convolutions`).
+    """
+    window = window_of(node)
+    if not _is_simple(node, window) or form_of(node, window, dot_products=True) != "filled":
+        return None
+    return rewrite(_filled_up, *node.operands, window=window)
 
 
 @integer_rule()
 def few_channels_as_product(node: Node, ctx: PassContext) -> Outcome:
     """conv(x, w) with few channels → the taps side by side as channels, times w
 
-    For up to 16 channels, or 4 with strides, on processors that have dot product instructions for int8.
-    1.1× to 3× (`python benchmarks/forms.py --only convolutions`).
+    For up to 4 channels, without strides, on processors that have dot product instructions for int8.
+    2× to 4× (`python benchmarks/forms.py --only convolutions`).
     """
     return _patches(node, dot_products=True)
 
@@ -115,13 +144,19 @@ def of_patches(
 
 def form_of(node: Node, window: Window, *, dot_products: bool) -> Form:
     """The form of a convolution with channels last that the table names."""
-    channels, taps = channels_of(node, window), taps_of(node, window)
-    return convolution_form(channels, taps, window.strides, dot_products=dot_products)
+    channels, outputs = channels_of(node, window), node.operands[1].shape[window.rhs[0]]
+    return convolution_form(
+        channels, outputs, taps_of(node, window), window.strides, dot_products=dot_products
+    )
 
 
 def _is_simple(node: Node, window: Window) -> bool:
     return is_by_rows(window) and window.groups == 1 and number_of_taps(node, window) > 1
 
 
-WITH_DOT_PRODUCTS: Final[tuple[Rule, ...]] = (stem_by_space_to_depth, few_channels_as_product)
+WITH_DOT_PRODUCTS: Final[tuple[Rule, ...]] = (
+    stem_by_space_to_depth,
+    few_channels_as_product,
+    few_outputs_filled_up,
+)
 WITHOUT: Final[tuple[Rule, ...]] = (many_channels_as_product,)

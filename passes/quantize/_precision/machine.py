@@ -25,6 +25,7 @@ def why_not(dtype: str, rates: Rates) -> str | None:
         return None
     if rates.flops.get("bfloat16", 0.0) < _LEAST_GAIN * rates.flops["float32"]:
         return "bfloat16 products were measured to be no faster than float32 ones on this machine"
-    if rates.flops == CPU.flops and jax.default_backend() == "cpu" and not processor.has("amx_bf16"):
-        return "this processor has no matrix instructions for bfloat16 (amx_bf16)"
+    is_this = rates.flops == CPU.flops and jax.default_backend() == "cpu"
+    if is_this and not processor.multiplies_bfloat16():
+        return "this processor has no instructions for products of bfloat16 (amx_bf16, avx512_bf16)"
     return None

@@ -158,14 +158,21 @@ def _joined(*remarks: str) -> str:
 def _in_floats(node: Node, reason: str | None, ctx: PassContext) -> str:
     """That a convolution of codes is no faster here, where the processor makes it in floats."""
     groups, numbers = node.params["feature_group_count"], node.params["dimension_numbers"]
-    if reason is not None or ctx.rates.platform != "cpu" or groups != 1 or has_dot_products():
+    if reason is not None or ctx.rates.platform != "cpu":
+        return ""
+    if node.operands[1].ndim > 4 or any(hole != 1 for hole in node.params["lhs_dilation"]):
+        return (
+            "volumes and images with holes are convolved in float32 on a cpu, no faster: skip leaves it out"
+        )
+    if groups != 1 or has_dot_products():
         return ""
     shape = node.operands[1].shape
     taps = tuple(shape[d] for d in numbers.rhs_spec[2:])
     strides = tuple(node.params["window_strides"])
     if len(taps) != 2 or math.prod(taps) == 1:
         return ""
-    form = convolution_form(shape[numbers.rhs_spec[1]], taps, strides, dot_products=False)
+    channels, outputs = shape[numbers.rhs_spec[1]], shape[numbers.rhs_spec[0]]
+    form = convolution_form(channels, outputs, taps, strides, dot_products=False)
     slow = "slower than floats on this processor, which has no dot products of int8: skip leaves it out"
     return slow if form == "floats" else ""
 

@@ -51,6 +51,10 @@ class Trial(Quantize):
         """A trial with the settings of another pass."""
         return cls(**{each.name: getattr(settings, each.name) for each in fields(settings)}, record=record)
 
+    def __str__(self) -> str:
+        """The pass that is tried, as pipeline text."""
+        return str(Quantize(**{each.name: getattr(self, each.name) for each in fields(Quantize)}))
+
     def _quantize(self, use: WeightUse, found: Plan, known: Known, ctx: PassContext) -> str | None:
         own = hessian_seen(use)
         more = [] if own is None or own in found.watchers else [own]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, Final
 
 import jax
@@ -47,8 +46,9 @@ def pow_one(node: Node, ctx: PassContext) -> Outcome:
 def pow_of_constant_exponent(node: Node, ctx: PassContext) -> Outcome:
     """x ^ n → a product or a quotient, x ^ (n + 1/2) → a product with a root, for small constant exponents.
 
-    pow costs some 13 times as much on a CPU. Not exact: the sign of zero, and -inf ^ (n + 1/2) is NaN then.
-    The derivative stays that of pow: a product with a root has none at zero by itself.
+    pow costs some 13 times as much on a CPU. Zeros and infinities are those of pow, but for the sign of zero
+    where the operand is known not to be negative. The derivative stays that of pow: a product with a root
+    has none at zero by itself.
     """
     x = node.operands[0]
     exponent = _exponent(node) if is_float(node.result) and x.shape == node.result.shape else None
@@ -59,10 +59,7 @@ def pow_of_constant_exponent(node: Node, ctx: PassContext) -> Outcome:
         return None
     if float(exponent).is_integer():
         return rewrite(_whole_power, x, exponent=int(exponent))
-    if exponent < 0 and not facts_of(x).least > -math.inf:
-        ctx.miss("pow-of-constant-exponent", node, "the operand may be -inf, of which the power is zero")
-        return None
-    return rewrite(_half_power, x, twice=int(2 * exponent))
+    return rewrite(_half_power, x, twice=int(2 * exponent), is_signed=not facts_of(x).nonnegative)
 
 
 def _exponent(node: Node) -> float | None:
@@ -83,28 +80,36 @@ def _reciprocal(x: jax.Array) -> jax.Array:
     return lax.div(np.ones((), x.dtype), x)
 
 
-def _half_power(x: jax.Array, twice: int) -> jax.Array:
-    if abs(twice) == 1:
+def _half_power(x: jax.Array, twice: int, is_signed: bool) -> jax.Array:
+    if abs(twice) == 1 and not is_signed:
         return lax.sqrt(x) if twice == 1 else lax.rsqrt(x)
-    return half_power(x, twice)
+    return half_power(x, twice, is_signed)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
-def half_power(x: jax.Array, twice: int) -> jax.Array:
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def half_power(x: jax.Array, twice: int, is_signed: bool) -> jax.Array:
     """x ^ (twice / 2) for odd `twice`, as a product with a root.
 
     Its derivative is that of the power: the product rule would give 0 * inf at zero.
+
+    Args:
+        is_signed: whether x may be -0 or -inf, of which a root is -0 or NaN: a power with a fraction is that
+            of 0 or inf (C99, F.10.4.4).
     """
-    if twice > 0:
-        return lax.mul(_whole_power(x, (twice - 1) // 2), lax.sqrt(x))
-    return lax.mul(_whole_power(x, (twice + 1) // 2), lax.rsqrt(x))
+    if is_signed:
+        x = lax.select(lax.eq(x + x, x), lax.abs(x), x)  # only zeros and infinities are twice themselves
+    root = lax.sqrt(x) if twice > 0 else lax.rsqrt(x)
+    whole = (abs(twice) - 1) // 2
+    if whole == 0:
+        return root
+    return lax.mul(_whole_power(x, whole if twice > 0 else -whole), root)
 
 
 @half_power.defjvp
-def _half_power_jvp(twice: int, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+def _half_power_jvp(twice: int, is_signed: bool, primals: tuple[Any], tangents: tuple[Any]) -> Any:
     (x,), (dx,) = primals, tangents
-    slope = lax.mul(np.asarray(twice / 2, x.dtype), _half_power(x, twice - 2))
-    return half_power(x, twice), lax.mul(dx, slope)
+    slope = lax.mul(np.asarray(twice / 2, x.dtype), _half_power(x, twice - 2, is_signed))
+    return half_power(x, twice, is_signed), lax.mul(dx, slope)
 
 
 @node_rule("integer_pow", needs_static=False)

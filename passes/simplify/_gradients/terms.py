@@ -126,8 +126,9 @@ def _sum_and_mean(value: Value, axes: Axes) -> tuple[Value, Value] | None:
     if node is None or node.op != "sub" or node.operands[0].shape != value.shape:
         return None
     x, mean = node.operands[0], bare(node.operands[1], value.ndim)
-    kept = [n for d, n in enumerate(value.shape) if d not in axes]
-    if math.prod(mean.shape) != math.prod(kept) or mean.dtype != x.dtype:
+    if mean.shape != tuple(1 if d in axes else n for d, n in enumerate(value.shape)):
+        return None  # a mean along other axes, such as that of rows taken off columns
+    if mean.dtype != x.dtype:
         return None
     scale, at = 1.0, mean
     while (maker := at.node) is not None and maker.op != "reduce_sum":

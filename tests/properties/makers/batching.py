@@ -38,13 +38,44 @@ def _grouped(d: Draw) -> Program:
     return _program(lambda q, k: jnp.einsum("bhqd,bhkd->bhqk", q, jnp.repeat(k, times, 1)), q, k)
 
 
+def _sliced(d: Draw) -> Program:
+    rows, k, a, b = d.size(1), d.whole(2, 5), d.whole(1, 4), d.whole(1, 4)
+    x, w = d.wide((rows, k)), d.wide((k, a + b + 1))
+    forms = (
+        lambda x, w: [x @ w[:, :a], x @ w[:, a:]],
+        lambda x, w: [x @ w[:, a : a + b], jnp.tanh(x @ w[:, :a])],
+        lambda x, w: [w[:, a:].T @ x.T, w[:, :a].T @ x.T],
+        lambda x, w: [y * 2.0 for y in (x @ part for part in jnp.split(w, [1, a + 1], axis=1))],
+    )
+    return _program(d.pick(*forms), x, w)
+
+
+def _indexed(d: Draw) -> Program:
+    x, w = d.wide((d.size(1), 4)), d.wide((3, 4, d.size(1)))
+    forms = (
+        lambda x, w: [x @ w[0], x @ w[1], x @ w[2]],
+        lambda x, w: [x @ w[i] for i in (2, 1)],
+        lambda x, w: [jnp.einsum("rk,nk->rn", x, v) for v in (w[0].T, w[1].T)],
+        lambda x, w: [x @ jnp.moveaxis(w, 0, 2)[:, :, i] for i in range(3)],
+    )
+    return _program(d.pick(*forms), x, w)
+
+
+LEVELS: Final[Any] = {"sliced-products": "reassociate"}
+
 MAKERS: Final[Makers] = {
+    "sliced-products": (_sliced, _indexed),
     "stacked-products": (_stacked,),
     "flat-product": (_flat,),
     "grouped-product": (_grouped,),
 }
 
 ALIKE: Final[Makers] = {
+    "sliced-products": (
+        lambda d: _program(lambda x, w: [x @ w[:, :4], x @ w[:, 3:]], d.wide((3, 5)), d.wide((5, 7))),
+        lambda d: _program(lambda x, w: [x[:, :2] @ w[:2], x[:, 2:] @ w[2:]], d.wide((3, 5)), d.wide((5, 7))),
+        lambda d: _program(lambda x, w: [x @ w[:, ::2], x @ w[:, 1::2]], d.wide((3, 5)), d.wide((5, 6))),
+    ),
     "stacked-products": (
         lambda d: _program(
             lambda x, w: jnp.stack([x[i] @ w[i] for i in (0, 2, 1, 3)]),

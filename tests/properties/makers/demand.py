@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -75,7 +76,20 @@ def _entries(d: Draw) -> Program:
     )
 
 
+def _lines(d: Draw) -> Program:
+    n, m, k = d.size(2), d.size(2), d.size(1)
+    a, b = d.wide((3, n, k)), d.wide((3, k, m))
+    shared = d.pick(True, False)
+    forms = (lambda a, b, i: (a @ b)[i], lambda a, b, i: (a @ b)[:, i], lambda a, b, i: (b.T @ a.T)[:, i])
+    form = forms[0] if shared else d.pick(*forms)
+    places = jnp.asarray(d.places((3,), n if form is not forms[1] else m, outside=True))
+    over = (0, None, 0) if shared else 0
+    args = (a, d.wide((k, m))) if shared else (a, b)
+    return P(jax.vmap(form, over), *args, places, prepare=SIMPLIFIED, drops=_DROPS)
+
+
 MAKERS: Final[Makers] = {
+    "line-of-each-dot": (_lines, _lines),
     "sum-of-dot": (_summed, _summed_batches),
     "sum-of-shifted-dot": (_summed_shifted,),
     "diagonal-of-dot": (_diagonal,),
@@ -85,6 +99,16 @@ MAKERS: Final[Makers] = {
 }
 
 ALIKE: Final[Makers] = {
+    "line-of-each-dot": (
+        lambda d: P(
+            jax.vmap(lambda a, b, i: (lambda y: (y[i], y))(a @ b)),
+            *(d.wide((3, 4, 5)), d.wide((3, 5, 6)), jnp.array([0, 1, 2])),
+            prepare=SIMPLIFIED,
+        ),
+        lambda d: P(
+            jax.vmap(lambda a, i: jnp.tanh(a)[i]), d.wide((3, 4, 5)), jnp.array([0, 1, 2]), prepare=SIMPLIFIED
+        ),
+    ),
     "sum-of-dot": (
         lambda d: P(lambda a, b: (lambda y: (jnp.sum(y, 0), y))(a @ b), *_pair(d)),
         lambda d: P(

@@ -57,14 +57,18 @@ def _other_layout(d: Draw) -> Program:
 
 
 def _few_channels(d: Draw) -> Program:
-    channels = d.pick(1, 3, 8, 16)
-    strides = (1, 1) if channels < 5 else (d.pick(1, 2), 1)
+    channels = d.pick(1, 3, 4)
     kernel = (3, d.size(2, 3), channels, 64)
+    return _program((2, 18, 20, channels), kernel, padding=_padding(d), rhs_dilation=(1, d.pick(1, 2)))
+
+
+def _few_outputs(d: Draw) -> Program:
+    channels, outputs = d.pick(5, 16, 31), d.pick(8, 16, 23)
     return _program(
-        (2, 18, 20, channels),
-        kernel,
+        (4, 18, 20, channels),
+        (3, 3, channels, outputs),
         padding=_padding(d),
-        window_strides=strides,
+        window_strides=(d.pick(1, 2), 1),
         rhs_dilation=(1, d.pick(1, 2)),
     )
 
@@ -102,7 +106,7 @@ def _stem(d: Draw) -> Program:
     channels = d.whole(1, 4)
     return _program(
         (1, d.whole(28, 31), d.whole(28, 31), channels),
-        (d.whole(5, 8), d.whole(5, 8), channels, 64),
+        (d.whole(3, 8), d.whole(3, 8), channels, 64),
         padding=_padding(d),
         window_strides=(2, 2),
     )
@@ -178,6 +182,7 @@ MAKERS: Final[Makers] = {
     "codes-once": (_codes_twice,),
     "channels-last": (_other_layout, _other_layout),
     "few-channels-as-product": (_few_channels, _few_channels),
+    "few-outputs-filled-up": (_few_outputs, _few_outputs),
     "few-groups-apart": (_few_groups,),
     "integer-depthwise-as-shifts": (_depthwise,),
     "integer-pointwise-as-dot": (_one_tap,),
@@ -219,8 +224,12 @@ ALIKE: Final[Makers] = {
     ),
     "few-channels-as-product": (
         _stays((1, 12, 12, 17), (3, 3, 17, 64)),
-        _stays((1, 24, 24, 16), (4, 4, 16, 16)),
-        _stays((1, 32, 32, 3), (3, 3, 3, 32), window_strides=(2, 2)),
+        _stays((1, 24, 24, 16), (4, 4, 16, 32)),
+        _stays((1, 32, 32, 3), (3, 3, 3, 32), window_strides=(2, 1)),
+    ),
+    "few-outputs-filled-up": (
+        _stays((1, 24, 24, 16), (3, 3, 16, 24)),
+        _stays((1, 24, 24, 32), (3, 3, 32, 8)),
     ),
     "few-groups-apart": (
         _stays((1, 10, 10, 64), (3, 3, 8, 64), feature_group_count=8),
@@ -235,7 +244,7 @@ ALIKE: Final[Makers] = {
         _stays((2, 12, 12, 64), (1, 1, 64, 48), padding=((1, 0), (0, 0))),
     ),
     "stem-by-space-to-depth": (
-        _stays((1, 32, 32, 3), (7, 4, 3, 32), window_strides=(2, 2)),
+        _stays((1, 32, 32, 3), (7, 2, 3, 32), window_strides=(2, 2)),
         _stays((1, 32, 32, 5), (7, 7, 5, 32), window_strides=(2, 2)),
         _stays((1, 32, 32, 3), (7, 7, 3, 32), window_strides=(2, 1)),
     ),

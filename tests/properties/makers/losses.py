@@ -63,7 +63,18 @@ def _summed_labels(d: Draw) -> Program:
     return P(fun, x, _labels(d, *x.shape), d.like((x.shape[0], 1), x.dtype), prepare=SIMPLIFIED)
 
 
+def _exp_of_log(d: Draw, x: Any) -> Any:
+    axis = d.pick(0, 1, (0, 1))
+    forms = (
+        lambda x: x - jax.nn.logsumexp(x, axis, keepdims=True),
+        lambda x: x - jnp.expand_dims(jax.nn.logsumexp(x, axis), axis),
+        lambda x: jax.nn.log_softmax(x, axis),
+    )
+    return jnp.exp(d.pick(*forms)(x))
+
+
 MAKERS: Final[Makers] = {
+    "exp-of-log-softmax": (on(_rows, _exp_of_log, along=1.0, prepare=SIMPLIFIED),) * 2,
     "log-of-softmax": (
         on(_rows, lambda d, x: jnp.log(jax.nn.softmax(x, d.pick(0, 1))), along=1.0, prepare=SIMPLIFIED),
     ),
@@ -84,6 +95,11 @@ MAKERS: Final[Makers] = {
 }
 
 ALIKE: Final[Makers] = {
+    "exp-of-log-softmax": (
+        on(lambda d: d.wide((4, 4)), lambda d, x: jnp.exp(x - jax.nn.logsumexp(x, 1)), prepare=SIMPLIFIED),
+        on(_rows, lambda d, x: jnp.exp(x - jnp.log(jnp.sum(jnp.exp(x), 1, keepdims=True)))),
+        on(_rows, lambda d, x: jnp.exp(2 * x - jax.nn.logsumexp(x, 1, keepdims=True)), prepare=SIMPLIFIED),
+    ),
     "log-of-softmax": (
         on(
             _rows,

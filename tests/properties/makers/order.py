@@ -81,6 +81,16 @@ def _middle_of_sort(d: Draw, x: Any) -> Any:
     return lax.slice_in_dim(lax.sort(x), place, place + 1, axis=x.ndim - 1)
 
 
+def _by_permutation(d: Draw) -> Program:
+    x = d.reals((d.size(1), d.size(1)))
+    axis = d.axis(x.shape)
+    forms = (
+        lambda x: jnp.argsort(jnp.argsort(x, axis), axis),
+        lambda x: lax.sort((lax.rev(jnp.argsort(x, axis), (axis,)), x), dimension=axis, num_keys=1),
+    )
+    return P(d.pick(*forms), x, prepare=SIMPLIFIED)
+
+
 LEVELS: Final[Any] = {"part-of-sort": "reassociate", "entry-by-bisection": "reassociate"}
 
 MAKERS: Final[Makers] = {
@@ -100,6 +110,7 @@ MAKERS: Final[Makers] = {
     ),
     "choice-of-rising": (_chosen, _chosen),
     "top-of-rising": (_top_places,),
+    "sort-by-permutation": (_by_permutation, _by_permutation),
     "top-of-top": (
         on(_rows, lambda d, x: lax.top_k(lax.top_k(x, x.shape[-1] - 1)[0], d.whole(1, x.shape[-1] - 1))),
     ),
@@ -124,6 +135,10 @@ ALIKE: Final[Makers] = {
         on(lambda d: d.wide((3, 4)), lambda d, x: lax.argmax(jnp.log(x), 1, np.int32)),
     ),
     "top-of-rising": (on(lambda d: d.wide((3, 4)), lambda d, x: lax.top_k(jax.nn.softmax(x), 2)),),
+    "sort-by-permutation": (
+        on(lambda d: d.ints((6,), "int32"), lambda d, n: jnp.argsort(n), prepare=SIMPLIFIED),
+        on(lambda d: d.wide((3, 4)), lambda d, x: jnp.argsort(jnp.argsort(x, 0), 1), prepare=SIMPLIFIED),
+    ),
     "top-of-top": (on(lambda d: d.wide((3, 4)), lambda d, x: lax.top_k(-lax.top_k(x, 3)[0], 2)),),
     "entry-by-bisection": (on(lambda d: d.wide((8,)), lambda d, x: lax.sort(x)[2:5]),),
 }
