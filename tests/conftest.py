@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -74,3 +75,14 @@ def _numbers_of_its_own() -> None:
     """A test draws the same numbers whichever tests ran before it."""
     for generator, state in _GENERATORS:
         generator.bit_generator.state = state
+
+
+@pytest.fixture
+def forget_passes() -> Iterator[None]:
+    """Passes that a page or an example registers are gone after it."""
+    from lepton_jax.rewrite import pass_names, unregister
+
+    before = set(pass_names())
+    yield
+    for name in set(pass_names()) - before:
+        unregister(name)

@@ -5,27 +5,18 @@ from __future__ import annotations
 import re
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lepton_jax.rewrite import pass_names, unregister
+from lepton_jax.rewrite import pass_names
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FIGURES = set(DOCS.glob("measured*.md"))  # written by benchmarks
 PAGES = sorted(set(DOCS.rglob("*.md")) - FIGURES)
 
 
-@pytest.fixture(autouse=True)
-def forget_passes() -> Iterator[None]:
-    """Passes that a page registers are gone after it."""
-    before = set(pass_names())
-    yield
-    for name in set(pass_names()) - before:
-        unregister(name)
-
-
+@pytest.mark.usefixtures("forget_passes")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_examples_run(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = page.read_text(encoding="utf-8")

@@ -23,6 +23,7 @@ def test_train_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert "equations became" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("forget_passes")
 def test_own_pass(capsys: pytest.CaptureFixture[str]) -> None:
     assert load("own_pass")["main"]().ok
     out = capsys.readouterr().out

@@ -32,6 +32,8 @@ def way(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> tup
 
     Where a product is gathered or exchanged, the first is that in which it is made: else XLA would gather an
     operand instead, however large. So it is where a sum is scattered along a dimension that is split already.
+    What is padded between its elements is made whole there: where XLA makes parts of it from an operand of
+    uneven parts, it fails, or computes something else.
 
     Args:
         value: what is made.
@@ -39,6 +41,8 @@ def way(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> tup
         mesh: the mesh.
     """
     node = value.node
+    if node is not None and node.op == "pad":
+        return _spread_out(node, assignment.get(value, Layout.whole(value.ndim)))
     if node is None or node.op not in _MADE_ANEW or not node.results[0].is_static:
         return ()
     before, after = _lie(node.operands, assignment), _lie(node.results, assignment)
@@ -55,6 +59,13 @@ def way(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> tup
     else:
         told = bool(reshard(value.aval, made, want, mesh))
     return (made.complete(), *steps) if told else steps
+
+
+def _spread_out(node: Node, want: Layout) -> tuple[Layout, ...]:
+    """The layout that is whole where padding stands between elements, if the one that is wanted is not."""
+    inner = [padding[2] for padding in node.params["padding_config"]]
+    whole = tuple(() if between else names for between, names in zip(inner, want.dims, strict=True))
+    return () if whole == want.dims else (Layout(whole),)
 
 
 def is_kept_apart(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
@@ -87,10 +87,10 @@ class CompressCollectives(Pass):
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """The sums in the regions of each `shard_map`."""
-        count = 0
+        count, left = 0, Counter[str]()
         for node in graph.nodes():
             if node.op == "shard_map" and node.alive and node.regions:
-                count += self._in_region(node, ctx)
+                count += self._in_region(node, ctx, left)
         if count:
             ctx.note(
                 f"{count} gradients are added up in {self.grad} without feedback; with it: lepton.compressed"
@@ -100,14 +100,18 @@ class CompressCollectives(Pass):
                 "nothing explicit to compress: no sum of gradients over data axes in a shard_map. Where the "
                 "compiler spreads the program, use lepton.compressed"
             )
+        if left:
+            ctx.note(
+                "sums left exact: " + "; ".join(f"{often} since {why}" for why, often in left.most_common())
+            )
 
-    def _in_region(self, outer: Node, ctx: PassContext) -> int:
+    def _in_region(self, outer: Node, ctx: PassContext, left: Counter[str]) -> int:
         copies = _copied_inputs(outer)
         count = 0
         for inner in outer.regions[0].graphs():
             groups: dict[tuple[str, ...], list[Node]] = defaultdict(list)
             for node in inner:
-                if node.op in _SUMS and (axes := self._gradient(node, copies, ctx)):
+                if node.op in _SUMS and (axes := self._gradient(node, copies, ctx, left)):
                     groups[axes].append(node)
             for axes, nodes in groups.items():
                 how = self._compression(axes)
@@ -120,7 +124,13 @@ class CompressCollectives(Pass):
                         count += len(bucket)
         return count
 
-    def _gradient(self, node: Node, copies: Sequence[tuple[Any, frozenset[str]]], ctx: PassContext) -> Any:
+    def _gradient(
+        self,
+        node: Node,
+        copies: Sequence[tuple[Any, frozenset[str]]],
+        ctx: PassContext,
+        left: Counter[str],
+    ) -> tuple[str, ...] | None:
         """The axes of a sum of gradients that is to be compressed; None for all others."""
         axes = node.params.get("axes", ())
         if len(node.operands) != 1 or not axes or not all(isinstance(axis, str) for axis in axes):
@@ -128,23 +138,28 @@ class CompressCollectives(Pass):
         value = node.operands[0]
         if not value.is_static or value.ndim < 2 or not jnp.issubdtype(value.dtype, jnp.floating):
             return None
-        if value.dtype.itemsize > 4 or value.aval.size * value.dtype.itemsize < self.smallest:
+        if value.dtype.itemsize > 4 or node.params.get("axis_index_groups") is not None:
             return None
-        if node.params.get("axis_index_groups") is not None:
-            return None
+        reason = self._why_exact(node, axes, copies)
+        if reason is None:
+            return tuple(axes)
+        ctx.miss(_RULE, node, reason)
+        left[reason] += 1
+        return None
+
+    def _why_exact(
+        self, node: Node, axes: Sequence[str], copies: Sequence[tuple[Any, frozenset[str]]]
+    ) -> str | None:
+        """Why a sum of an array is not compressed; None if it is."""
+        value = node.operands[0]
         named = self.axes.split()
         if not all(axis in named if named else _DATA.search(axis) for axis in axes):
-            ctx.miss(_RULE, node, f"{', '.join(axes)} are not known for data axes: say axes=")
-            return None
+            return f"{', '.join(axes)} are not known for data axes: say axes="
+        if value.aval.size * value.dtype.itemsize < self.smallest:
+            return f"it has fewer than {self.smallest} bytes: say smallest="
         if not any(shape == value.shape and not split & set(axes) for shape, split in copies):
-            ctx.miss(
-                _RULE, node, "no input of this shape is the same along these axes: no parameter's gradient"
-            )
-            return None
-        if _feeds_product(node):
-            ctx.miss(_RULE, node, "a product reads it: activations, not gradients")
-            return None
-        return tuple(axes)
+            return "no input of this shape is the same along these axes: no parameter's gradient"
+        return "a product reads it: activations, not gradients" if _feeds_product(node) else None
 
 
 def _copied_inputs(outer: Node) -> list[tuple[Any, frozenset[str]]]:

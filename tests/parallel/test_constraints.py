@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+import lepton_jax as lepton
 from lepton_jax.ir import trace
 from lepton_jax.ir.cutting.inlined import inline_calls
 from lepton_jax.ir.graph import Graph, Value
@@ -135,6 +136,23 @@ def test_what_is_joined_lies_alike_before() -> None:
         {"tanh": P("model", "data"), "concatenate": P("model")},
     )
     assert dict(found) == {"tanh": [P("model")], "concatenate": [P("model")]}
+
+
+def test_what_is_padded_between_elements_is_made_whole() -> None:
+    """XLA fails, or computes something else, where it makes parts of uneven ones."""
+    x, w = np.arange(128, dtype=np.float32).reshape(16, 8), np.ones((8, 8), np.float32)
+
+    def sums(x: Any, w: Any) -> Any:
+        return x @ w, jax.lax.associative_scan(jnp.add, x)
+
+    fast = lepton.optimize(sums, "none", mesh="data=8", shard="auto")
+    np.testing.assert_allclose(fast(x, w)[1], np.cumsum(x, 0), rtol=1e-5)
+    for padding, specs in (((0, 1, 2), [P(), P("model")]), ((2, 3, 0), [P("model")])):
+
+        def fun(x: Any, padding: Any = padding) -> Any:
+            return jnp.tanh(jax.lax.pad(x, 0.0, [padding, (0, 0, 0)]))
+
+        assert constrained(fun, [(3, 32)], [P()], {"pad": P("model")}) == [("pad", specs)]
 
 
 def test_dimensions_of_size_one_come_and_go_untold() -> None:

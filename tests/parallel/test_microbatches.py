@@ -165,3 +165,21 @@ def test_errors() -> None:
         lepton.optimize(normed, mesh="data=2", shard="dp", microbatches="auto", memory=10).plan(*small).notes
     )
     assert any("the batch stays whole: sub" in each for each in note)
+
+
+def test_gradients_of_convolutions_are_added_up_in_each_part() -> None:
+    """Many shares of one would be a grouped convolution, which XLA splits wrongly."""
+
+    def conv_step(kernel: Any, x: Any) -> Any:
+        def loss(kernel: Any) -> Any:
+            numbers = ("NHWC", "HWIO", "NHWC")
+            made = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=numbers)
+            return jnp.mean(jnp.tanh(made) ** 2)
+
+        return kernel - jax.grad(loss)(kernel)
+
+    args = array(3, 3, 3, 8), array(32, 16, 16, 3)
+    parts = lepton.optimize(conv_step, "none", params="kernel", mesh="data=8", shard="dp", microbatches=4)
+    assert parts.plan(*args).shares == 1
+    result = compare_trees(jax.jit(conv_step)(*args), parts(*args))
+    assert result.ok, result

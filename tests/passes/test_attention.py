@@ -148,6 +148,12 @@ def over_queries(q: Any, k: Any, v: Any) -> Any:
     return mix(jax.nn.softmax(scores_of(q, k), axis=2), v)
 
 
+def late_values(q: Any, k: Any, v: Any) -> Any:
+    """The values are divided by the sums of the weights over the queries."""
+    weights = jax.nn.softmax(scores_of(q, k))
+    return mix(weights, v / jnp.moveaxis(weights.sum(2), 1, 2)[..., None])
+
+
 def minus_mean(q: Any, k: Any, v: Any) -> Any:
     scores = scores_of(q, k)
     weights = jnp.exp(scores - scores.mean(-1, keepdims=True))
@@ -162,6 +168,7 @@ LOOK_ALIKE: dict[str, Form] = {
     "returned": (returned, qkv()),
     "doubled": (doubled, qkv()),
     "over_queries": (over_queries, qkv()),
+    "late_values": (late_values, qkv()),
     "minus_mean": (minus_mean, qkv()),
     "of_parameters": (of_parameters, (normal(T, T), normal(T, D))),
     "one query": (one_head, (normal(1, D), normal(T, D), normal(T, D))),

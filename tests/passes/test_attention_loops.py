@@ -44,6 +44,18 @@ def outside(x: Any, p: Any) -> Any:
     return lax.scan(lambda x, p: (attend(x, p, mask)[0], None), x, p)[0]
 
 
+def bent(x: Any, p: Any) -> Any:
+    """A bias that is dear to compute is made once, in front of the loop."""
+    bias = jnp.sin(jnp.arange(x.shape[1])[:, None] * x[0, 0, 0] - jnp.arange(x.shape[1]))
+
+    def step(x: Any, p: Any) -> Any:
+        q, k, v = (jnp.einsum("btw,whd->bthd", x, p[name]) for name in "qkv")
+        mixed = mix(jax.nn.softmax(scores_of(q, k) + bias), v)
+        return x + jnp.einsum("bthd,hdw->btw", mixed, p["o"]), None
+
+    return lax.scan(step, x, p)[0]
+
+
 def repeated(x: Any, p: Any) -> Any:
     """Two layers in each step."""
 
@@ -73,6 +85,27 @@ def watched(x: Any, p: Any) -> Any:
     return x.sum() + jnp.sort(weights).sum()
 
 
+def summed(x: Any, p: Any) -> Any:
+    """The loop that reads the exponentials of one layer reads the sums of all of them."""
+
+    def first(x: Any, p: Any) -> Any:
+        q, k, v = (jnp.einsum("btw,whd->bthd", x, p[name]) for name in "qkv")
+        scores = scores_of(q, k)
+        power = jnp.exp(scores - scores.max(-1, keepdims=True))
+        total = power.sum(-1)
+        mixed = mix(power / total[..., None], v)
+        return x + jnp.einsum("bthd,hdw->btw", mixed, p["o"]), (power, total, v)
+
+    x, (powers, totals, values) = lax.scan(first, x, p)
+
+    def second(carry: Any, layer: Any) -> Any:
+        power, total, v = layer
+        back = jnp.einsum("bhqk,bqhd->bkhd", power / total[..., None], v)
+        return carry * 0.5 + total, (back, totals.sum((1, 2)))
+
+    return x, lax.scan(second, totals, (powers, totals, values), reverse=True)
+
+
 def of(fun: Callable[..., Any]) -> Callable[..., Any]:
     return jax.value_and_grad(lambda x, p: (fun(x, p).astype(jnp.float32) ** 2).sum(), (0, 1))
 
@@ -100,6 +133,22 @@ def test_nothing_of_all_scores_is_stacked_over_layers() -> None:
     both = jax.jit(lambda *args: [(of(f)(*args), g(*jax.tree.leaves(args))) for f, g in steps.items()])
     for (expected, found), fun in zip(both(*args), steps, strict=True):
         compare(expected, found, 5e-2 if fun is capped else 1e-4, fun.__name__)
+
+
+def test_a_loop_may_read_the_sums_of_all_layers_beside_the_weights_of_one() -> None:
+    args = arguments()
+    graph, report = run(summed, *args, passes=PASSES)
+    assert report.rules["attention"] == 1
+    expected, found = jax.jit(lambda *args: (summed(*args), to_callable(graph)(*jax.tree.leaves(args))))(
+        *args
+    )
+    compare(expected, found, 1e-4, "summed")
+
+
+def test_what_is_dear_to_compute_stays_in_front_of_the_loop() -> None:
+    graph, report = run(bent, *arguments(), passes=PASSES)
+    assert report.rules["attention"] == 1
+    assert [node.graph for node in graph.walk() if node.op == "sin"] == [graph]
 
 
 def test_weights_that_a_loop_keeps_for_something_else_stay() -> None:

@@ -103,6 +103,22 @@ def test_what_is_no_gradient_is_left_alone(mesh: Mesh) -> None:
     assert any("use lepton.compressed" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("preset", [None, "dp", "fsdp", "tp"])
+def test_the_report_says_that_there_is_nothing_to_compress(preset: str | None) -> None:
+    spread = {} if preset is None else {"mesh": "data=2,model=2", "shard": preset}
+    for fun in (jax.grad(loss), loss):
+        fast = lepton.optimize(fun, PASS, **spread)  # type: ignore[call-overload]
+        fast.lower(parameters(), jnp.ones((8, 48)))
+        assert "nothing explicit to compress" in str(fast.report)
+
+
+def test_the_report_says_why_sums_stay_exact(mesh: Mesh) -> None:
+    p, x = parameters(), jnp.ones((16, 48))
+    report = run(step(mesh, False), p, x, passes="inline,dce,compress_collectives")[1]
+    assert any("nothing explicit to compress" in note for note in report.notes)
+    assert any("3 since it has fewer than 65536 bytes: say smallest=" in note for note in report.notes)
+
+
 def test_twice_is_once_and_the_rest_of_the_rules(mesh: Mesh) -> None:
     p, x = parameters(), jnp.ones((16, 48))
     once, _ = run(step(mesh, False), p, x, passes=PASS)

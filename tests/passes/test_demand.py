@@ -209,3 +209,20 @@ def test_symbolic_shapes_are_left_alone() -> None:
     (rows,) = jax.export.symbolic_shape("n")
     wide = jax.ShapeDtypeStruct((rows, 64), jnp.float32)
     assert "part-of-dot" not in fired(lambda a, b: (a @ b)[:, :8], wide, B, passes=PASSES)
+
+
+def test_lines_of_each_product_without_its_other_dimension() -> None:
+    """The gather drops a dimension of size one besides that of the lines."""
+    numbers = lax.GatherDimensionNumbers(
+        offset_dims=(1,),
+        collapsed_slice_dims=(1, 3),
+        start_index_map=(1,),
+        operand_batching_dims=(0,),
+        start_indices_batching_dims=(0,),
+    )
+
+    def fun(a: jax.Array, b: jax.Array, i: jax.Array) -> jax.Array:
+        y = lax.dot_general(a, b, (((2,), (1,)), ((0,), (0,))))
+        return lax.gather(y, i[:, None], numbers, (1, 1, 3, 1), mode="clip")
+
+    same(fun, array((4, 32, 64)), array((4, 64, 3, 1)), jnp.array([0, 31, 2, 99]), passes=PASSES)

@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from lepton_jax.rewrite import profit
-from tests.passes._check import all_kept, fired, optimised
+from tests.passes._check import all_kept, fired, kept, optimised
 from tests.passes._movement import array
 
 PASSES = "inline,dce,fixpoint(fold,algebra,movement,cse,dce,batching,inline)"
@@ -52,6 +52,18 @@ def test_one_product_is_left() -> None:
             assert sum(node.op == "dot_general" for node in graph.walk()) == 1, name
 
 
+def of_products(x: jax.Array, w: jax.Array, u: jax.Array) -> list[jax.Array]:
+    """Two products in parts, of which the second reads parts of the first's."""
+    y = x @ w[:, :4]
+    return [y[:2] @ u, y[2:] @ u, x @ w[:, 4:]]
+
+
+def test_parts_of_a_merged_product() -> None:
+    with profit.disregarded():
+        _, report = kept(of_products, array((5, 6)), array((6, 9)), array((4, 3)), passes=PASSES)
+    assert report.rules[NAME] == 2
+
+
 STAYS: dict[str, tuple[Program, tuple[tuple[int, ...], ...]]] = {
     "they overlap": (lambda x, w: [x @ w[:, :5], x @ w[:, 4:]], ((2, 4), (4, 9))),
     "something is between them": (lambda x, w: [x @ w[:, :3], x @ w[:, 4:]], ((2, 4), (4, 9))),
@@ -83,6 +95,15 @@ def test_it_must_pay() -> None:
 
     assert [count(rows) for rows in (1, 8, 64, 4096)] == [1, 1, 1, 0]
     assert NAME not in fired(fun, array((1, 512)), array((512, 1024)), passes=PASSES, level="exact")
+
+
+def test_weights_that_lie_apart_are_not_turned_in_a_loop() -> None:
+    """XLA would turn them again on every iteration: 2.4× slower for the gates of a small cell."""
+
+    def fun(x: Any, w: Any) -> Any:
+        return lax.scan(lambda h, xt: (jnp.tanh(h @ w[0]) * (h @ w[1]) + xt, None), x[0], x)[0]
+
+    assert NAME not in fired(fun, array((32, 4, 128)), array((3, 128, 128)), passes=PASSES)
 
 
 def test_the_text() -> None:

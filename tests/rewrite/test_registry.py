@@ -92,7 +92,7 @@ def test_installed_passes_load_and_say_what_they_are() -> None:
     for name in pass_names():
         cls = get_pass(name)
         assert issubclass(cls, Pass) and cls.name == name and cls.__doc__
-        assert origin_of(name) == "lepton-jax"
+        assert origin_of(name) == "lepton-jax", name
 
 
 def test_unknown_pass() -> None:

@@ -52,6 +52,11 @@ class Crossing:
         """Compute in the body of a loop what was kept for it; the attention's product there."""
         return _Copy(self, Scan(reader), reader.regions[0], lambda v: handed(self.loop, v, reader)).write()
 
+    def keep(self, value: Value) -> None:
+        """Stack a value of the loop's body for other loops."""
+        if Scan(self.loop).result_of(value) is None:
+            add_stacked(self.loop, value)
+
     def release(self) -> None:
         """Keep no longer what no loop reads."""
         for position in reversed(range(len(Scan(self.loop).stacked))):
@@ -128,8 +133,8 @@ class _Copy:
         self.made: dict[Value, Value] = {}
         self.first = next(iter(body))
         kept = {result: value for value in crossing.kept for result in _results(Scan(crossing.loop), value)}
-        operands = reader.node.operands
-        self.old = [(body.inputs[i], kept[outer]) for i, outer in enumerate(operands) if outer in kept]
+        pairs = list(zip(body.inputs, reader.node.operands, strict=True))[-len(reader.scanned) :]
+        self.old = [(inner, kept[outer]) for inner, outer in pairs if outer in kept]
 
     def write(self) -> Node:
         """The product; what was kept is read from here on."""

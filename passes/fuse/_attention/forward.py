@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
-from lepton_jax.ir.graph import Node, RuleChain
+from lepton_jax.ir.graph import Node, RuleChain, Value
 from lepton_jax.passes.fuse._attention.across import Crossing, crossing_of, handed
 from lepton_jax.passes.fuse._attention.axes import dot_numbers
 from lepton_jax.passes.fuse._attention.cutting import Limits, cutting_of
@@ -107,9 +108,14 @@ def _prepared(dot: Node) -> tuple[Found, Region]:
             return found, region
 
 
-def _write(dot: Node, limits: Limits, given: Results | None = None) -> Results:
+def _write(
+    dot: Node,
+    limits: Limits,
+    given: Results | None = None,
+    keep: Callable[[Value], object] | None = None,
+) -> Results:
     found, region = _prepared(dot)
-    return write(found, region, cutting_of(found, limits), given)
+    return write(found, region, cutting_of(found, limits), given, keep)
 
 
 def _write_across(crossing: Crossing, limits: Limits) -> None:
@@ -118,7 +124,7 @@ def _write_across(crossing: Crossing, limits: Limits) -> None:
     for reader, _ in dots:
         drop_unread(reader)
     crossing.release()
-    results = _write(crossing.found.dot, limits)
+    results = _write(crossing.found.dot, limits, keep=crossing.keep)
     drop_unread(crossing.loop)
     for reader, dot in dots:
         mixed, top, total = (handed(crossing.loop, value, reader) for value in results)
@@ -154,7 +160,26 @@ def _why_not(found: Found, region: Region, limits: Limits) -> str | None:
         return "what is subtracted from the scores is not their maximum"
     if _has_sharding(found):
         return "an array in it carries a sharding"
+    if _has_late_values(found):
+        return "the values are made of the weights"
     return None
+
+
+def _has_late_values(found: Found) -> bool:
+    """Whether the values depend on the scores, as where they are divided by sums over the queries."""
+    graph = found.exp.graph
+    assert graph is not None
+    made = {value.node for value in found.builder.dependent()} | {found.exp}
+    left, needed = set(made), {found.dot.operands[1 - found.side].node}
+    node = graph.ret.prev if found.dot.graph is None else found.dot.prev
+    while node is not None and left:
+        left.discard(node)
+        if node in needed:
+            if node in made:
+                return True
+            needed |= {value.node for value in node.operands}
+        node = node.prev
+    return False
 
 
 def _has_sharding(found: Found) -> bool:

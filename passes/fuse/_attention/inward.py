@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.inline import copy_node
@@ -12,7 +13,30 @@ from lepton_jax.passes.fuse._attention.match import Found
 from lepton_jax.passes.fuse._attention.program import Builder
 from lepton_jax.passes.fuse._attention.region import Region
 
-_MADE = ELEMENTWISE | MOVES | {"iota"}
+_DEAR: Final = frozenset(
+    [
+        "atan2",
+        "cbrt",
+        "cos",
+        "cosh",
+        "erf",
+        "erfc",
+        "exp",
+        "exp2",
+        "expm1",
+        "log",
+        "log1p",
+        "logistic",
+        "pow",
+        "sin",
+        "sinh",
+        "tan",
+        "tanh",
+    ]
+)
+"""What costs more to compute again in every layer than to read."""
+
+_MADE: Final = (ELEMENTWISE - _DEAR) | MOVES | {"iota"}
 
 
 def outer_value(value: Value) -> Value | None:
@@ -29,7 +53,7 @@ def outer_value(value: Value) -> Value | None:
 def bring_in(found: Found, region: Region) -> bool:
     """Compute in the loop every [queries × keys] array from outside that the scores or gradients read.
 
-    Only elementwise operations and moves are repeated, down to what is smaller; whether anything was.
+    Only cheap elementwise operations and moves are repeated, down to what is smaller; whether anything was.
     """
     wanted = {v: m for v, m in zip(found.builder.values, found.builder.labels, strict=True) if None not in m}
     for value, marks in region.labels.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -81,7 +82,13 @@ def blocked(values: Any, *leaves: Any, plan: Plan, dtypes: tuple[Any, Any]) -> l
     return [mixed, top.astype(dtypes[0]), total.astype(dtypes[1])]
 
 
-def write(found: Found, region: Region, cutting: Cutting, given: Results | None = None) -> Results:
+def write(
+    found: Found,
+    region: Region,
+    cutting: Cutting,
+    given: Results | None = None,
+    keep: Callable[[Value], object] | None = None,
+) -> Results:
     """Put loops over blocks in place of attention and of what else reads its weights.
 
     Args:
@@ -89,6 +96,7 @@ def write(found: Found, region: Region, cutting: Cutting, given: Results | None 
         region: what else reads its weights, and is summed.
         cutting: how it is cut.
         given: the forward half's results, where the program has them already.
+        keep: sees to it that a result is read, before what nobody reads is erased.
 
     Returns:
         The product, the maxima and the sums, in the shapes and dtypes they had.
@@ -98,6 +106,9 @@ def write(found: Found, region: Region, cutting: Cutting, given: Results | None 
     assert graph is not None
     rows = row_sums(found, region.sinks)
     mixed, top, total = results = _forward(found, cutting) if given is None else given
+    if keep is not None:
+        for value in results:
+            keep(value)
     old = [dot, *found.sums, *([] if found.top is None else [found.top])]
     dot.result.replace_uses(mixed)
     erase_dead(dot)

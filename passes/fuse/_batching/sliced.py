@@ -33,21 +33,24 @@ class Part:
     Attributes:
         node: the product.
         side: which operand the part is.
-        source: the array.
         dim: the dimension along which the part is cut; nothing is summed along it.
         start, size: where the part begins, and how long it is.
         is_index: whether that dimension is gone, as in `w[i]`.
-        makers: what cuts the part, and takes the dimension away.
+        makers: what takes the dimension away, and last what cuts the part.
     """
 
     node: Node
     side: int
-    source: Value
     dim: int
     start: int
     size: int
     is_index: bool
     makers: tuple[Node, ...]
+
+    @property
+    def source(self) -> Value:
+        """The array. It is asked for anew: it may be a product that has since been merged with others."""
+        return self.makers[-1].operands[0]
 
 
 def merge_products(graph: Graph, ctx: PassContext, level: Level | None) -> None:
@@ -101,7 +104,7 @@ def _part(node: Node, side: int) -> Part | None:
     (summed, batch) = node.params["dimension_numbers"]
     if not is_index and (dim in summed[side] or dim in batch[side]):
         return None
-    return Part(node, side, maker.operands[0], dim, start, size, is_index, makers)
+    return Part(node, side, dim, start, size, is_index, makers)
 
 
 def _cut(maker: Node, value: Value) -> tuple[int, int, int] | None:
@@ -137,7 +140,7 @@ def _merge(run: list[Part], ctx: PassContext) -> None:
     graph = nodes[0].graph
     assert graph is not None
     first = next(node for node in graph if node in nodes)
-    made = _made(run, profit.trips_of(first) > 1 and profit.is_fixed(run[0].source))
+    made = _made(run)
     reason = None if profit.is_disregarded() else _why_not(run, made, first, ctx)
     if reason is not None:
         ctx.miss(NAME, first, reason)
@@ -164,8 +167,8 @@ def _why_not(run: Sequence[Part], made: Rewrite, first: Node, ctx: PassContext) 
     return f"takes {after * 1e6:.3g} µs instead of {before * 1e6:.3g} on {ctx.rates.name}, as estimated"
 
 
-def _made(run: Sequence[Part], is_fixed: bool) -> Rewrite:
-    """One product for all parts of a run."""
+def _made(run: Sequence[Part]) -> Rewrite:
+    """One product for all parts of a run; batched where the array would have to be turned for it."""
     part, node = run[0], run[0].node
     (summed, batch), how = node.params["dimension_numbers"], dict(node.params)
     del how["dimension_numbers"]
@@ -178,7 +181,7 @@ def _made(run: Sequence[Part], is_fixed: bool) -> Rewrite:
         numbers[place] = (dims, pair[1]) if part.side == 0 else (pair[0], dims)
     is_apart = part.is_index and any(d > part.dim for dims in own for d in dims)
     return rewrite(
-        batched if is_apart and not is_fixed else merged,
+        batched if is_apart else merged,
         part.source,
         node.operands[1 - part.side],
         side=part.side,
@@ -186,7 +189,6 @@ def _made(run: Sequence[Part], is_fixed: bool) -> Rewrite:
         starts=tuple(each.start for each in run),
         sizes=tuple(each.size for each in run),
         is_index=part.is_index,
-        is_apart=is_apart,
         numbers=tuple(numbers),
         how=tuple(sorted(how.items())),
     )
@@ -209,7 +211,6 @@ def merged(
     starts: tuple[int, ...],
     sizes: tuple[int, ...],
     is_index: bool,
-    is_apart: bool,
     numbers: Any,
     how: Any,
 ) -> list[jax.Array]:
@@ -220,20 +221,12 @@ def merged(
         dim: the dimension along which they are cut.
         starts, sizes: where they begin, and how long they are.
         is_index: whether they have lost that dimension.
-        is_apart: whether the array is turned first, so that the dimension follows those summed over.
         numbers: `lax.dot_general`'s dimension numbers for the whole array.
         how: its other parameters.
     """
     whole = _whole(source, dim, starts, sizes)
     summed, batch = numbers
     taken = (*batch[side], *summed[side])
-    if is_apart:
-        order = (*taken, dim, *(d for d in range(whole.ndim) if d != dim and d not in taken))
-        whole, dim = lax.transpose(whole, order), len(taken)
-        own = tuple(range(len(batch[side]), dim)), tuple(range(len(batch[side])))
-        summed = (own[0], summed[1]) if side == 0 else (summed[0], own[0])
-        batch = (own[1], batch[1]) if side == 0 else (batch[0], own[1])
-        taken = tuple(range(dim))
     pair = (whole, other) if side == 0 else (other, whole)
     y = lax.dot_general(*pair, (summed, batch), **dict(how))
     free = [d for d in range(whole.ndim) if d not in taken]

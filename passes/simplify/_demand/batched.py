@@ -82,11 +82,14 @@ def _lines(node: Node) -> Lines | None:
     mapped = list(map(int, numbers.start_index_map))
     if len(cut) != 1 or sizes[cut[0]] != 1 or cut[0] not in mapped or x.shape[cut[0]] < 2:
         return None
+    collapsed = set(map(int, numbers.collapsed_slice_dims))
+    if not collapsed <= set(cut):
+        return None  # other dimensions, of size one, go too
     return Lines(
         mapped.index(cut[0]),
         cut[0],
         tuple(batched[at] for at in range(index.ndim - 1)),
-        cut[0] not in map(int, numbers.collapsed_slice_dims),
+        cut[0] not in collapsed,
         tuple(map(int, numbers.offset_dims)),
         node.params["mode"],
     )

@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from benchmarks.rewrite_cases._case import Case, normal
-from benchmarks.rewrite_cases.attention import by_hand, causal, unmasked
+from benchmarks.rewrite_cases._case import normal
 
 LAYERS: Final = 3
 
 
-def training(attend: Callable[..., Any]) -> Callable[..., Any]:
+def layers_trained(attend: Callable[..., Any]) -> Callable[..., Any]:
     """Loss and gradients of layers of attention in a loop."""
 
     def layer(x: Any, p: Any) -> tuple[Any, None]:
@@ -46,12 +45,3 @@ def layers(length: int, heads: int = 8, width: int = 64) -> Callable[[], tuple[A
 def arrays(length: int) -> Callable[[], tuple[Any, ...]]:
     """A gradient, queries, keys and values."""
     return lambda: tuple(normal(1, length, 8, 64, seed=s) for s in range(4))
-
-
-CASES: Final[list[Case]] = [
-    Case("layers in a scan and their gradient, 1024", training(causal), training(by_hand), layers(1024)),
-    Case("the same without a mask", training(unmasked), training(unmasked), layers(1024)),
-    Case("gradient of causal attention alone", gradients(causal), gradients(by_hand), arrays(1024)),
-    Case("gradient without a mask alone", gradients(unmasked), gradients(unmasked), arrays(1024)),
-    Case("short layers in a scan: nothing to gain", training(causal), training(causal), layers(128)),
-]
