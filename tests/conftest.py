@@ -2,9 +2,9 @@
 
 Eight CPU devices, for meshes; passes that raise where they fail; and, since nearly all of the time goes to
 compiling: XLA without most of its own optimisations, on one thread a program, with those emitters that are
-quickest, and a cache of compiled programs that the workers of one run share. What takes longest is begun
-first. Garbage is looked for rarely, and not among what is there to the end. The modules' generators of random
-numbers start anew at each test, which draws the same numbers as it does alone.
+quickest. What takes longest is begun first. Garbage is looked for rarely, and not among what is there to the
+end. The modules' generators of random numbers start anew at each test, which draws the same numbers as it
+does alone.
 """
 
 from __future__ import annotations
@@ -40,13 +40,11 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 gc.set_threshold(50_000, 20, 20)
 
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers inherit the folder of the run
-    cache = tempfile.mkdtemp(prefix="lepton-tests-")
-    atexit.register(shutil.rmtree, cache, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-    os.environ["LEPTON_CACHE"] = os.path.join(cache, "lepton")  # what was measured here decides nothing
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+if "LEPTON_CACHE" not in os.environ:  # workers inherit the folder of the run
+    os.environ["LEPTON_CACHE"] = tempfile.mkdtemp(
+        prefix="lepton-tests-"
+    )  # what was measured here decides nothing
+    atexit.register(shutil.rmtree, os.environ["LEPTON_CACHE"], ignore_errors=True)
 
 
 _LONGEST: Final = ("test_demo", "test_examples", "test_docs", "test_packaging")
