@@ -40,11 +40,10 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *_FLAGS])
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 gc.set_threshold(50_000, 20, 20)
 
-if "LEPTON_CACHE" not in os.environ:  # workers inherit the folder of the run
-    os.environ["LEPTON_CACHE"] = tempfile.mkdtemp(
-        prefix="lepton-tests-"
-    )  # what was measured here decides nothing
-    atexit.register(shutil.rmtree, os.environ["LEPTON_CACHE"], ignore_errors=True)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers inherit the folder of the run
+    kept = tempfile.mkdtemp(prefix="lepton-tests-")  # what was measured on this machine decides nothing
+    os.environ["LEPTON_CACHE"] = kept
+    atexit.register(shutil.rmtree, kept, ignore_errors=True)
 
 
 _LONGEST: Final = ("test_demo", "test_examples", "test_docs", "test_packaging")
