@@ -58,7 +58,7 @@ def merge_products(graph: Graph, ctx: PassContext, level: Level | None) -> None:
 
     Queries, keys and values, or the gates of a cell, whose weights lie in one array. XLA copies a part of an
     array before it multiplies, in a loop on every iteration: it pays where the parts of the result, which are
-    copied then, are smaller. Level `reassociate`. 1.5× for 8 rows with 512×1536, 1.4× for 16 rows in a loop
+    copied then, are smaller. Level `reassociate`. 2.1× for 8 rows with 512×1536, 1.6× for 16 rows in a loop
     (`python benchmarks/rewrites.py --only batching`).
     """
     if not ctx.allows("reassociate", level) or ctx.rates.platform not in _BACKENDS:

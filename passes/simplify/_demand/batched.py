@@ -42,7 +42,7 @@ def line_of_each_dot(node: Node, ctx: PassContext) -> Outcome:
     """vmap(lambda A, B, i: (A @ B)[i]) → A[i] @ B for each of the batch; columns too
 
     Where nothing else reads the products. What is out of bounds gives the nearest line, as written.
-    30× for 16 products of 256×256 (`python benchmarks/rewrites.py --only demand`).
+    18× for 16 products of 256×256 (`python benchmarks/rewrites.py --only demand`).
     """
     dot = made_by(node.operands[0], node, "dot_general")
     lines = None if dot is None or not is_free(dot) else _lines(node)
