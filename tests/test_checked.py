@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import lepton_jax as lepton
-from tests.api_programs import noisy
+from tests.api_programs import Breaks, noisy
 
 
 def test_measure_keeps_a_decision() -> None:
@@ -45,17 +45,6 @@ def test_a_measured_decision_is_kept_on_disk(tmp_path: Path, monkeypatch: pytest
     assert "before" not in decided()
 
 
-class _Breaks(lepton.Pass):
-    """A pass that changes what the program computes."""
-
-    name = "breaks"
-
-    def run(self, graph: lepton.ir.Graph, ctx: lepton.PassContext) -> None:
-        for node in graph.walk():
-            if node.op == "sin" and ctx.fire("drop-sin", node):
-                node.result.replace_uses(node.operands[0])
-
-
 class _Fails(lepton.Pass):
     """A pass that leaves what cannot be evaluated."""
 
@@ -69,7 +58,7 @@ class _Fails(lepton.Pass):
 
 def test_verify_option_falls_back_to_the_plain_program() -> None:
     x = jnp.ones(3)
-    f = lepton.optimize(jnp.sin, lepton.Pipeline((_Breaks(),)), verify=True)
+    f = lepton.optimize(jnp.sin, lepton.Pipeline((Breaks(),)), verify=True)
     np.testing.assert_allclose(f(x), jnp.sin(x))
     assert any("plain program is kept" in note for note in f.report.notes)
 
@@ -86,7 +75,7 @@ def test_a_program_that_cannot_be_evaluated_is_run_plain() -> None:
 def test_verify_finds_a_broken_pass() -> None:
     good = lepton.verify(noisy, jnp.ones((2, 3)))
     assert good.ok and good.worst < 64, str(good)
-    bad = lepton.verify(lepton.optimize(noisy, lepton.Pipeline((_Breaks(),))), jnp.ones((2, 3)))
+    bad = lepton.verify(lepton.optimize(noisy, lepton.Pipeline((Breaks(),))), jnp.ones((2, 3)))
     assert not bad.ok
     with pytest.raises(lepton.VerificationError, match="times what rounding explains"):
         bad.raise_if_failed()

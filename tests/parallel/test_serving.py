@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import lepton_jax as lepton
 from lepton_jax._prepared import PrepareError
+from tests.api_programs import Breaks
 
 DEVICES = jax.devices()[:4]
 AUTO = jax.make_mesh((2, 2), ("data", "model"), devices=DEVICES, axis_types=(AxisType.Auto,) * 2)
@@ -183,17 +184,6 @@ def test_a_plan_without_arrays_or_devices() -> None:
         lepton.optimize(model, INT8, params="params", mesh=AUTO, shard=local).prepare(PARAMS, X)
 
 
-class _Breaks(lepton.Pass):
-    """A pass that changes what the program computes."""
-
-    name = "breaks"
-
-    def run(self, graph: lepton.ir.Graph, ctx: lepton.PassContext) -> None:
-        for node in graph.walk():
-            if node.op == "sin" and ctx.fire("drop-sin", node):
-                node.result.replace_uses(node.operands[0])
-
-
 def test_verify_and_measure_on_a_mesh(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LEPTON_CACHE", str(tmp_path))
 
@@ -208,9 +198,7 @@ def test_verify_and_measure_on_a_mesh(tmp_path: Any, monkeypatch: pytest.MonkeyP
     again = lepton.optimize(fun, mesh=AUTO, shard="tp", params="w", measure=True, donate_argnums=1)
     jax.tree.map(close, again(w, X), fun(w, X))
     assert "measured before on this machine" in " ".join(again.report.notes)
-    wrong = lepton.optimize(
-        fun, lepton.Pipeline((_Breaks(),)), mesh=AUTO, shard="tp", params="w", verify=True
-    )
+    wrong = lepton.optimize(fun, lepton.Pipeline((Breaks(),)), mesh=AUTO, shard="tp", params="w", verify=True)
     for _ in range(2):
         got = wrong(w, X)
         jax.tree.map(close, got, fun(w, X))

@@ -53,6 +53,39 @@ class Part:
         return self.makers[-1].operands[0]
 
 
+@dataclass(frozen=True)
+class Parts:
+    """How an array is cut for its products, hashable.
+
+    Attributes:
+        side: which operand of the products the parts are.
+        dim: the dimension along which they are cut.
+        starts, sizes: where they begin, and how long they are.
+        is_index: whether they have lost that dimension.
+        numbers: `lax.dot_general`'s dimension numbers for the whole array.
+        how: its other parameters.
+    """
+
+    side: int
+    dim: int
+    starts: tuple[int, ...]
+    sizes: tuple[int, ...]
+    is_index: bool
+    numbers: Any
+    how: tuple[tuple[str, Any], ...]
+
+    def together(self, source: jax.Array) -> jax.Array:
+        """All parts of an array."""
+        end = self.starts[-1] + self.sizes[-1]
+        if (self.starts[0], end) == (0, source.shape[self.dim]):
+            return source
+        return lax.slice_in_dim(source, self.starts[0], end, axis=self.dim)
+
+    def pair(self, part: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The operands of a product."""
+        return (part, other) if self.side == 0 else (other, part)
+
+
 def merge_products(graph: Graph, ctx: PassContext, level: Level | None) -> None:
     """x @ w[:, :a], x @ w[:, a:] → parts of x @ w; also x @ w[0], x @ w[1], and parts of x
 
@@ -180,87 +213,42 @@ def _made(run: Sequence[Part]) -> Rewrite:
         pair = tuple(map(tuple, numbers[place]))
         numbers[place] = (dims, pair[1]) if part.side == 0 else (pair[0], dims)
     is_apart = part.is_index and any(d > part.dim for dims in own for d in dims)
-    return rewrite(
-        batched if is_apart else merged,
-        part.source,
-        node.operands[1 - part.side],
-        side=part.side,
-        dim=part.dim,
-        starts=tuple(each.start for each in run),
-        sizes=tuple(each.size for each in run),
-        is_index=part.is_index,
-        numbers=tuple(numbers),
-        how=tuple(sorted(how.items())),
+    parts = Parts(
+        part.side,
+        part.dim,
+        tuple(each.start for each in run),
+        tuple(each.size for each in run),
+        part.is_index,
+        tuple(numbers),
+        tuple(sorted(how.items())),
     )
+    return rewrite(batched if is_apart else merged, part.source, node.operands[1 - part.side], parts=parts)
 
 
-def _whole(source: jax.Array, dim: int, starts: Sequence[int], sizes: Sequence[int]) -> jax.Array:
-    """All parts of an array together."""
-    end = starts[-1] + sizes[-1]
-    if (starts[0], end) == (0, source.shape[dim]):
-        return source
-    return lax.slice_in_dim(source, starts[0], end, axis=dim)
-
-
-def merged(
-    source: jax.Array,
-    other: jax.Array,
-    *,
-    side: int,
-    dim: int,
-    starts: tuple[int, ...],
-    sizes: tuple[int, ...],
-    is_index: bool,
-    numbers: Any,
-    how: Any,
-) -> list[jax.Array]:
-    """The products of `other` with parts of `source`, as parts of one product.
-
-    Args:
-        side: which operand of the products the parts are.
-        dim: the dimension along which they are cut.
-        starts, sizes: where they begin, and how long they are.
-        is_index: whether they have lost that dimension.
-        numbers: `lax.dot_general`'s dimension numbers for the whole array.
-        how: its other parameters.
-    """
-    whole = _whole(source, dim, starts, sizes)
-    summed, batch = numbers
-    taken = (*batch[side], *summed[side])
-    pair = (whole, other) if side == 0 else (other, whole)
-    y = lax.dot_general(*pair, (summed, batch), **dict(how))
+def merged(source: jax.Array, other: jax.Array, *, parts: Parts) -> list[jax.Array]:
+    """The products of `other` with parts of `source`, as parts of one product."""
+    whole, (summed, batch) = parts.together(source), parts.numbers
+    taken = (*batch[parts.side], *summed[parts.side])
+    y = lax.dot_general(*parts.pair(whole, other), (summed, batch), **dict(parts.how))
     free = [d for d in range(whole.ndim) if d not in taken]
-    place = (len(batch[0]) if side == 0 else y.ndim - len(free)) + free.index(dim)
+    place = (len(batch[0]) if parts.side == 0 else y.ndim - len(free)) + free.index(parts.dim)
     found = [
-        lax.slice_in_dim(y, start - starts[0], start - starts[0] + size, axis=place)
-        for start, size in zip(starts, sizes, strict=True)
+        lax.slice_in_dim(y, start - parts.starts[0], start - parts.starts[0] + size, axis=place)
+        for start, size in zip(parts.starts, parts.sizes, strict=True)
     ]
-    return [lax.squeeze(part, (place,)) for part in found] if is_index else found
+    return [lax.squeeze(part, (place,)) for part in found] if parts.is_index else found
 
 
-def batched(
-    source: jax.Array,
-    other: jax.Array,
-    *,
-    side: int,
-    dim: int,
-    starts: tuple[int, ...],
-    sizes: tuple[int, ...],
-    numbers: Any,
-    how: Any,
-    **_: Any,
-) -> list[jax.Array]:
+def batched(source: jax.Array, other: jax.Array, *, parts: Parts) -> list[jax.Array]:
     """The products of `other` with the entries of `source` along `dim`, as one batched product."""
-    whole = _whole(source, dim, starts, sizes)
     rest: Any = tuple(
-        tuple(tuple(d - (s == side and d > dim) for d in dims) for s, dims in enumerate(pair))
-        for pair in numbers
+        tuple(tuple(d - (s == parts.side and d > parts.dim) for d in dims) for s, dims in enumerate(pair))
+        for pair in parts.numbers
     )
-    several = lax.broadcast(other, (len(starts),))
+    count = len(parts.starts)
 
     def one(part: jax.Array, other: jax.Array) -> jax.Array:
-        pair = (part, other) if side == 0 else (other, part)
-        return lax.dot_general(*pair, rest, **dict(how))
+        return lax.dot_general(*parts.pair(part, other), rest, **dict(parts.how))
 
-    found = jax.vmap(one, in_axes=(dim, 0))(whole, several)
-    return [lax.index_in_dim(found, i, 0, keepdims=False) for i in range(len(starts))]
+    found = jax.vmap(one, in_axes=(parts.dim, 0))(parts.together(source), lax.broadcast(other, (count,)))
+    return [lax.index_in_dim(found, i, 0, keepdims=False) for i in range(count)]
