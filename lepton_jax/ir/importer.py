@@ -47,6 +47,17 @@ def _import(jaxpr: Any, name: str, shared: dict[int, Graph]) -> Graph:
     return graph
 
 
+def struct_of(value: Value, shape: Sequence[Any] | None = None) -> jax.ShapeDtypeStruct:
+    """What a value is to `trace_flat`, wherever it lies: shape, dtype and weak type.
+
+    Args:
+        shape: another one.
+    """
+    weak_type = getattr(value.aval, "weak_type", False)
+    sizes = value.shape if shape is None else tuple(shape)
+    return jax.ShapeDtypeStruct(sizes, value.dtype, weak_type=weak_type)
+
+
 def copy_equations(
     jaxpr: Any, inputs: Sequence[Value], graph: Graph, before: Node, shared: dict[int, Graph]
 ) -> list[Value]:

@@ -10,7 +10,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from lepton_jax.ir import _jax
 from lepton_jax.ir.graph import Graph, Node, Value
-from lepton_jax.ir.importer import copy_equations
+from lepton_jax.ir.importer import copy_equations, struct_of
 from lepton_jax.ir.regions import CALLS, LOOPS, slots
 from lepton_jax.parallel.factors.elementwise import ELEMENTWISE
 from lepton_jax.parallel.layouts import Layout
@@ -109,10 +109,7 @@ def part_hints(graph: Graph) -> None:
         tied = [(user, place) for user, place in value.uses if user.regions or user is inner.ret]
         if not tied or (inner is graph and all(user is graph.ret for user, _ in tied)):
             continue
-        shape = jax.ShapeDtypeStruct(
-            value.shape, value.dtype, weak_type=getattr(value.aval, "weak_type", False)
-        )
-        traced = _jax.trace_flat(_open_hint, [shape])
+        traced = _jax.trace_flat(_open_hint, [struct_of(value)])
         (free,) = copy_equations(traced, [value], inner, node.next, {})
         for user, place in tied:
             user.set_operand(place, free)
@@ -270,10 +267,9 @@ def _behind(
             return [jax.lax.optimization_barrier(x)]
         return [jax.lax.with_sharding_constraint(x, sharding)]
 
-    weak_type = getattr(value.aval, "weak_type", False)
-    key = value.shape, value.dtype, weak_type, sharding
+    struct = struct_of(value)
+    key = struct, sharding
     if key not in traces:
-        shape = jax.ShapeDtypeStruct(value.shape, value.dtype, weak_type=weak_type)
-        traces[key] = _jax.trace_flat(told, [shape])
+        traces[key] = _jax.trace_flat(told, [struct])
     (new,) = copy_equations(traces[key], [value], graph, before, {})
     return new

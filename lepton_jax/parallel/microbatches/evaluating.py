@@ -15,7 +15,7 @@ from lepton_jax.ir.cutting.evaluate import evaluate_cut
 from lepton_jax.ir.cutting.rules import bind_leaf
 from lepton_jax.ir.dimensions.result import Kept
 from lepton_jax.ir.graph import Graph, Node, Value
-from lepton_jax.ir.importer import from_jaxpr
+from lepton_jax.ir.importer import from_jaxpr, struct_of
 from lepton_jax.ir.regions import slots
 from lepton_jax.parallel.factors import factors_of
 from lepton_jax.parallel.microbatches.flow import Flow
@@ -243,8 +243,7 @@ class Round:
             shape[state.dim] //= self.split.count
         elif isinstance(state, Sum) and self.lanes > 1:
             shape = [self.lanes, *shape]
-        weak_type = getattr(value.aval, "weak_type", False)
-        return jax.ShapeDtypeStruct(tuple(shape), value.dtype, weak_type=weak_type)
+        return struct_of(value, shape)
 
     def _custom(self, node: Node, read: Sequence[Any], wanted: Sequence[State]) -> Sequence[Any]:
         """A function with a derivative of its own: the rule is made smaller as the function is."""

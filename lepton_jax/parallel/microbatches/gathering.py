@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from lepton_jax.ir import _jax
 from lepton_jax.ir.graph import Graph, Value
-from lepton_jax.ir.importer import copy_equations
+from lepton_jax.ir.importer import copy_equations, struct_of
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.microbatches.choosing import loop_of
 
@@ -53,10 +53,7 @@ def gather_first(graph: Graph, places: Iterable[int]) -> list[Value]:
     for place in places:
         assert loop is not None
         value = loop.operands[place]
-        shape = jax.ShapeDtypeStruct(
-            value.shape, value.dtype, weak_type=getattr(value.aval, "weak_type", False)
-        )
-        (copy,) = copy_equations(_jax.trace_flat(_copied, [shape]), [value], graph, loop, {})
+        (copy,) = copy_equations(_jax.trace_flat(_copied, [struct_of(value)]), [value], graph, loop, {})
         loop.set_operand(place, copy)
         found.append(copy)
     return found

@@ -16,7 +16,7 @@ import numpy as np
 from lepton_jax.ir import _jax
 from lepton_jax.ir.facts import facts_of
 from lepton_jax.ir.graph import Graph, Node, Value
-from lepton_jax.ir.importer import copy_equations
+from lepton_jax.ir.importer import copy_equations, struct_of
 from lepton_jax.ir.regions import outer_of
 
 _LARGEST: Final = 1 << 20
@@ -89,12 +89,8 @@ def _write(node: Node, graph: Graph, place: int, left: list[int], changed: dict[
         found = node.primitive.bind(*operands[:place], columns, *operands[place + 1 :], **params)
         return list(found) if node.primitive.multiple_results else [found]
 
-    shapes = [
-        jax.ShapeDtypeStruct(v.shape, v.dtype, weak_type=getattr(v.aval, "weak_type", False))
-        for v in node.operands
-    ]
     with _jax.Placement() as placement, placement.at(None, node.context):
-        traced = _jax.trace_flat(tied, shapes)
+        traced = _jax.trace_flat(tied, list(map(struct_of, node.operands)))
     before = node.prev
     results = copy_equations(traced, list(node.operands), graph, node, {})
     fresh = node.prev

@@ -12,7 +12,7 @@ import numpy as np
 from lepton_jax.ir import _jax, export
 from lepton_jax.ir.cutting.cut import where
 from lepton_jax.ir.graph import Graph, Node, Value
-from lepton_jax.ir.importer import copy_equations
+from lepton_jax.ir.importer import copy_equations, struct_of
 from lepton_jax.ir.regions import erase_dead_nodes
 from lepton_jax.parallel.microbatches.evaluating import Env, Round
 from lepton_jax.parallel.microbatches.flow import Flow
@@ -54,11 +54,7 @@ def in_parts(graph: Graph, batch: Mapping[Value, Part], count: int, lanes: int =
                 "computed in parts of its batch"
             )
     writer = _Writer(graph, flow, batch, sums, outputs, count, lanes)
-    shapes = [
-        jax.ShapeDtypeStruct(v.shape, v.dtype, weak_type=getattr(v.aval, "weak_type", False))
-        for v in graph.inputs
-    ]
-    traced = _jax.trace_flat(writer.run, shapes)
+    traced = _jax.trace_flat(writer.run, list(map(struct_of, graph.inputs)))
     old = list(graph)
     graph.set_outputs(copy_equations(traced, graph.inputs, graph, graph.ret, {}))
     for node in reversed(old):
