@@ -34,6 +34,7 @@ from jax import lax
 
 import lepton_jax as lepton
 from lepton_jax.passes.lower import merge_products
+from lepton_jax.passes.lower._products.unsigned import as_unsigned, product_with_codes
 
 Program = tuple[Callable[..., Any], tuple[Any, ...]]
 """A function and its arguments, the parameters first."""
@@ -101,6 +102,9 @@ def forms_of_product(dtype: str, rows: int, size: int, copies: int) -> dict[str,
     def on_the_left(weights: Any, x: Any) -> Any:
         return [product(w, x, (1, 1), wide) for w in weights]
 
+    def with_codes(weights: Any, x: Any) -> Any:
+        return [product_with_codes(w, x, by_rows=True).astype(jnp.float32) * 0.5 for w in weights]
+
     def by_columns(weights: Any, x: Any) -> Any:
         return [product(x, w, (0, 0), wide) for w in weights]
 
@@ -113,6 +117,9 @@ def forms_of_product(dtype: str, rows: int, size: int, copies: int) -> dict[str,
         "chosen": chosen(plain, (weights, x)),
     }
     if dtype == "int8":
+        unsigned = [as_unsigned(w) for w in weights]
+        four = jnp.pad(x, ((0, max(0, 4 - rows)), (0, 0)))
+        forms["w·xᵀ, w as uint8"] = with_codes, (unsigned, four)
         flat = jnp.asarray(np.ascontiguousarray(np.asarray(x).T))
         forms["xᵀ·w"] = by_columns, (weights, flat)
         forms["xᵀ·w, chosen"] = chosen(by_columns, (weights, flat))
@@ -159,6 +166,7 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], int, int, int, str, int]] = {
     "1×1, 256 channels": ((1, 14, 14, 256), 256, 1, 1, "NHWC", 1),
     "depthwise 3×3": ((1, 56, 56, 64), 64, 3, 1, "NHWC", 64),
     "four groups 3×3": ((1, 28, 28, 128), 128, 3, 1, "NHWC", 4),
+    "eight groups 3×3, NCHW": ((1, 28, 28, 128), 128, 3, 1, "NCHW", 8),
 }
 
 

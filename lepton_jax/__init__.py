@@ -28,11 +28,11 @@ from lepton_jax._lora import lora as lora
 from lepton_jax._model_report import ModelReport as ModelReport
 from lepton_jax._prepared import Prepared as Prepared
 from lepton_jax._prepared import PrepareError as PrepareError
-from lepton_jax._sensitivity import Sensitivity as Sensitivity
-from lepton_jax._sensitivity import SiteDamage as SiteDamage
 from lepton_jax._sensitivity import sensitivity as sensitivity
 from lepton_jax._sharded.hints import shard_hint as shard_hint
 from lepton_jax._sharded.sharding import Sharding as Sharding
+from lepton_jax._site_damage import Sensitivity as Sensitivity
+from lepton_jax._site_damage import SiteDamage as SiteDamage
 from lepton_jax._sparsify import SparseState as SparseState
 from lepton_jax._sparsify import masked as masked
 from lepton_jax._sparsify import sparsify as sparsify

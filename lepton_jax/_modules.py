@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from lepton_jax._prepared import PrepareError
 
@@ -17,7 +19,8 @@ def as_function(model: Any, args: Sequence[Any]) -> tuple[Callable[..., Any], An
 
     Args:
         model: an NNX or Equinox module, or a method of one, whose parameters are in it; a Linen module or
-            a plain function, which take their parameters first.
+            a plain function, which take their parameters first. Parameters may be Equinox modules, of whose
+            leaves those that are no arrays, such as activation functions, stay with the function.
         args: what follows it in the call.
 
     Raises:
@@ -33,6 +36,8 @@ def as_function(model: Any, args: Sequence[Any]) -> tuple[Callable[..., Any], An
         raise TypeError(f"lepton expects a function or a module, not {type(model).__name__}")
     if not args:
         raise TypeError("the parameters are missing: give function, params, and a sample of each input")
+    if _holds_equinox(args[0]):
+        return *_of_tree(fun, args[0]), tuple(args[1:])
     return fun, args[0], tuple(args[1:])
 
 
@@ -77,10 +82,38 @@ def _check_unchanged(before: Any, after: Any) -> None:
             raise PrepareError(f"the call changes the module's {name}: call module.eval() before")
 
 
+def _holds_equinox(tree: Any) -> bool:
+    """Whether there is an Equinox module in a tree, with leaves that are no arrays."""
+    package = sys.modules.get("equinox")
+    if package is None or all(map(_is_array, jax.tree.leaves(tree))):
+        return False
+    kind: type = package.Module
+    return any(
+        isinstance(leaf, kind) for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind))
+    )
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct)
+
+
+def _of_tree(fun: Callable[..., Any], tree: Any) -> tuple[Callable[..., Any], Any]:
+    """A function of the arrays of a tree of Equinox modules, with its own names of arguments."""
+    import equinox
+
+    params, rest = equinox.partition(tree, _is_array)
+
+    @functools.wraps(fun)
+    def call(params: Any, *args: Any, **kwargs: Any) -> Any:
+        return fun(equinox.combine(params, rest), *args, **kwargs)
+
+    return call, params
+
+
 def _of_equinox(owner: Any, model: Any) -> tuple[Callable[..., Any], Any]:
     import equinox
 
-    params, rest = equinox.partition(owner, equinox.is_array)
+    params, rest = equinox.partition(owner, _is_array)
     method = _method_name(owner, model)
 
     def call(params: Any, *args: Any, **kwargs: Any) -> Any:

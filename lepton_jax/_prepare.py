@@ -47,7 +47,8 @@ class Preparer:
         Args:
             form: of parameters that are prepared already: the program that takes them, if there is one.
         """
-        key = (call_key(self._static, args, kwargs), None if form is None else form.key)
+        around = jax.sharding.get_abstract_mesh()
+        key = (call_key(self._static, args, kwargs), None if form is None else form.key, around)
         found = self._bound.get(key)
         if found is None:
             args, kwargs = self._shapes(args, kwargs)  # where arrays lie makes no other program

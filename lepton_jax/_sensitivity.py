@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import jax
@@ -16,167 +16,14 @@ from lepton_jax._calibrate import Calibration, calibrate
 from lepton_jax._inputs import name_inputs
 from lepton_jax._modules import as_function
 from lepton_jax._options import Options, StaticArguments, make_options
+from lepton_jax._site_damage import Sensitivity, SiteDamage, is_tried
 from lepton_jax._stage import call_key, dynamic_leaves, manager_for, trace_call
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.split import split
-from lepton_jax.numerics.formats import get_format
 from lepton_jax.rewrite import Pass, Pipeline, UsageError
 from lepton_jax.rewrite.trial import Trials, Tried
 
 _LAST: Final = "cse,early,cse,dce"
-
-
-@dataclass(frozen=True)
-class SiteDamage:
-    """What quantising one site costs, and saves.
-
-    Attributes:
-        name: of the site, as in `Report.sites`.
-        op: the operation.
-        paths: of the parameters that its weight is made of.
-        done: how it was quantised.
-        error: measured with this site alone quantised: the norm of the change of all outputs by the norm of
-            the outputs, or the growth of the metric.
-        estimate: the relative error of this site's own result, as second moments of its input predict it:
-            √(tr(Δᵀ H Δ) / tr(Wᵀ H W)); None for tables and balanced weights.
-        bytes_before: of the weight in floats.
-        bytes_after: in codes, with scales.
-        size: elements of the weight.
-    """
-
-    name: str
-    op: str
-    paths: tuple[str, ...]
-    done: str
-    error: float
-    estimate: float | None
-    bytes_before: int
-    bytes_after: int
-    size: int
-
-    @property
-    def saved(self) -> int:
-        """The bytes that it saves."""
-        return self.bytes_before - self.bytes_after
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """What each site costs, the worst first; print it.
-
-    Attributes:
-        rows: of the sites.
-        pipeline: that they were quantised by.
-    """
-
-    rows: tuple[SiteDamage, ...]
-    pipeline: Pipeline
-
-    def mixed(
-        self,
-        *,
-        keep: int | None = None,
-        error: float | None = None,
-        nbytes: int | None = None,
-        high: str | None = "int8",
-    ) -> str:
-        """A pipeline that keeps the most sensitive weights in more bits; the rest stays as it was.
-
-        Errors of sites are taken to add up as squares, and to shrink with the steps of the format. Check the
-        result: that is an estimate.
-
-        Args:
-            keep: so many weights, the most sensitive ones.
-            error: as many as bring the expected error of all sites together below this.
-            nbytes: as many as fit: the most bytes of all weights that were quantised.
-            high: the format of those that are kept; None: floats.
-
-        Returns:
-            The text of a pipeline, for `compile`.
-
-        Raises:
-            UsageError: none or several of `keep`, `error` and `nbytes` are given, or the budget cannot be
-            met.
-
-        Example:
-            >>> found = sensitivity(f, params, x, data=batches, passes="deploy,quantize{weights=int4}")
-            >>> model = compile(f, params, x, passes=found.mixed(keep=2))
-        """
-        if sum(each is not None for each in (keep, error, nbytes)) != 1:
-            raise UsageError("mixed takes one of keep=, error= and nbytes=")
-        weights = self._weights()
-        count = keep if keep is not None else self._count(weights, error, nbytes, high)
-        if count < 0 or count > len(weights):
-            raise UsageError(f"keep={count}: there are {len(weights)} weights")
-        return self._pipeline([paths for paths, _ in weights[:count]], high)
-
-    def _weights(self) -> list[tuple[tuple[str, ...], list[SiteDamage]]]:
-        """The sites of each weight, the weight with the largest error first."""
-        found: dict[tuple[str, ...], list[SiteDamage]] = {}
-        for row in self.rows:
-            found.setdefault(row.paths, []).append(row)
-        return sorted(found.items(), key=lambda item: -_together(item[1]))
-
-    def _count(
-        self,
-        weights: Sequence[tuple[tuple[str, ...], list[SiteDamage]]],
-        error: float | None,
-        nbytes: int | None,
-        high: str | None,
-    ) -> int:
-        settings: Any = next(step for step in self.pipeline.passes() if _is_tried(step))
-        low = get_format(settings.weights).bits
-        finer = 0.0 if high is None else (2**low - 1) / (2 ** get_format(high).bits - 1)
-        counts = range(len(weights) + 1)
-        if error is not None:
-            for count in counts:
-                parts = [_together(rows) * (finer if i < count else 1) for i, (_, rows) in enumerate(weights)]
-                if math.hypot(*parts) <= error:
-                    return count
-            raise UsageError(f"error={error} is below what {high or 'float'} weights are expected to give")
-        assert nbytes is not None
-        sizes = [_largest(rows, high) for _, rows in weights]
-        totals = [sum(pair[i >= count] for i, pair in enumerate(sizes)) for count in counts]
-        fitting = [count for count in counts if totals[count] <= nbytes]
-        if not fitting:
-            raise UsageError(f"nbytes={nbytes} is less than the {totals[0]} bytes of all weights in codes")
-        return max(fitting)
-
-    def _pipeline(self, kept: Sequence[tuple[str, ...]], high: str | None) -> str:
-        patterns = " ".join(dict.fromkeys(path for paths in kept for path in paths))
-        if not patterns:
-            return str(self.pipeline)
-        steps: list[Any] = []
-        is_first = True
-        step: Any
-        for step in self.pipeline.steps:
-            if _is_tried(step):
-                if high is not None and is_first:
-                    steps.append(replace(step, weights=high, only=patterns, ops=type(step).ops))
-                if high is None:
-                    step = replace(step, skip=f"{step.skip or ''} {patterns}".strip())
-                is_first = False
-            steps.append(step)
-        return str(Pipeline(tuple(steps)))
-
-    def __str__(self) -> str:
-        width = max([4, *(len(row.name) for row in self.rows)])
-        lines = [f"{'site':<{width}}  {'error':>9}  {'estimate':>9}  {'bytes saved':>12}"]
-        for row in self.rows:
-            estimate = "-" if row.estimate is None else f"{row.estimate:.3g}"
-            lines.append(f"{row.name:<{width}}  {row.error:>9.3g}  {estimate:>9}  {row.saved:>12,}")
-        return "\n".join([*lines, f"quantised by {self.pipeline}"])
-
-
-def _together(rows: Iterable[SiteDamage]) -> float:
-    return math.hypot(*(max(row.error, 0.0) for row in rows))
-
-
-def _largest(rows: Sequence[SiteDamage], high: str | None) -> tuple[int, int]:
-    """The bytes of a weight if it is kept in more bits, and if it is not; sites share it."""
-    before, after = max(row.bytes_before for row in rows), max(row.bytes_after for row in rows)
-    size = max(row.size for row in rows)
-    return before if high is None else size * get_format(high).bits // 8, after
 
 
 def sensitivity(
@@ -220,7 +67,7 @@ def sensitivity(
     """
     function, params, _ = as_function(fun, args)
     plain = make_options(passes, level, target, None, None, None, None, False, strict, False, 0)
-    if not any(map(_is_tried, plain.pipeline.steps)):
+    if not any(map(is_tried, plain.pipeline.steps)):
         raise UsageError(
             f"nothing is quantised by {plain.pipeline}: name quantize{{...}} outside of fixpoint"
         )
@@ -232,10 +79,6 @@ def sensitivity(
     calibration = calibrate(function, _on_trial(plain, seen_by), static, params, batches)
     runs = _Runs(function, plain, static, params, calibration, len({site.name for site in seen_by.sites}))
     return Sensitivity(_ranked(runs, batches, metric), plain.pipeline)
-
-
-def _is_tried(step: Any) -> bool:
-    return isinstance(step, Pass) and step.on_trial(Trials()) is not None
 
 
 def _on_trial(options: Options, record: Trials, last: str = "") -> Options:

@@ -45,6 +45,18 @@ def test_prepare_keeps_what_apply_needs() -> None:
     close(f.apply(prepared, np.ones((5, 3), np.float32)), forward(PARAMS, np.ones((5, 3), np.float32)))
 
 
+def test_prepared_parameters_serve_a_call_on_a_mesh() -> None:
+    f = lepton.optimize(forward, params="params")
+    x, spec = np.linspace(-2, 2, 48, dtype=np.float32).reshape(16, 3), jax.P("d")
+    prepared, expected = f.prepare(PARAMS, x[:2]), forward(PARAMS, x)
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    mapped = jax.shard_map(f.apply, mesh=mesh, in_specs=(jax.P(), spec), out_specs=spec, check_vma=False)
+    close(jax.jit(mapped)(prepared, x), expected)
+    close(f.apply(prepared, x[:2]), expected[:2])
+    with jax.set_mesh(jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))):
+        close(f.apply(prepared, x), expected)
+
+
 def test_parameters_alone_are_enough_after_a_call() -> None:
     f = lepton.optimize(lambda params, x: forward(params, x) * 2, params="params")
     with pytest.raises(PrepareError, match="call the function once before, or give a sample"):
@@ -240,6 +252,11 @@ class Block(nnx.Module):
         return 2 * self(x)
 
 
+def _mapped(mlp: Any, x: Any) -> Any:
+    """Of a module whose activation functions are leaves as well."""
+    return jax.vmap(mlp)(x)
+
+
 def test_compile_takes_functions_and_modules() -> None:
     module = Block(nnx.Rngs(0))
     with pytest.raises(PrepareError, match=r"changes the module's .*: call module.eval\(\)"):
@@ -253,6 +270,7 @@ def test_compile_takes_functions_and_modules() -> None:
         ((module, X), module, X),
         ((module.double, X), module.double, X),
         ((mlp, X[0]), mlp, X[0]),
+        ((_mapped, mlp, X), jax.vmap(mlp), X),
         ((dense, variables, X), lambda x: dense.apply(variables, x), X),
     ]
     for args, expected, x in cases:

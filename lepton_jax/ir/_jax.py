@@ -1,6 +1,6 @@
 """Everything Lepton knows about JAX that changes between JAX versions.
 
-No other module imports `jax._src`, `jax.interpreters` or `jax.extend` (a test sees to it).
+No other module but `_primitives` imports `jax._src`, `jax.interpreters` or `jax.extend`.
 Two generations are supported: up to 0.10 a `ClosedJaxpr` pairs an open `Jaxpr` with its
 constants and scan counts its operands in `num_consts`/`num_carry`; from 0.11 there is one
 class, and scan describes its operands by trees (`ft_in`, `ft_out`).
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -271,6 +270,14 @@ def jit_is_plain(params: Mapping[str, Any]) -> bool:
     )
 
 
+def context_off_mesh(context: Any) -> Any:
+    """The context that an equation has with no mesh around it, otherwise the same; JAX has one of each."""
+    if context is None or context.cur_abstract_mesh.empty:
+        return context
+    with context.manager, jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), ())):
+        return type(context)()
+
+
 def x64_enabled() -> bool:
     """Whether 64-bit types are on in this thread."""
     return bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
@@ -287,93 +294,9 @@ def backend_platform() -> str:
     return {"cuda": "gpu", "rocm": "gpu"}.get(name, name)
 
 
-def compiled_on(platform: str, fun: Callable[..., Any], default: Callable[..., Any], *args: Any) -> Any:
-    """`fun(*args)` in programs for one device of this platform alone, `default(*args)` in all others.
-
-    As `jax.lax.platform_dependent`, but also for what cannot be exported: Pallas kernels are lowered for all
-    platforms of an exported program, and those for Triton are not allowed in one. So exported
-    programs get `default`. There are no derivatives and no batches: give these rules to the caller.
-
-    Args:
-        platform: `cuda`, `rocm`, `tpu` or `cpu`.
-        fun: gives one array of the shape and dtype that `default` gives; asked for only where it is taken.
-            It may return NotImplemented, while it is traced, to leave it to `default`.
-        default: hashable, as `fun` is.
-    """
-    (result,) = _compiled_on().bind(*args, platform=platform, fun=fun, default=default)
-    return result
-
-
-@functools.cache
-def _compiled_on() -> Any:
-    """The primitive of `compiled_on`."""
-    from jax.interpreters import mlir
-
-    primitive = jex.Primitive("compiled_on")
-    primitive.multiple_results = True
-
-    def shapes(*avals: Any, default: Any, **_: Any) -> list[Any]:
-        found = jax.eval_shape(default, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
-        return [ShapedArray(found.shape, found.dtype)]
-
-    run = jax.jit(primitive.bind, static_argnames=("platform", "fun", "default"))
-
-    def lower(ctx: Any, *args: Any, platform: str, fun: Any, default: Any) -> Any:
-        module = ctx.module_context
-        one_device = getattr(module.axis_context, "num_devices", 1) == 1  # compilers do not cut kernels
-        here = tuple(module.platforms) == (platform,) and not module.lowering_parameters.for_export
-
-        def chosen(*each: Any) -> list[Any]:
-            found = fun(*each) if here and one_device else NotImplemented
-            return [default(*each) if found is NotImplemented else found]
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The Pallas Triton backend is deprecated", DeprecationWarning)
-            return mlir.lower_fun(chosen, multiple_results=True)(ctx, *args)
-
-    primitive.def_abstract_eval(shapes)
-    primitive.def_impl(run)
-    mlir.register_lowering(primitive, lower)
-    return primitive
-
-
-def shard_hint(x: Any, spec: tuple[tuple[str, ...] | None, ...]) -> Any:
-    """The array itself, marked with how it shall lie on a mesh.
-
-    Args:
-        x: an array or a tracer.
-        spec: of each dimension the names that split it, None where that is open; derivatives get the same.
-    """
-    return _shard_hint().bind(x, spec=spec)
-
-
-SHARD_HINT: Final = "shard_hint"
-
-
 def hide_frames(file: str) -> None:
     """Where an equation comes from, say the line of the caller of the functions in a file."""
     _source_info.register_exclusion(file)
-
-
-@functools.cache
-def _shard_hint() -> Any:
-    """The primitive of `shard_hint`: an identity, for JAX and XLA."""
-    from jax.interpreters import ad, batching, mlir
-
-    hide_frames(__file__)
-    primitive = jex.Primitive(SHARD_HINT)
-    primitive.def_abstract_eval(lambda aval, **_: aval)
-    primitive.def_impl(lambda x, **_: x)
-    ad.deflinear2(primitive, lambda ct, _, *, spec: [primitive.bind(ct, spec=spec)])
-
-    def batched(args: Any, dims: Any, *, spec: Any) -> Any:
-        (x,), (dim,) = args, dims
-        full = (*spec, *((),) * (x.ndim - 1 - len(spec)))
-        return primitive.bind(x, spec=(*full[:dim], None, *full[dim:])), dim
-
-    batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, lambda ctx, x, **_: [x])
-    return primitive
 
 
 # Compiling ahead of time

@@ -100,7 +100,7 @@ def content_key(graph: Graph) -> Any:
     """A hashable key that graphs of the same structure with equal constants share, whoever traced them.
 
     Functions and the like among the parameters count as equal where they are the same object; a graph
-    that has no key is equal to itself alone.
+    that has no key is equal to itself alone. The mesh around the trace does not count.
     """
     key = _graph_key(graph, _content)
     return graph if key is None else key
@@ -132,7 +132,8 @@ def _graph_key(graph: Graph, constant: Callable[[Value], Any] = operand_key) -> 
         if params is None or node.effects or any(key is None for key in regions):
             return None
         operands = tuple(map(number, node.operands))
-        lines.append((node.op, node.context, params, operands, tuple(regions), len(node.results)))
+        context = node.context if constant is operand_key else _jax.context_off_mesh(node.context)
+        lines.append((node.op, context, params, operands, tuple(regions), len(node.results)))
         for value in node.results:
             number(value)
     lines.append(tuple(map(number, graph.outputs)))

@@ -57,13 +57,14 @@ def add_numbers(histogram: Histogram, rows: jax.Array, counted: jax.Array) -> Hi
     bins = grown.counts.shape[-1]
     per_unit = power_of_two(int(np.log2(bins // 2)) - grown.exponent)
     index = jnp.floor(rows * per_unit[..., None]).astype(jnp.int32) + bins // 2
-    weight = counted.astype(jnp.float32)
-    flat = grown.counts.reshape(-1, bins)
-    added = jax.vmap(lambda c, i, w: c.at[i].add(w, mode="drop"))(
-        flat, index.reshape(len(flat), -1), weight.reshape(len(flat), -1)
+    flat = index.reshape(-1, rows.shape[-1])
+    # In integers: to a large count in float32, one number after another adds nothing.
+    fresh = jax.vmap(lambda i, w: jnp.zeros(bins, jnp.int32).at[i].add(w, mode="drop"))(
+        flat, counted.astype(jnp.int32).reshape(flat.shape)
     )
-    zeros = grown.zeros + jnp.sum(jnp.where(rows == 0, weight, 0.0), axis=-1)
-    return Histogram(grown.exponent, added.reshape(grown.counts.shape), zeros)
+    counts = grown.counts + fresh.astype(jnp.float32).reshape(grown.counts.shape)
+    zeros = grown.zeros + jnp.sum(counted & (rows == 0), axis=-1, dtype=jnp.int32).astype(jnp.float32)
+    return Histogram(grown.exponent, counts, zeros)
 
 
 def widened(histogram: Histogram, exponent: jax.Array) -> Histogram:

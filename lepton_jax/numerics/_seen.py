@@ -40,7 +40,7 @@ def see(rows: jax.Array, used: jax.Array) -> Seen:
     finite = used & jnp.isfinite(rows)
 
     def many(which: jax.Array) -> jax.Array:
-        return jnp.sum(which, -1, dtype=jnp.float32)
+        return jnp.sum(which, -1, dtype=jnp.int32).astype(jnp.float32)  # float32 counts to 2^24 by ones
 
     return Seen(
         jnp.min(jnp.where(finite, rows, jnp.inf), -1, initial=jnp.inf),

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
+import jax
+
 from lepton_jax.targets import processor
 
-WeightAt = Literal["plain", "rows", "turned"]
+WeightAt = Literal["plain", "rows", "turned", "unsigned"]
 """`plain`: x·w, the weight stored K×N, or however it is; `rows`: x·wᵀ, the weight stored N×K; `turned`:
-w·xᵀ, the weight stored N×K, and the result transposed."""
+w·xᵀ, the weight stored N×K, and the result transposed; `unsigned`: that with a weight of int8 stored as
+uint8, 128 more, which what is subtracted from the result makes up for."""
 
 LEAST_WEIGHT: Final = 2**14
 """Elements of a weight below which starting the product takes as long as the product."""
@@ -98,6 +101,23 @@ def limits_of(platform: str, dtype: str) -> Limits | None:
     return PRODUCTS.get((platform, dtype))
 
 
+# Elements of a weight, and up to how many rows it is faster as unsigned numbers. With JAX 0.10 products of
+# int8 with int8 take twice as long.
+_UNSIGNED: Final = ((2**22, 128), (2**18, 16)) if jax.__version_info__ >= (0, 11) else ((2**16, 256),)
+
+
+def unsigned_rows(platform: str, dtype: str, elements: int) -> int:
+    """Up to how many rows a product is faster with its weight stored as unsigned numbers; 0: never.
+
+    Example:
+        >>> unsigned_rows("gpu", "int8", 2**24)
+        0
+    """
+    if (platform, dtype) != ("cpu", "int8") or not processor.wants_unsigned():
+        return 0
+    return next((rows for least, rows in _UNSIGNED if elements >= least), 0)
+
+
 def most_merged(platform: str, dtype: str) -> int:
     """Elements up to which weights of products that read one input are put together; 0: never.
 
@@ -110,7 +130,15 @@ def most_merged(platform: str, dtype: str) -> int:
 
 
 def product_form(
-    platform: str, dtype: str, rows: int, inner: int, columns: int, *, by_rows: bool, always: bool = False
+    platform: str,
+    dtype: str,
+    rows: int,
+    inner: int,
+    columns: int,
+    *,
+    by_rows: bool,
+    always: bool = False,
+    shifts: bool = False,
 ) -> Form | None:
     """The fast form of a product [rows, inner]·[inner, columns], or None where none is known.
 
@@ -123,6 +151,7 @@ def product_form(
         by_rows: whether the weight may stand N×K: because it does, or because turning it costs nothing, as
             where it depends on parameters alone and is turned before the first call.
         always: it stands N×K in any case, where it may.
+        shifts: whether it may be stored as unsigned numbers too, because that costs nothing.
 
     Example:
         >>> product_form("cpu", "int8", 1, 4096, 4096, by_rows=True)
@@ -138,13 +167,19 @@ def product_form(
     if not by_rows:
         return Form("plain", limits.lone_row) if rows == 1 < limits.lone_row else None
     padded = max(rows, limits.least_rows)
+    if shifts and padded < columns and padded <= unsigned_rows(platform, dtype, inner * columns):
+        return Form("unsigned", padded)
     if padded <= limits.turned_rows and padded < columns:
         return Form("turned", padded)
     return Form("rows", padded) if limits.by_rows or always else None
 
 
-def form_by_columns(platform: str, dtype: str, rows: int, inner: int, columns: int) -> Form | None:
+def form_by_columns(
+    platform: str, dtype: str, rows: int, inner: int, columns: int, *, shifts: bool = False
+) -> Form | None:
     """The fast form of a product of activations stored [inner, rows] with a weight that may stand N×K.
+
+    Args are those of `product_form`.
 
     Example:
         >>> form_by_columns("cpu", "int8", 16, 4096, 4096)
@@ -153,4 +188,6 @@ def form_by_columns(platform: str, dtype: str, rows: int, inner: int, columns: i
     limits = limits_of(platform, dtype)
     if limits is None or not limits.by_columns or rows == 0 or inner * columns < LEAST_WEIGHT:
         return None
-    return Form("turned", max(rows, limits.least_rows))
+    padded = max(rows, limits.least_rows)
+    shifted = shifts and padded <= unsigned_rows(platform, dtype, inner * columns)
+    return Form("unsigned" if shifted else "turned", padded)

@@ -33,3 +33,11 @@ def has(*instructions: str) -> bool:
 def multiplies_bfloat16() -> bool:
     """Whether it has instructions for products of bfloat16: of matrices (AMX), or dot products in AVX-512."""
     return has("amx_bf16") or has("avx512_bf16")
+
+
+def wants_unsigned() -> bool:
+    """Whether products of uint8 with int8 are faster than those of int8 with int8.
+
+    `vpdpbusd` of AVX-512 VNNI multiplies unsigned numbers with signed ones; AMX multiplies either.
+    """
+    return has("avx512_vnni") and not has("amx_int8")

@@ -12,9 +12,11 @@ from typing import ClassVar, Final, Literal
 from lepton_jax.ir.binding import store
 from lepton_jax.ir.cost import node_cost
 from lepton_jax.ir.graph import Graph, Value
+from lepton_jax.ir.shards import shard_maps_around
 from lepton_jax.numerics.formats import get_format
 from lepton_jax.passes._weights.lifting import found_by_calibration, loop_lengths
 from lepton_jax.passes._weights.moments import hessian_seen
+from lepton_jax.passes._weights.on_shards import why_not_on_shards
 from lepton_jax.passes._weights.selecting import WeightPass
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.passes.compress._low_rank.choosing import (
@@ -30,10 +32,12 @@ from lepton_jax.passes.compress._low_rank.form import Form, apply_factors, join,
 from lepton_jax.passes.compress._low_rank.ranks import ADAPTERS, CHOSEN, FACTORS, FIXED, RULE, watch
 from lepton_jax.passes.compress._low_rank.residual import Residual, residual_of, write_residual
 from lepton_jax.rewrite import PassContext, UsageError, rewrite
-from lepton_jax.rewrite.replacement import write, write_before
+from lepton_jax.rewrite.replacement import Rewrite, write, write_before
 
 _ENERGY: Final = 0.95
 """What is kept where nothing is said: this share of the squared singular values."""
+
+_NOT_ON_SHARDS: Final = "in a shard_map weights are not known beforehand: say rank= or ratio=, without more"
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class LowRank(WeightPass):
 
     One of `rank`, `ratio`, `energy` and `budget` says how much is kept; without any, `energy=0.95`. The last
     two need the weights themselves before the program is written: `lepton.compile` and `lepton.trainable`
-    hand them over. A weight whose factors are not cheaper stays as it is, and the report says so.
+    hand them over. A weight whose factors are not cheaper stays as it is, and the report says so. In a
+    `shard_map` each device has factors of its own part, of a `rank` or `ratio`.
     Approximate; it runs when it is named.
 
     Attributes:
@@ -81,6 +86,7 @@ class LowRank(WeightPass):
 
     name: ClassVar[str] = "low-rank"
     approximates: ClassVar[bool] = True
+    on_shards: ClassVar[bool] = True
     reads_weights: ClassVar[bool] = True
 
     rank: int = 0
@@ -148,7 +154,8 @@ class LowRank(WeightPass):
         for use in uses:
             if use.name in left:
                 self.leave(use, left[use.name], RULE, ctx)
-                continue
+                if not (self._by_shapes and shard_maps_around(use.node.graph)):
+                    continue
             (claimed,) = write_before(rewrite(store, use.weight), use.node, RULE)
             use.node.set_operand(use.side, claimed)
             self.note(use, "seen by calibration", "", ctx)
@@ -190,7 +197,10 @@ class LowRank(WeightPass):
         if known is not None:
             number, rank, reason, _ = known[0].shape
             return Choice(forms[number], rank) if rank else REASONS[reason]
-        if self.energy or self.budget or self.weigh != "none" or self.train != "none":
+        on_shards = bool(shard_maps_around(use.node.graph))
+        if on_shards and not (self._by_shapes and self.residual == "none"):
+            return _NOT_ON_SHARDS
+        if not self._by_shapes:
             if ctx.calibration:
                 return "calibration did not see it: it is in a branch, or in a loop that cannot be left"
             raise UsageError(self._needs())
@@ -198,7 +208,14 @@ class LowRank(WeightPass):
         if not rank:
             return NO_CHEAPER
         choice = Choice(forms[0], rank)
+        if on_shards and (reason := why_not_on_shards(_thin(use, choice), use.node)):
+            return reason
         return choice if pays(choice, use.node, use.other, ctx, self._goal) else NO_FASTER
+
+    @property
+    def _by_shapes(self) -> bool:
+        """Whether ranks are known by the shapes of weights alone."""
+        return not (self.energy or self.budget) and self.weigh == self.train == "none"
 
     @property
     def _goal(self) -> str:
@@ -219,8 +236,7 @@ class LowRank(WeightPass):
             both = [*self._given(use, FIXED, ctx), *self._given(use, ADAPTERS, ctx)]
             return write_before(rewrite(join, *both, form=choice.form), use.node, RULE)
         hessian = self._given(use, "hessian", ctx) if self.weigh == "hessian" else []
-        made = rewrite(make_factors, use.weight, *hessian, form=choice.form, rank=choice.rank)
-        return write_before(made, use.node, RULE)
+        return write_before(_thin(use, choice, *hessian), use.node, RULE)
 
     def _given(self, use: WeightUse, kind: str, ctx: PassContext) -> list[Value]:
         """What calibration found or training learned of a use, as values there."""
@@ -238,6 +254,11 @@ class LowRank(WeightPass):
         for name, limit in limits.items():
             if limit and share > limit:
                 ctx.note(f"{name}={limit} is missed: {share:.3g} of the {self.count} stay")
+
+
+def _thin(use: WeightUse, choice: Choice, *hessian: Value) -> Rewrite:
+    """The factors of a weight."""
+    return rewrite(make_factors, use.weight, *hessian, form=choice.form, rank=choice.rank)
 
 
 def _became(before: Counter[str], after: Counter[str]) -> str:

@@ -31,9 +31,9 @@ class IntegerConvolution(Pass):
 
     Channels last; images with few channels as blocks of pixels or as products of patches; depthwise
     ones as sums of shifted products; those of one tap as matrix products; few groups one by one; rows as
-    images; volumes, and images with holes, in float32, whose sums of so many codes are exact. Maxima over
-    windows of integers are made of shifted parts, and codes that several operations read are made once. On
-    CPU only, and exact: the sums are of integers. It runs once, late: simplifications would take the
+    images; volumes, images with holes, and many groups in float32, whose sums of so many codes are exact.
+    Maxima over windows of integers are made of shifted parts, and codes that several operations read are made
+    once. On CPU only, and exact: the sums are of integers. It runs once, late: simplifications would take the
     transposes back into the convolution.
 
     Attributes:

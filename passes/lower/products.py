@@ -15,6 +15,7 @@ from lepton_jax.ir.cost import bytes_of, dtype_name, size_of
 from lepton_jax.ir.graph import Graph, Node, Value, constant
 from lepton_jax.passes.lower._products.sides import Product, product_of
 from lepton_jax.passes.lower._products.stored import is_early, readers, stem
+from lepton_jax.passes.lower._products.unsigned import as_unsigned
 from lepton_jax.passes.lower._products.write import arguments, transposed, turned_and_back, write_product
 from lepton_jax.rewrite import Pass, PassContext, erase_dead, rewrite
 from lepton_jax.rewrite.context import Level
@@ -22,7 +23,15 @@ from lepton_jax.rewrite.errors import PipelineError
 from lepton_jax.rewrite.replacement import write, write_before
 from lepton_jax.targets.forms import Form, form_by_columns, product_form
 
-_RULES: Final = {"turned": "turned-product", "rows": "product-by-rows", "plain": "padded-row"}
+_RULES: Final = {
+    "turned": "turned-product",
+    "unsigned": "unsigned-product",
+    "rows": "product-by-rows",
+    "plain": "padded-row",
+}
+
+_LETTERS: Final = {"turned": "y", "rows": "y", "unsigned": "u", "plain": "n"}
+"""How weights are kept that cost nothing to turn, in words such as `ynu`: turned, as they are, unsigned."""
 
 _SUMS: Final[dict[str, tuple[str, ...]]] = {
     "int8": ("int32",),
@@ -33,8 +42,11 @@ _SUMS: Final[dict[str, tuple[str, ...]]] = {
 }
 """The results that products of each dtype may have."""
 
-Turned: TypeAlias = dict[tuple[Value, tuple[int, ...], Graph | None], Value]
-"""Weights turned already: the weight, the order of its dimensions, and where it is read."""
+Turned: TypeAlias = dict[tuple[Value, tuple[int, ...], bool, Graph | None], Value]
+"""Weights turned already: the weight, the order of its dimensions, whether unsigned, and where it is read."""
+
+_LEAST_UNSIGNED: Final = 4
+"""Rows of a product whose weight is kept unsigned, whatever is fastest."""
 
 _ANY: Final = 64
 """Rows of a product whose number of rows is not known."""
@@ -68,6 +80,7 @@ class Products(Pass):
         turn: which floating-point weights are turned that cost nothing to turn: `auto`: as the number of rows
             wants it; `always` or `never`: whatever it is, so that prepared weights serve any number of rows;
             a word such as `yn`: those of the first product, not those of the second, the rest as in `auto`.
+            `u` in such a word: those of a product of int8, as unsigned numbers; other int8 ones are signed.
     """
 
     name: ClassVar[str] = "products"
@@ -77,8 +90,8 @@ class Products(Pass):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.turn not in ("auto", "always", "never") and set(self.turn) - {"y", "n"}:
-            choices = "auto, always, never or a word of y and n"
+        if self.turn not in ("auto", "always", "never") and set(self.turn) - set(_LETTERS.values()):
+            choices = "auto, always, never or a word of y, n and u"
             raise PipelineError(f"option 'turn' of pass {self.name!r} is {choices}; got {self.turn!r}")
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
@@ -91,7 +104,7 @@ class Products(Pass):
             rule = _RULES[form.weight_at]
             if ctx.fire(rule, node):
                 if not node.operands[1 - weight].is_static:
-                    _read_turned(node, weight, rule)
+                    _read_turned(node, weight, rule, unsigned=form.weight_at == "unsigned")
                     continue
                 pin = ctx.rates.platform == "cpu"
                 _write(node, product_of(node, weight), form, rule, turned, pin=pin)
@@ -108,19 +121,23 @@ class Products(Pass):
         may_turn = _may_turn(node, weight, early)
         if dtype == "bfloat16" and not (ctx.is_bound or node.operands[weight].is_const):
             may_turn = False  # under vmap XLA would take the transpose in, which no CPU library runs
-        told = self._told(len(ctx.turned)) if may_turn and dtype != "int8" else ""
+        told = self._told(len(ctx.turned)) if may_turn else ""
+        if dtype == "int8" and told == "n":
+            told = "y"  # its weights are turned in any case
         product = product_of(node, weight)
+        shifts = may_turn and told == "" and (ctx.is_bound or product.weight.value.is_const)
+        shifts = shifts and not _is_looked_up(product.weight.value, early)
         form = (
-            _form_of(product, dtype, may_turn and told != "n", ctx, always=told == "y")
+            _form_of(product, dtype, may_turn and told != "n", ctx, told=told, shifts=shifts)
             if product.x.value.is_static
             else _form_of_any(product, dtype, may_turn, ctx, told=told)
         )
-        if may_turn and dtype != "int8":
-            ctx.turned += "n" if form is None or form.weight_at == "plain" else "y"
+        if may_turn:
+            ctx.turned += _LETTERS["plain" if form is None else form.weight_at]
         return None if form is None else (weight, form)
 
     def _told(self, place: int) -> str:
-        """Whether a floating-point weight is to be turned; empty: as its rows want it."""
+        """How a weight is to be kept, as one of `_LETTERS`; empty: as its rows want it."""
         fixed = {"auto": "", "always": "y", "never": "n"}.get(self.turn)
         return self.turn[place : place + 1] if fixed is None else fixed
 
@@ -173,19 +190,34 @@ def _reads_alike(node: Node, position: int, other: Node, place: int, early: Sour
     return [set(part[position]) for part in mine] == [set(part[place]) for part in theirs]
 
 
-def _form_of(product: Product, dtype: str, may_turn: bool, ctx: PassContext, *, always: bool) -> Form | None:
+def _is_looked_up(weight: Value, early: Sources) -> bool:
+    """Whether something late reads what a weight is a view of, as rows of a table: that is kept as it is."""
+    source = stem(weight)
+    while source.node is not None and source.node.op in ("transpose", "reshape", "squeeze"):
+        source = stem(source.node.operands[0])
+        late = (node for node, _ in readers(source) if any(v not in early for v in node.results))
+        if any(node.op != "dot_general" for node in late):
+            return True
+    return False
+
+
+def _form_of(
+    product: Product, dtype: str, may_turn: bool, ctx: PassContext, *, told: str, shifts: bool
+) -> Form | None:
     """The form to write a product in, None to leave it as it is."""
-    x, weight = product.x, product.weight
+    x, weight, always = product.x, product.weight, told == "y" and dtype != "int8"
+    if told == "u":
+        return Form("unsigned", max(x.rows, _LEAST_UNSIGNED))
     by_rows = may_turn or weight.is_by_rows
     platform, sizes = ctx.rates.platform, (x.rows, product.inner, weight.rows)
     if x.is_by_rows:
-        form = product_form(platform, dtype, *sizes, by_rows=by_rows, always=always)
+        form = product_form(platform, dtype, *sizes, by_rows=by_rows, always=always, shifts=shifts)
     elif x.is_by_columns and by_rows:
-        form = form_by_columns(platform, dtype, *sizes)
+        form = form_by_columns(platform, dtype, *sizes, shifts=shifts)
         if form is None and always:
             form = product_form(platform, dtype, *sizes, by_rows=True, always=True)
     elif (dtype == "int8" or always) and by_rows:  # put in order first: one example, or one row, may be in it
-        form = product_form(platform, dtype, *sizes, by_rows=True, always=always)
+        form = product_form(platform, dtype, *sizes, by_rows=True, always=always, shifts=shifts)
     else:
         return None
     if form is None or (form.weight_at == "plain" and not weight.is_by_columns):
@@ -195,7 +227,11 @@ def _form_of(product: Product, dtype: str, may_turn: bool, ctx: PassContext, *, 
 
 def _form_of_any(product: Product, dtype: str, may_turn: bool, ctx: PassContext, *, told: str) -> Form | None:
     """The form of a product of any number of rows: the weight turned where it is so for other numbers."""
-    if not (ctx.is_bound and may_turn) or product.weight.is_by_rows or not (told == "y" or dtype == "int8"):
+    if not (ctx.is_bound and may_turn):
+        return None
+    if told == "u":
+        return Form("unsigned", 0)
+    if product.weight.is_by_rows or not (told == "y" or dtype == "int8"):
         return None
     rows = product.weight.rows
     form = product_form(ctx.rates.platform, dtype, _ANY, product.inner, rows, by_rows=True, always=True)
@@ -208,37 +244,43 @@ def _stands(product: Product, form: Form) -> bool:
         return False
     if form.weight_at == "plain":
         return True
+    if form.weight_at == "unsigned":
+        return False
     return product.weight.is_by_rows and product.x_first == (form.weight_at == "rows")
 
 
 def _write(node: Node, product: Product, form: Form, rule: str, turned: Turned, *, pin: bool) -> None:
     """Put the product in its form in place of a node."""
     order = product.weight.order(by_rows=form.weight_at != "plain")
-    weight = product.weight.value
-    if list(order) != sorted(order):
-        weight = _turned(weight, order, node, rule, turned)
+    weight, unsigned = product.weight.value, form.weight_at == "unsigned"
+    if unsigned or list(order) != sorted(order):
+        weight = _turned(weight, order, node, rule, turned, unsigned=unsigned)
     made = rewrite(write_product, product.x.value, weight, **arguments(product, form, node, pin=pin))
     write(made, node, rule)
 
 
-def _read_turned(node: Node, position: int, rule: str) -> None:
+def _read_turned(node: Node, position: int, rule: str, *, unsigned: bool) -> None:
     """Let a product of any number of rows read a weight that is kept turned, and write it as it is."""
     order = product_of(node, position).weight.order(by_rows=True)
     back = tuple(int(i) for i in np.argsort(order))
-    made = rewrite(turned_and_back, stem(node.operands[position]), order=order, back=back)
+    source = stem(node.operands[position])
+    made = rewrite(turned_and_back, source, order=order, back=back, unsigned=unsigned)
     (weight,) = write_before(made, node, rule)
     node.set_operand(position, weight)
 
 
-def _turned(value: Value, order: tuple[int, ...], node: Node, rule: str, turned: Turned) -> Value:
+def _turned(
+    value: Value, order: tuple[int, ...], node: Node, rule: str, turned: Turned, *, unsigned: bool
+) -> Value:
     """A value with its dimensions in another order, made once for all that read it so."""
-    key = (value, order, node.graph)
+    key = (value, order, unsigned, node.graph)
     if key not in turned and value.is_const:
         contents: Any = _jax.plain_constant(value.const)
         array = jnp.asarray(np.ascontiguousarray(np.transpose(contents, order)))
+        array = as_unsigned(array) if unsigned else array
         turned[key] = constant(array, jax.typeof(array))
     if key not in turned:
         source = stem(value)
-        made = rewrite(transposed, source, order=order, stored=source is not value)
+        made = rewrite(transposed, source, order=order, stored=source is not value, unsigned=unsigned)
         (turned[key],) = write_before(made, node, rule)
     return turned[key]

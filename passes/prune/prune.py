@@ -9,6 +9,7 @@ from typing import ClassVar, Final, Literal
 from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.numerics.hessian import MatrixLayout
 from lepton_jax.numerics.masks import Block, NofM, Unstructured, erdos_renyi
+from lepton_jax.passes._weights.on_shards import why_not_on_shards
 from lepton_jax.passes._weights.selecting import WeightPass
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.passes._weights.watching import Known, Watcher, observe, seen
@@ -38,7 +39,8 @@ class Prune(WeightPass):
     Zeros take next to no bytes in a file (`model.save`); they take as many as before in memory, and no less
     time. Other passes that are named after it, such as `quantize`, go on from the pruned weights. In
     functions that are called in line, masks are found at each call, and gradients reach what stays. Tables
-    of rows are left alone unless `ops` names `gather`. Approximate; it runs when it is named.
+    of rows are left alone unless `ops` names `gather`. In a `shard_map` each device prunes its own part of a
+    weight. Approximate; it runs when it is named.
 
     Attributes:
         sparsity: the share of weights that goes, 0 to 1.
@@ -69,6 +71,7 @@ class Prune(WeightPass):
 
     name: ClassVar[str] = "prune"
     approximates: ClassVar[bool] = True
+    on_shards: ClassVar[bool] = True
 
     sparsity: float = 0.5
     importance: Literal["magnitude", "wanda", "sparsegpt", "saliency", "movement", "fisher"] = "magnitude"
@@ -128,7 +131,7 @@ class Prune(WeightPass):
 
     def _choose(self, uses: Sequence[WeightUse], graph: Graph) -> Chosen | str:
         if self._is_joint and any(use.node.graph is not graph for use in uses):
-            return "it is in a loop or branch: there weights are ranked each on their own"
+            return "it is in a loop, branch or shard_map: there weights are ranked each on their own"
         by_inputs = self.distribution == "sensitivity" or (self.among, self.importance) == ("global", "wanda")
         none = Matrices((), MatrixLayout(), 0)
         share = self.sparsity if self.distribution == "uniform" else None
@@ -168,6 +171,10 @@ class Prune(WeightPass):
             fun, read = (given, ()) if self.among == "global" else (masked, values)
             static = {} if self.among == "global" else {"how": how}
             made = rewrite(fun, each.weight, *first, *read, **static)
+            if reason := why_not_on_shards(made, each.uses[0].node):
+                for use in each.uses:
+                    self.leave(use, reason, _RULE, ctx)
+                continue
             (pruned,) = write_before(made, each.uses[0].node, _RULE)
             for use in each.uses:
                 use.node.set_operand(use.side, pruned)

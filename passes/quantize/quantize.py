@@ -7,11 +7,11 @@ from typing import ClassVar, Final, Literal
 
 from lepton_jax.ir.binding import store
 from lepton_jax.ir.graph import Graph
-from lepton_jax.ir.shards import shard_maps_around
 from lepton_jax.numerics.formats import Format, get_format
 from lepton_jax.numerics.learned import LEARNED, Train
 from lepton_jax.numerics.observers import get_observer
 from lepton_jax.passes._weights.moments import MeanSeen
+from lepton_jax.passes._weights.on_shards import why_not_on_shards
 from lepton_jax.passes._weights.selecting import WeightPass
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.passes._weights.watching import Known, observe, seen
@@ -22,7 +22,7 @@ from lepton_jax.passes.quantize._quantize.residuals import read_codes
 from lepton_jax.passes.quantize._quantize.sharing import share_weights
 from lepton_jax.passes.quantize._quantize.training import check_undifferentiated, write_trained
 from lepton_jax.rewrite import Pass, PassContext, UsageError, rewrite
-from lepton_jax.rewrite.replacement import Rewrite, traced, write, write_before
+from lepton_jax.rewrite.replacement import write, write_before
 from lepton_jax.rewrite.trial import Trials
 
 _RULE: Final = "quantized-weight"
@@ -171,7 +171,7 @@ class Quantize(WeightPass):
         if isinstance(values, str):
             return values
         made = rewrite(found.fun, *use.node.operands, *found.given, *values, how=found.how)
-        if reason := _why_not_on_shards(made, use):
+        if reason := why_not_on_shards(made, use.node):
             return reason
         if not ctx.fire(_RULE, use.node):
             return None
@@ -200,19 +200,6 @@ class Quantize(WeightPass):
             f"{self} needs calibration: lepton.compile(..., calibration=batches), each batch a tuple of "
             "the inputs after the parameters"
         )
-
-
-def _why_not_on_shards(made: Rewrite, use: WeightUse) -> str | None:
-    """Why something cannot stand in a `shard_map`: JAX checks there what varies along which axes."""
-    if not shard_maps_around(use.node.graph):
-        return None
-    try:
-        traced(made, use.node)
-    except (TypeError, ValueError) as error:
-        if "manual ax" not in str(error):
-            raise
-        return "it is in a shard_map whose checks its method does not pass: say check_vma=False there"
-    return None
 
 
 def _claim(use: WeightUse) -> None:

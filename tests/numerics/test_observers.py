@@ -303,6 +303,16 @@ def test_extreme_magnitudes_stay_in_range() -> None:
     assert np.isfinite(chosen).all()
 
 
+def test_large_counts_still_grow() -> None:
+    """2²⁴ and 1 is 2²⁴ in float32, and so it is 64 times over: a batch is counted in integers."""
+    observer = Percentile(bins=8)
+    start = observer.init((64,))
+    many = jnp.full_like(start.histogram.counts, 2.0**24)
+    start = start._replace(histogram=start.histogram._replace(exponent=jnp.int32(1), counts=many))
+    found = observer.update(start, jnp.ones(64))
+    np.testing.assert_array_equal(found.histogram.counts - many, np.eye(8)[6] * 64)
+
+
 def test_wrong_use() -> None:
     with pytest.raises(ValueError, match="there is no observer 'max'; there are minmax, average"):
         get_observer("max")

@@ -85,7 +85,7 @@ CASES = {
         (1, 32, 18, 18), (64, 1, 3, 3), SHIFTS, layout=FIRST, feature_group_count=32
     ),
     "two groups": case((1, 8, 8, 64), (3, 3, 32, 64), {"few-groups-apart": 1}, feature_group_count=2),
-    "many groups": case((1, 10, 10, 64), (3, 3, 8, 64), {}, feature_group_count=8),
+    "many groups": case((1, 10, 10, 64), (3, 3, 8, 64), {"groups-in-floats": 1}, feature_group_count=8),
     "holes in the image": case(
         (1, 9, 9, 16), (3, 3, 16, 16), UNUSUAL, padding=((0, 0), (0, 0)), lhs_dilation=(2, 2)
     ),

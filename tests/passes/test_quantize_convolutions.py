@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 
 import lepton_jax as lepton
@@ -94,3 +95,18 @@ def test_kernels_of_few_bits_are_packed_where_nothing_is_lost() -> None:
             assert sqnr(exact[name], found[name]) > floor, name
     assert packed_axis((16, 24, 3, 3), 3) == 1 and packed_axis((3, 3, 24, 5), 4) == 2
     assert packed_axis((7, 0), 4) == 1 and packed_axis((50, 49), 4) == 1 and packed_axis((5, 3), 8) == 1
+
+
+@pytest.mark.parametrize("groups", [4, 8])
+def test_groups_in_other_layouts_one_after_another(groups: int) -> None:
+    """XLA's compiler for CPUs loses a grouped convolution of integers that reads what a call gives."""
+    layout = ("NCHW", "OIHW", "NCHW")
+    inner = convolution(layout, feature_group_count=groups, window_strides=(2, 2), padding=((0, 0), (0, 0)))
+    params = {"a": floats(32, 32 // groups, 3, 3), "b": floats(16, 32, 3, 3)}
+    x = floats(2, 32, 16, 16)
+
+    def run(p: Any, x: Any) -> Any:
+        return convolution(layout)(p["b"], jax.nn.relu(inner(p["a"], x)))
+
+    model = lepton.compile(run, params, x, passes="cleanup,quantize{activations=dynamic}", strict=True)
+    assert sqnr(run(params, x), model(x)) > 30

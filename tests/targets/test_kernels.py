@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from lepton_jax.ir import _jax
+from lepton_jax.ir import _primitives
 from lepton_jax.targets.kernels import blocks as sizes
 from lepton_jax.targets.kernels import weight_only
 from lepton_jax.targets.kernels.blocks import Blocks, blocks_for
@@ -160,7 +160,7 @@ def test_batches_become_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         seen.append(x.shape)
         return default(x, *rest)
 
-    monkeypatch.setattr("lepton_jax.ir._jax.compiled_on", kernel)
+    monkeypatch.setattr("lepton_jax.ir._primitives.compiled_on", kernel)
     for rows in (64, 65, 0):
         weight_only_dot(jnp.ones((rows, 256), BF16), words, scale, layout, BF16)
     assert seen == [(64, 256)]
@@ -231,11 +231,11 @@ def refused(x: Any) -> Any:
 
 def test_forms_for_one_device_of_one_platform() -> None:
     one = jnp.ones(4)
-    assert _jax.compiled_on("cpu", twofold, threefold, one)[0] == 2  # run as it stands
-    f = jax.jit(lambda x: _jax.compiled_on("cpu", twofold, threefold, x))
+    assert _primitives.compiled_on("cpu", twofold, threefold, one)[0] == 2  # run as it stands
+    f = jax.jit(lambda x: _primitives.compiled_on("cpu", twofold, threefold, x))
     assert f(one)[0] == 2
-    assert jax.jit(lambda x: _jax.compiled_on("cpu", refused, threefold, x))(one)[0] == 3
-    assert jax.jit(lambda x: _jax.compiled_on("cuda", refused, threefold, x))(one)[0] == 3
+    assert jax.jit(lambda x: _primitives.compiled_on("cpu", refused, threefold, x))(one)[0] == 3
+    assert jax.jit(lambda x: _primitives.compiled_on("cuda", refused, threefold, x))(one)[0] == 3
     assert jax.export.export(f, platforms=("cpu",))(one).call(one)[0] == 3
     mesh = AbstractMesh((2,), ("a",))
     cut = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("a")))

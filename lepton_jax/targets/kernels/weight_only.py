@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lepton_jax.ir import _jax
+from lepton_jax.ir import _primitives
 from lepton_jax.targets.kernels.blocks import MOST_ROWS, Blocks, blocks_for, padded_rows
 from lepton_jax.targets.kernels.conversion import convert_plane
 from lepton_jax.targets.kernels.words import WORD, block_size, pack_words, unpack_words
@@ -179,7 +179,7 @@ def _batched(layout: Layout, dtype: Any) -> Any:
 
     @jax.custom_batching.custom_vmap
     def product(x: jax.Array, words: jax.Array, scale: jax.Array) -> jax.Array:
-        y: jax.Array = _jax.compiled_on("cuda", kernel, default, x, words, scale)
+        y: jax.Array = _primitives.compiled_on("cuda", kernel, default, x, words, scale)
         return y
 
     @product.def_vmap

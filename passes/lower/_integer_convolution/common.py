@@ -21,6 +21,9 @@ from lepton_jax.targets.forms import LEAST_WEIGHT
 _LEAST_WORK: Final = 2**18
 """Operations below which starting a convolution takes as long as the convolution."""
 
+_FEW_GROUPS: Final = 4
+_MANY_CHANNELS: Final = 32
+
 ROWS: Final = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 """NHWC, HWIO, NHWC."""
 
@@ -81,7 +84,18 @@ def number_of_taps(node: Node, window: Window) -> int:
     return math.prod(taps_of(node, window))
 
 
-def moved(x: jax.Array, order: Ints) -> jax.Array:
-    """An array with its dimensions in another order, in memory too."""
-    y: jax.Array = row_major(lax.transpose(x, order))
-    return y
+def moved(x: jax.Array, order: Ints, grouped: bool = False) -> jax.Array:
+    """An array with its dimensions in another order, in memory too.
+
+    Args:
+        grouped: whether a convolution with groups reads it. XLA, of JAX 0.10 and 0.12, makes wrong numbers
+            or no program at all of one that reads what a call gives: a barrier stands there instead.
+    """
+    y: jax.Array = lax.transpose(x, order)
+    z: jax.Array = lax.optimization_barrier(y) if grouped else row_major(y)
+    return z
+
+
+def is_taken_apart(window: Window, channels: int) -> bool:
+    """Whether there are few groups of many channels each, which are convolved one by one."""
+    return 1 < window.groups <= _FEW_GROUPS and channels >= _MANY_CHANNELS

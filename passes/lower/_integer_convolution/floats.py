@@ -19,6 +19,7 @@ from lepton_jax.passes.lower._integer_convolution.common import (
     has_work,
     integer_rule,
     is_by_rows,
+    is_taken_apart,
     number_of_taps,
 )
 from lepton_jax.rewrite import PassContext, Rule, node_rule, rewrite
@@ -93,6 +94,19 @@ def few_channels_in_floats(node: Node, ctx: PassContext) -> Outcome:
     if not is_by_rows(window) or window.groups != 1 or number_of_taps(node, window) == 1:
         return None
     return _in_floats(node, window) if form_of(node, window, dot_products=False) == "floats" else None
+
+
+@integer_rule()
+def groups_in_floats(node: Node, ctx: PassContext) -> Outcome:
+    """conv(x, w) with many groups, or groups of few channels → that of the codes in float32, if exact
+
+    XLA's library for CPUs has no fast path for them: the integer convolution takes 4 times as long and more
+    (`python benchmarks/forms.py --only convolutions`).
+    """
+    window = window_of(node)
+    if window.groups == 1 or is_taken_apart(window, channels_of(node, window)):
+        return None
+    return _in_floats(node, window)
 
 
 def _in_floats(node: Node, window: Window) -> Outcome:

@@ -17,14 +17,14 @@ from lepton_jax.passes.lower._integer_convolution.common import (
     convolve,
     integer_rule,
     is_by_rows,
+    is_taken_apart,
     moved,
     number_of_taps,
 )
+from lepton_jax.passes.lower._integer_convolution.floats import groups_in_floats
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
-_FEW_GROUPS: Final = 4
-_MANY_CHANNELS: Final = 32
 _MOST_SHARED: Final = 16
 
 
@@ -61,7 +61,9 @@ def with_channels_last(x: jax.Array, kernel: jax.Array, *, window: Window) -> ja
     """The convolution, NHWC inside."""
     batch, feature, *space = window.lhs
     out, into, *taps = window.rhs
-    y = convolve(moved(x, (batch, *space, feature)), moved(kernel, (*taps, into, out)), window)
+    grouped = window.groups > 1 and not is_taken_apart(window, kernel.shape[into])
+    images, kernels = moved(x, (batch, *space, feature), grouped), moved(kernel, (*taps, into, out), grouped)
+    y = convolve(images, kernels, window)
     batch, feature, *space = window.out
     order = (batch, *space, feature)
     return lax.transpose(lax.optimization_barrier(y), [order.index(d) for d in range(4)])
@@ -89,9 +91,7 @@ def few_groups_apart(node: Node, ctx: PassContext) -> Outcome:
     (`python benchmarks/forms.py --only convolutions`).
     """
     window = window_of(node)
-    if not is_by_rows(window) or not 1 < window.groups <= _FEW_GROUPS:
-        return None
-    if channels_of(node, window) < _MANY_CHANNELS:
+    if not is_by_rows(window) or not is_taken_apart(window, channels_of(node, window)):
         return None
     return rewrite(apart, *node.operands, window=window)
 
@@ -110,6 +110,7 @@ def apart(x: jax.Array, kernel: jax.Array, *, window: Window) -> jax.Array:
 
 RULES: Final[tuple[Rule, ...]] = (
     integer_depthwise_as_shifts,
+    groups_in_floats,
     channels_last,
     integer_pointwise_as_dot,
     few_groups_apart,

@@ -13,6 +13,7 @@ from lepton_jax.ir.binding import store
 from lepton_jax.ir.graph import Node
 from lepton_jax.passes.lower._layout import row_major
 from lepton_jax.passes.lower._products.sides import Ints, Product
+from lepton_jax.passes.lower._products.unsigned import as_signed, as_unsigned, product_with_codes
 from lepton_jax.targets.forms import Form
 
 
@@ -34,16 +35,18 @@ def arguments(product: Product, form: Form, node: Node, *, pin: bool) -> dict[st
     }
 
 
-def transposed(x: jax.Array, *, order: Ints, stored: bool) -> jax.Array:
+def transposed(x: jax.Array, *, order: Ints, stored: bool, unsigned: bool) -> jax.Array:
     """The array with its dimensions in another order; marked as what is kept of parameters, if asked."""
     turned = lax.transpose(x, order)
+    turned = as_unsigned(turned) if unsigned else turned
     kept: jax.Array = store(turned) if stored else turned
     return kept
 
 
-def turned_and_back(x: jax.Array, *, order: Ints, back: Ints) -> jax.Array:
+def turned_and_back(x: jax.Array, *, order: Ints, back: Ints, unsigned: bool) -> jax.Array:
     """The array as it is, made of what is kept of it with its dimensions in another order."""
-    return lax.transpose(store(lax.transpose(x, order)), back)
+    kept = transposed(x, order=order, stored=True, unsigned=unsigned)
+    return lax.transpose(as_signed(kept) if unsigned else kept, back)
 
 
 def write_product(
@@ -66,7 +69,8 @@ def write_product(
 
     Args:
         x: the activations, [batch, rows, summed] up to a reshape, or [batch, summed, rows].
-        weight: the weight, [batch, columns, summed] up to a reshape; [batch, summed, columns] for `plain`.
+        weight: the weight, [batch, columns, summed] up to a reshape; [batch, summed, columns] for `plain`;
+            uint8 for `unsigned`.
         batch: the sizes of the batch dimensions.
         rows: the sizes of the dimensions that the result has of the activations.
         columns: the sizes of those that it has of the weight.
@@ -93,12 +97,15 @@ def write_product(
         x = row_major(x)
     by_rows = form.weight_at != "plain"
     matrix = lax.reshape(weight, (*batch, width, inner) if by_rows else (*batch, inner, width))
-    turned = form.weight_at == "turned"
+    turned = form.weight_at in ("turned", "unsigned")
     pair, how = ((matrix, x), _swapped(precision)) if turned else ((x, matrix), precision)
     both = (tuple(range(n)),) * 2
     along = (n + 1 if x_by_rows else n, n + 1 if by_rows else n)
     numbers: Any = (tuple((d,) for d in (along[::-1] if turned else along)), both)
-    y = lax.dot_general(*pair, numbers, precision=how, preferred_element_type=wide)
+    if form.weight_at == "unsigned":
+        y = product_with_codes(matrix, x, by_rows=x_by_rows)
+    else:
+        y = lax.dot_general(*pair, numbers, precision=how, preferred_element_type=wide)
     if turned and x_first:  # XLA would otherwise turn the product instead of its result
         y = lax.optimization_barrier(y)
     if form.rows > count:

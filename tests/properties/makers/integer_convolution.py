@@ -83,6 +83,17 @@ def _few_groups(d: Draw) -> Program:
     )
 
 
+def _many_groups(d: Draw) -> Program:
+    groups = d.pick(4, 8)
+    return _program(
+        (d.size(1, 3), 16, 15, 8 * groups),
+        (3, d.size(2, 3), 8, 16 * groups),
+        padding=_padding(d),
+        layout=d.pick(_ROWS, _PLANES),
+        feature_group_count=groups,
+    )
+
+
 def _depthwise(d: Draw) -> Program:
     channels, times = d.pick(32, 48), d.pick(1, 2)
     return _program(
@@ -184,6 +195,7 @@ MAKERS: Final[Makers] = {
     "few-channels-as-product": (_few_channels, _few_channels),
     "few-outputs-filled-up": (_few_outputs, _few_outputs),
     "few-groups-apart": (_few_groups,),
+    "groups-in-floats": (_many_groups,),
     "integer-depthwise-as-shifts": (_depthwise,),
     "integer-pointwise-as-dot": (_one_tap,),
     "stem-by-space-to-depth": (_stem, _stem),
@@ -234,6 +246,11 @@ ALIKE: Final[Makers] = {
     "few-groups-apart": (
         _stays((1, 10, 10, 64), (3, 3, 8, 64), feature_group_count=8),
         _stays((1, 16, 16, 32), (3, 3, 16, 32), feature_group_count=2),
+    ),
+    "groups-in-floats": (
+        _few_groups,
+        _stays(*_SMALL),
+        _stays((1, 8, 8, 640), (3, 3, 128, 40), feature_group_count=5),
     ),
     "integer-depthwise-as-shifts": (
         _stays((1, 18, 18, 64), (3, 3, 2, 64), feature_group_count=32),
