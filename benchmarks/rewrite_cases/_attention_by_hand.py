@@ -163,6 +163,12 @@ def by_hand(q: Any, k: Any, v: Any) -> Any:
     return _causal_forward(q, k, v)[0]
 
 
+def by_hand_with_sums(q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    """The same without a derivative, and the logarithms of the sums, [batch, heads, queries]."""
+    out, sums = _causal_forward(q, k, v)
+    return out, sums.reshape(q.shape[0], q.shape[2], q.shape[1])
+
+
 def _by_hand_forward(q: Any, k: Any, v: Any) -> Any:
     out, sums = _causal_forward(q, k, v)
     return out, (q, k, v, out, sums)

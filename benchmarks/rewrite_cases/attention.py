@@ -9,7 +9,7 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
-from benchmarks.rewrite_cases._attention_by_hand import by_hand, window_by_hand
+from benchmarks.rewrite_cases._attention_by_hand import by_hand, by_hand_with_sums, window_by_hand
 from benchmarks.rewrite_cases._attention_layers import arrays, gradients, layers, layers_trained
 from benchmarks.rewrite_cases._case import Case, normal
 
@@ -55,6 +55,43 @@ def window(q: Any, k: Any, v: Any) -> Any:
     return mix(jax.nn.softmax(jnp.where((distance >= 0) & (distance < 256), scores, -jnp.inf)), v)
 
 
+def where(q: Any, k: Any, v: Any) -> Any:
+    """The mask is an argument of the softmax."""
+    mask = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))
+    return mix(jax.nn.softmax(scores_of(q, k), where=mask), v)
+
+
+def masked_exponentials(q: Any, k: Any, v: Any) -> Any:
+    """The exponentials are masked, and what they are divided by is never zero."""
+    mask = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))
+    scores = jnp.where(mask, scores_of(q, k), -1e9)
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True)) * mask
+    return mix(weights / (weights.sum(-1, keepdims=True) + 1e-9), v)
+
+
+def by_logsumexp(q: Any, k: Any, v: Any) -> Any:
+    """Exponentials of log-probabilities."""
+    mask = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))
+    scores = jnp.where(mask, scores_of(q, k), -jnp.inf)
+    return mix(jnp.exp(scores - jax.nn.logsumexp(scores, -1, keepdims=True)), v)
+
+
+def sink(q: Any, k: Any, v: Any) -> Any:
+    """A score for each head that takes part in the softmax, and whose weight is cut off again."""
+    logits = jnp.linspace(-1, 1, q.shape[2])
+    mask = jnp.tril(jnp.ones((q.shape[1], k.shape[1]), bool))
+    scores = jnp.where(mask, scores_of(q, k), -jnp.inf)
+    column = jnp.broadcast_to(logits[:, None, None], (*scores.shape[:3], 1))
+    return mix(jax.nn.softmax(jnp.concatenate([scores, column], -1))[..., :-1], v)
+
+
+def sink_by_hand(q: Any, k: Any, v: Any) -> Any:
+    """Attention, scaled by what the sink leaves of it."""
+    result, sums = by_hand_with_sums(q, k, v)
+    left = jax.nn.sigmoid(sums - jnp.linspace(-1, 1, q.shape[2])[:, None])
+    return result * left.swapaxes(1, 2)[..., None]
+
+
 def training(fun: Callable[..., Any]) -> Callable[..., Any]:
     """Loss and gradients."""
     return jax.value_and_grad(lambda q, k, v: (fun(q, k, v) ** 2).sum(), (0, 1, 2))
@@ -86,6 +123,10 @@ CASES: Final[list[Case]] = [
         for batch, length in ((2, 1024), (2, 2048), (1, 4096))
     ),
     Case("causal attention, softmax by hand", filled, by_hand, arguments(2, 1024)),
+    Case("softmax(scores, where=mask)", where, by_hand, arguments(2, 1024)),
+    Case("causal attention, exponentials masked", masked_exponentials, by_hand, arguments(2, 1024)),
+    Case("causal attention, exp(s - logsumexp(s))", by_logsumexp, by_hand, arguments(2, 1024)),
+    Case("causal attention with a sink", sink, sink_by_hand, arguments(2, 1024)),
     Case("jax.nn.dot_product_attention", library, by_hand, arguments(2, 1024)),
     Case(
         "window of 256, capped",

@@ -9,6 +9,8 @@ from lepton_jax.ir.graph import Graph
 from lepton_jax.passes.fuse._attention.cutting import Limits
 from lepton_jax.passes.fuse._attention.forward import fuse, fuse_gradient
 from lepton_jax.passes.fuse._attention.kernels import PLATFORM
+from lepton_jax.passes.fuse._attention.peel import peel
+from lepton_jax.passes.fuse._attention.unjoin import unjoin
 from lepton_jax.rewrite import Level, Pass, PassContext
 
 _CPU: Final = Limits(masked=512, open=1024, scores=1 << 21, block=None, widen=True)
@@ -29,8 +31,11 @@ class Attention(Pass):
     After:
         %10, %11, %12 = custom_jvp_call %v %q %k { scan { while { one block of scores at a time } } }
 
-    Whatever happens to the scores on their way (scales, masks, biases, caps) is done block by
-    block. Blocks that are masked for sure are left out, and masks where they are known to mask nothing.
+    Whatever happens to the scores on their way (scales, masks, biases, caps) is done block by block, and
+    so are masks after the exponential; what is done to whole rows is done to the result. A column that is
+    joined to the scores, a sink, is taken apart from them by the rule attention-sink; what is subtracted
+    from them twice is subtracted once, by the rule attention-shift. Blocks that are masked for sure are
+    left out, and masks where they are known to mask nothing.
     On a CPU, bfloat16 and float16 are multiplied in float32. Where the program holds the gradient too,
     the backward half is summed in blocks in the same way, in the loop in which it is: a scan over layers
     keeps no weights for that of its gradient. Memory is linear in the number of queries and keys, forward and
@@ -59,6 +64,12 @@ class Attention(Pass):
         if not ctx.allows("reassociate", self.level):
             return
         limits = self.limits(ctx.rates.platform)
+        for node in list(graph.walk()):
+            if node.op == "concatenate" and node.alive:
+                unjoin(node, ctx, limits)
+        for node in list(graph.walk()):
+            if node.op == "exp" and node.alive:
+                peel(node, ctx, limits)
         for node in list(graph.walk()):
             if node.op == "dot_general" and node.alive and not node.is_dead:
                 fuse(node, ctx, limits)

@@ -138,12 +138,6 @@ def returned(q: Any, k: Any, v: Any) -> Any:
     return mix(weights, v), weights
 
 
-def doubled(q: Any, k: Any, v: Any) -> Any:
-    scores = scores_of(q, k)
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
-    return mix(weights / (1 + weights.sum(-1, keepdims=True)), v)
-
-
 def over_queries(q: Any, k: Any, v: Any) -> Any:
     return mix(jax.nn.softmax(scores_of(q, k), axis=2), v)
 
@@ -166,7 +160,6 @@ def of_parameters(table: Any, v: Any) -> Any:
 
 LOOK_ALIKE: dict[str, Form] = {
     "returned": (returned, qkv()),
-    "doubled": (doubled, qkv()),
     "over_queries": (over_queries, qkv()),
     "late_values": (late_values, qkv()),
     "minus_mean": (minus_mean, qkv()),

@@ -147,3 +147,31 @@ def test_rows_that_see_nothing() -> None:
     blind = jnp.ones_like(valid).at[0].set(False)
     for a, b in zip(*steps()({**ARGUMENTS, id(valid): blind})["padded"], strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * max(float(jnp.abs(a).max()), 1.0))
+
+
+def test_few_bits_lose_no_more_than_in_the_plain_program() -> None:
+    def library(q: Any, k: Any, v: Any) -> Any:
+        return mix(jax.nn.softmax(scores_of(q, k), axis=-1), v)
+
+    def error(found: Any, expected: Any) -> float:
+        return float(jnp.linalg.norm(found.astype(jnp.float32) - expected) / jnp.linalg.norm(expected))
+
+    rounded = [(a * b).astype(jnp.bfloat16) for a, b in zip(qkv(), (8, 1, 1), strict=True)]
+    step = gradient_of(library, tuple(rounded))
+    graph, report = run(step, *rounded, passes=PASSES)
+    assert report.rules["attention"] == 1
+    expected = step(*(a.astype(jnp.float32) for a in rounded))[1]
+    for ours, plain, exact in zip(to_callable(graph)(*rounded)[1:], step(*rounded)[1], expected, strict=True):
+        assert error(ours, exact) <= error(plain, exact)
+
+
+def test_ties_of_few_bits_that_count_are_left_alone() -> None:
+    def one_more(q: Any, k: Any, v: Any) -> Any:
+        scores = scores_of(q, k)
+        weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+        return mix(weights / (1 + weights.sum(-1, keepdims=True)), v)
+
+    args = qkv()
+    few = [a.astype(jnp.bfloat16) for a in args]
+    assert "attention" in fired(gradient_of(one_more, args), *args, passes=PASSES)
+    assert "attention" not in fired(gradient_of(one_more, tuple(few)), *few, passes=PASSES)

@@ -16,6 +16,7 @@ from lepton_jax.ir.graph import RETURN, Graph, Node, Value
 from lepton_jax.ir.inline import copy_graph, copy_node
 from lepton_jax.ir.regions import add_constant, inside
 from lepton_jax.passes.fuse._attention.axes import ELEMENTWISE, MOVES
+from lepton_jax.passes.fuse._attention.inward import outer_value
 from lepton_jax.passes.fuse._attention.match import Found
 from lepton_jax.passes.loops._parts.scan import Scan, add_scanned, add_stacked, drop_stacked, is_plain_scan
 
@@ -91,7 +92,7 @@ def crossing_of(found: Found) -> Crossing | str | None:
 
 def _nodes(found: Found) -> set[Node]:
     """What makes the scores, what is made of them, and views of the result."""
-    made = {node for node, _, _ in found.builder.steps}
+    made = {node for node, _, _ in (*found.builder.steps, *found.late.steps)}
     stack = [v for v in (*found.builder.dependent(), found.exp.result)]
     while stack:
         for user in stack.pop().users():
@@ -144,6 +145,14 @@ class _Copy:
             old.replace_uses(self.value(value))
         return dot
 
+    def _repeated(self, value: Value) -> Value | None:
+        """A repeated constant from outside of the loop, made in this body; None where a value is none."""
+        outer = outer_value(value)
+        node = None if outer is None else outer.node
+        if node is None or node.op != "broadcast_in_dim" or not node.operands[0].is_const:
+            return None
+        return self.body.insert(copy_node(node, node.operands), self.first).result
+
     def value(self, value: Value) -> Value:
         """A value of the other body, in this one."""
         stack = [value]
@@ -153,7 +162,7 @@ class _Copy:
             if current.is_const or current in self.made:
                 stack.pop()
             elif node is None or (node not in self.crossing.nodes and node is not self.crossing.found.dot):
-                self.made[stack.pop()] = self.leaf(current)
+                self.made[stack.pop()] = self._repeated(current) or self.leaf(current)
             else:
                 missing = [v for v in node.operands if not v.is_const and v not in self.made]
                 stack += missing

@@ -25,35 +25,13 @@ from lepton_jax.passes.fuse._attention.running import (
     along,
     key_first,
     mix,
+    near_top,
     query_axis,
-    result_order,
     safe,
     scores_of,
     start,
+    weigh,
 )
-
-
-def attention(values: Any, *leaves: Any, plan: Plan) -> tuple[Any, Any, Any]:
-    """Attention of a plan.
-
-    Args:
-        values: the other operand of the product.
-        leaves: the leaves of the plan's scores.
-
-    Returns:
-        The product (divided by the sums if the plan says so), the maxima of the scores over the
-        keys, and the sums of the exponentials; the latter two without the key axis.
-    """
-    mixed, top, total = _attend(plan, values, *leaves)
-    if plan.shift == "none":
-        back = jnp.exp(safe(top))
-        total = total * back
-        if not plan.divided:
-            mixed = mixed * along(back, plan, mixed.ndim)
-    if plan.shift == "top":
-        total = lax.select(top == -jnp.inf, jnp.full_like(total, jnp.nan), total)
-    mixed = mixed.transpose(result_order(plan, mixed.ndim))
-    return mixed.astype(plan.dtype), top.squeeze(plan.key), total.squeeze(plan.key)
 
 
 def needs_rest(top: Any, fill: float) -> Any:
@@ -63,17 +41,30 @@ def needs_rest(top: Any, fill: float) -> Any:
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _attend(plan: Plan, values: Any, *leaves: Any) -> State:
-    """The product [batch, free axes of the weights, of the values], maxima and sums with one key."""
-    arrays = leaves_of(leaves, plan.scores, plan.block)
+def attend(plan: Plan, values: Any, *leaves: Any) -> State:
+    """Attention of a plan.
+
+    Args:
+        plan: what is computed.
+        values: the other operand of the product.
+        leaves: the leaves of the plan's scores, and of what masks the exponentials.
+
+    Returns:
+        The product [batch, free axes of the weights, of the values] (divided by the sums if the plan says
+        so), the maxima of the scores over the keys, and the sums of the exponentials with that maximum
+        subtracted; the latter two with one key.
+    """
+    count = len(plan.scores.leaves)
+    arrays = leaves_of(leaves[:count], plan.scores, plan.block)
+    masks = leaves_of(leaves[count:], plan.late, plan.block)
     keys = turned(values, key_first(plan, values.ndim), len(plan.batch[0]), plan.block[1])
     axes = (query_axis(plan), plan.query, plan.query)
 
     def row(number: Any) -> State:
-        mine = arrays.rows(number)
+        mine, late = arrays.rows(number), masks.rows(number)
 
         def block(tile: Tile, column: Any, state: State | None) -> State:
-            blocks = arrays.blocks(mine, number, column)
+            blocks = [*arrays.blocks(mine, number, column), *masks.blocks(late, number, column)]
             first = (number * plan.block[0], column * plan.block[1])
             return advance(plan, tile, state, blocks, keys.block(column), first)
 
@@ -135,14 +126,18 @@ def _rest(plan: Plan, block: Callable[[Any, Any], State], state: State, begin: S
     return made
 
 
-@functools.partial(_attend.defjvp, symbolic_zeros=True)
+@functools.partial(attend.defjvp, symbolic_zeros=True)
 def _attend_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
     """Tangents block by block, each recomputed in the transpose: linear memory in either mode."""
-    out, top, total = _attend(plan, *primals)
+    out, top, total = attend(plan, *primals)
     zero = jnp.zeros_like(top)
     moving = [n for n, t in enumerate(tangents) if not isinstance(t, SymbolicZero)]
-    labels = [(None, len(plan.batch[0])), *plan.scores.leaves]
-    orders = [key_first(plan, primals[0].ndim), *(plan.scores.orders or [None] * (len(primals) - 1))]
+    labels = [(None, len(plan.batch[0])), *plan.scores.leaves, *plan.late.leaves]
+    orders = [
+        key_first(plan, primals[0].ndim),
+        *(plan.scores.orders or [None] * len(plan.scores.leaves)),
+        *[None] * len(plan.late.leaves),
+    ]
     parts = cut_all(primals, labels, plan.block, orders)
     moves = cut_all(
         [tangents[n] for n in moving], [labels[n] for n in moving], plan.block, [orders[n] for n in moving]
@@ -171,36 +166,64 @@ def _attend_jvp(plan: Plan, primals: Any, tangents: Any) -> Any:
 
         columns = jnp.arange(counted.shape[1], dtype=jnp.int32)
         xs = (columns, parts.per_key(mine), moves.per_key(mine_moving), counts)
-        (mixed, sums), _ = lax.scan(block, (jnp.zeros_like(out), jnp.zeros_like(total)), xs)
+        begin = (jnp.zeros_like(out), *[jnp.zeros_like(total)] * (3 if plan.tracks else 1))
+        (mixed, sums, *tops), _ = lax.scan(block, begin, xs)
         if plan.divided:
             mixed = (mixed - out * along(sums, plan, out.ndim)) / along(total, plan, out.ndim)
-        return mixed, sums
+        if not tops:
+            return mixed, sums
+        change = tops[0] / jnp.maximum(tops[1], 1)
+        if not plan.divided:
+            mixed = mixed - out * along(change, plan, out.ndim)
+        return mixed, sums - total * change, change
 
     numbers = jnp.arange(len(plan.counts), dtype=jnp.int32)
     again = jax.checkpoint(row, prevent_cse=False)  # else each block of each row leaves something behind
-    mixed, sums = lax.map(again, (numbers, parts.rows, moves.rows, kept, jnp.asarray(counted)))
+    mixed, sums, *tops = lax.map(again, (numbers, parts.rows, moves.rows, kept, jnp.asarray(counted)))
     queries = plan.shape[plan.query]
     return (out, top, total), (
         joined(mixed, query_axis(plan), queries),
-        zero,
+        joined(tops[0], plan.query, queries) if tops else zero,
         joined(sums, plan.query, queries),
     )
 
 
 def _tangent(
     plan: Plan, moving: Sequence[int], blocks: Sequence[Any], tangents: Any, top: Any, row: Any, column: Any
-) -> tuple[Any, Any]:
-    """What one block adds to the tangents of the product and of the sums."""
+) -> tuple[Any, ...]:
+    """What one block adds to the tangents of the product and of the sums.
+
+    Where the maxima have one too: to the tangents of the scores that reach them, and to the number of these.
+    """
+    count = 1 + len(plan.scores.leaves)
 
     def scores(moved: Sequence[Any]) -> Any:
         mine = list(blocks)
         for n, block in zip(leaf, moved, strict=True):
             mine[n] = block
         every = plan.every
-        mine = [plan.scores.prepared(leaf, block) for leaf, block in enumerate(mine[1:])]
+        mine = [plan.scores.prepared(leaf, block) for leaf, block in enumerate(mine[1:count])]
         start = (row * plan.block[0], column * plan.block[1])
         return scores_of(plan, every.program, every.ragged, mine, start, plan.block)
 
+    if plan.masks or plan.tracks:
+
+        def every(*moved: Any) -> tuple[Any, Any, Any]:
+            mine = list(blocks)
+            for n, block in zip(moving, moved, strict=True):
+                mine[n] = block
+            tile, start = plan.every, (row * plan.block[0], column * plan.block[1])
+            own = [plan.scores.prepared(leaf, block) for leaf, block in enumerate(mine[1:count])]
+            made = scores_of(plan, tile.program, tile.ragged, own, start, plan.block)
+            late = [plan.late.prepared(leaf, block) for leaf, block in enumerate(mine[count:])]
+            return *weigh(plan, tile, jnp.exp(made - safe(top)), mine[0], late, start), made
+
+        (_, _, made), (*changed, change) = jax.jvp(every, [blocks[n] for n in moving], list(tangents))
+        if plan.tracks:
+            near = near_top(made, top)
+            change = lax.select(near, change, jnp.zeros_like(change))
+            changed += [x.astype(plan.wide).sum(plan.key, keepdims=True) for x in (change, near)]
+        return tuple(changed)
     leaf = [n for n in moving if n]
     by_leaf = [t for n, t in zip(moving, tangents, strict=True) if n]
     mixed: list[Any] = []

@@ -61,6 +61,7 @@ class Cutting:
         tiles: the blocks that count, by how they are computed.
         share: how much of all scores is computed.
         widen: whether to compute in float32 what is in bfloat16 or float16.
+        grid: what is known of arrays in blocks.
     """
 
     size: tuple[int, int]
@@ -69,6 +70,7 @@ class Cutting:
     tiles: tuple[Tile, ...]
     share: float
     widen: bool
+    grid: Grid
 
 
 def cutting_of(found: Found, limits: Limits) -> Cutting:
@@ -93,6 +95,6 @@ def cutting_of(found: Found, limits: Limits) -> Cutting:
             fill = grid.blocks((min(half_of(length), queries), min(half_of(length), keys))).fill
             blocks = replace(grid.blocks(size), fill=fill)
             share = area / (blocks.counts.size * math.prod(size))
-            best = (cost, Cutting(size, blocks, without(program, same), tiles, share, widen))
+            best = (cost, Cutting(size, blocks, without(program, same), tiles, share, widen, grid))
     assert best is not None
     return best[1]

@@ -13,6 +13,7 @@ from lepton_jax.passes.fuse._attention.cutting import Limits, cutting_of
 from lepton_jax.passes.fuse._attention.inward import bring_in
 from lepton_jax.passes.fuse._attention.lowered import lower
 from lepton_jax.passes.fuse._attention.match import Found, find
+from lepton_jax.passes.fuse._attention.maxima import ties_count
 from lepton_jax.passes.fuse._attention.missing import is_random, missing_product, withdraw
 from lepton_jax.passes.fuse._attention.region import Region, region_of
 from lepton_jax.passes.fuse._attention.shardings import is_sharded
@@ -92,6 +93,10 @@ def _why_not_across(crossing: Crossing, limits: Limits) -> str | None:
         region = found if found is None or isinstance(found, str) else region_of(found)
         if isinstance(found, Found) and isinstance(region, Region):
             region = _why_not(found, region, replace(limits, open=0))  # as long as the forward half is
+            if region is None and len(found.others) not in (0, len(crossing.found.others)):
+                region = "other sums are made"
+        elif region is None:
+            region = "there is none"
         if region is not None:
             return f"in another loop, {region}"
     return None
@@ -127,8 +132,7 @@ def _write_across(crossing: Crossing, limits: Limits) -> None:
     results = _write(crossing.found.dot, limits, keep=crossing.keep)
     drop_unread(crossing.loop)
     for reader, dot in dots:
-        mixed, top, total = (handed(crossing.loop, value, reader) for value in results)
-        _write(dot, limits, (mixed, top, total))
+        _write(dot, limits, [handed(crossing.loop, value, reader) for value in results])
         drop_unread(reader)
 
 
@@ -156,12 +160,12 @@ def _why_not(found: Found, region: Region, limits: Limits) -> str | None:
             return f"there are {keys} keys; blocks pay from {fewest}"
     if queries < 2 or math.prod(found.scores.shape) < limits.scores:
         return f"there are only {math.prod(found.scores.shape)} scores"
-    if region.sinks and found.divided and found.top is None and found.exp.operands[0] is not found.scores:
-        return "what is subtracted from the scores is not their maximum"
     if _has_sharding(found):
         return "an array in it carries a sharding"
     if _has_late_values(found):
-        return "the values are made of the weights"
+        return "the values, or a mask of the weights, are made of the weights"
+    if region.sinks and ties_count(found):
+        return f"its gradient depends on which scores of {found.scores.dtype} are the maximum of their row"
     return None
 
 
@@ -170,7 +174,8 @@ def _has_late_values(found: Found) -> bool:
     graph = found.exp.graph
     assert graph is not None
     made = {value.node for value in found.builder.dependent()} | {found.exp}
-    left, needed = set(made), {found.dot.operands[1 - found.side].node}
+    late = (found.dot.operands[1 - found.side], *found.late.values[1:])
+    left, needed = set(made), {value.node for value in late}
     node = graph.ret.prev if found.dot.graph is None else found.dot.prev
     while node is not None and left:
         left.discard(node)

@@ -82,6 +82,19 @@ def _useful(step: Step) -> Iterator[tuple[int, tuple[int, ...]]]:
     yield from ((o, values) for o, values in found if isinstance(o, int))
 
 
+def known_everywhere(
+    program: Program, builder: Builder, grid: Grid, block: tuple[int, int], where: Any
+) -> dict[int, int]:
+    """What operands are in all of some blocks, [query blocks, key blocks]; see `known_in_most`."""
+    known: dict[int, int] = {}
+    for step in program.steps:
+        for number, values in _useful(step):
+            low, high = grid.interval(*_value(builder, number), block)
+            found = [v for v in values if ((low == v) & (high == v))[where].all()]
+            known |= dict.fromkeys([number] if found else [], found[0] if found else 0)
+    return known
+
+
 def superfluous(program: Program, builder: Builder, known: Mapping[int, int]) -> Same:
     """The steps that are one of their operands, in blocks in which some operands are known."""
     found: Same = {}

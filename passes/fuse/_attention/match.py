@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from lepton_jax.ir.facts import facts_of
 from lepton_jax.ir.graph import Node, Value
-from lepton_jax.passes.fuse._attention.axes import MOVES, Labels, dot_axes, dot_numbers, sources
+from lepton_jax.passes.fuse._attention.axes import MOVES, Labels, dot_axes, dot_numbers, operand_labels
+from lepton_jax.passes.fuse._attention.path import (
+    SAME,
+    Path,
+    Row,
+    behind,
+    is_divided_later,
+    is_row,
+    masked_of,
+    to_exp,
+)
 from lepton_jax.passes.fuse._attention.program import Builder, Program
 
-_FAR: Final = 16
-"""So many operations are followed between the weights and their exponential, and the like."""
-
-_SAME: Final = frozenset({"convert_element_type", "copy", "copy_p", "stop_gradient"})
-
-_RANDOM: Final = frozenset({"random_bits", "random_unwrap", "threefry2x32", "rng_bit_generator"})
+Sums = tuple[tuple[Node, ...], tuple[Node, ...]]
+"""Sums over the keys of one array, and the masks that make it of the exponentials."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +35,21 @@ class Found:
         exp: what exponentiates the scores.
         scores: the scores, masked and biased, before the softmax.
         labels: their query and key axes.
-        top: the maximum over keys that is subtracted, None where none is.
-        sums: the sums of the exponentials over the keys.
-        divided: whether the weights are divided by the sum before the product.
+        shift: what is subtracted from the scores, None where nothing is.
+        top: the maximum over keys, if that is what is subtracted.
+        tops: all maxima of the scores over the keys.
+        sums: the sums of the exponentials, as they are or masked, over the keys.
+        others: such sums of the same scores with something else subtracted, and what.
+        divided: whether the weights are divided by the sum before the product, and not masked.
+        rows: what else is done to whole rows of weights before the product.
         builder: the operations behind the scores.
         program: the scores, from its leaves.
+        late: the operations from the exponentials to the product's operand, and to what is summed.
         weights: from the exponentials to the product's operand.
-        moves: the operations of `weights`, as they stand in the graph.
+        summed: from the exponentials to what is summed.
+        moves: the operations from the exponentials to the product's operand, as they stand in the graph.
+        masked: whether masks or factors are among them, or among those to what is summed.
+        counted_masks: the masks of what is summed, and whether they are True where a key is not seen.
     """
 
     dot: Node
@@ -43,13 +57,26 @@ class Found:
     exp: Node
     scores: Value
     labels: Labels
+    shift: Value | None
     top: Node | None
+    tops: tuple[Node, ...]
     sums: tuple[Node, ...]
+    others: tuple[tuple[Node, Value], ...]
     divided: bool
+    rows: tuple[Row, ...]
     builder: Builder
     program: Program
+    late: Builder
     weights: Program
+    summed: Program
     moves: tuple[Node, ...]
+    masked: bool
+    counted_masks: tuple[tuple[Value, bool], ...]
+
+    @property
+    def ends(self) -> tuple[Node, ...]:
+        """What reads the scores or weights and becomes a result of the blocked form."""
+        return (self.dot, *self.tops, *self.sums, *(node for node, _ in self.others))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -57,17 +84,6 @@ class Found:
         query, key = self.labels
         assert query is not None and key is not None
         return self.scores.shape[query], self.scores.shape[key]
-
-
-@dataclass(frozen=True, eq=False)
-class _Path:
-    """From the product's operand back to the exponential: moves, the divisor, the key axis there."""
-
-    moves: list[Node]
-    divisor: Value | None
-    inverse: bool
-    exp: Node
-    key: int
 
 
 def find(dot: Node) -> Found | str | None:
@@ -80,119 +96,98 @@ def find(dot: Node) -> Found | str | None:
     if len(contract[0]) != 1:
         return None
     for side in (0, 1):
-        path = _to_exp(dot.operands[side], contract[side][0])
-        if isinstance(path, _Path):
+        path = to_exp(dot.operands[side], contract[side][0])
+        if isinstance(path, Path):
             return _complete(dot, side, path)
         if path is not None:
             return path
     return None
 
 
-def _to_exp(value: Value, axis: int) -> _Path | str | None:
-    moves: list[Node] = []
-    divisor, inverse = None, False
-    for _ in range(_FAR):
-        node = value.node
-        if node is None:
-            return None
-        if node.op == "exp":
-            return _Path(moves[::-1], divisor, inverse, node, axis)
-        if node.op in ("div", "mul"):
-            quotient = _quotient(node, axis)
-            if quotient is None or divisor is not None:
-                return _reason(node)
-            value, divisor = quotient
-            inverse = node.op == "mul"
-            continue
-        if node.op not in MOVES and node.op not in _SAME:
-            return _reason(node)
-        before = sources(node, axis)
-        if before is None or before[0] is None:
-            return None
-        moves.append(node)
-        value, axis = node.operands[0], before[0]
-    return None
-
-
-def _quotient(node: Node, axis: int) -> tuple[Value, Value] | None:
-    """What is divided and what divides, where the divisor is the same for all keys."""
-    left, right = node.operands
-    pairs = [(left, right)] if node.op == "div" else [(left, right), (right, left)]
-    for whole, part in pairs:
-        if whole.shape == node.result.shape and _is_row(part, axis):
-            return whole, part
-    return None
-
-
-def _is_row(value: Value, axis: int) -> bool:
-    """Whether a value is the same along an axis."""
-    if value.ndim == 0 or value.shape[axis] == 1:
-        return True
-    return value.node is not None and value.op == "broadcast_in_dim" and sources(value.node, axis) == [None]
-
-
-def _reason(node: Node) -> str | None:
-    """Why weights that go through `node` are left alone, if weights they are."""
-    if node.op not in ("mul", "div", "select_n") or not any(_near_exp(v) for v in node.operands):
+def _complete(dot: Node, side: int, path: Path) -> Found | str | None:
+    scores, shift = _shifted(path.exp, path.key)
+    (sums, masks), divided, rows = _divided(path)
+    masked = path.is_masked or any(node.op not in SAME for node in masks)
+    others = () if masked else tuple(_siblings(path.exp, scores, path.key))
+    if not sums and not others and not any(row.kind in ("mul", "div") for row in rows):
         return None
-    if any(drawn(v) for v in node.operands):
-        return "the weights have dropout"
-    return f"the weights go through {node.op} before they meet the values"
-
-
-def ancestors(value: Value, most: int) -> Iterator[Node]:
-    """The operations that a value is made of, nearest first, so many at the most."""
-    seen: set[Node] = set()
-    queue = [value.node]
-    while queue and len(seen) < most:
-        node = queue.pop(0)
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        queue += [v.node for v in node.operands]
-
-
-def _near_exp(value: Value) -> bool:
-    for _ in range(4):
-        node = value.node
-        if node is None or node.op == "exp":
-            return node is not None
-        if node.op not in MOVES | _SAME | {"div", "mul"}:
-            return False
-        value = node.operands[0]
-    return False
-
-
-def drawn(value: Value) -> bool:
-    """Whether a value is made of random numbers."""
-    return any(node.op in _RANDOM for node in ancestors(value, 64))
-
-
-def _complete(dot: Node, side: int, path: _Path) -> Found | str | None:
-    exponent = path.exp.operands[0]
-    scores, shift = exponent, None
-    if exponent.node is not None and exponent.op == "sub":
-        left, right = exponent.node.operands
-        if left.shape == exponent.shape and _is_row(right, path.key):
-            scores, shift = left, right
-    sums = tuple(_sums(path.exp.result, path.key))
-    divided = path.divisor is not None
-    if path.divisor is not None and not _divides_by_sum(path, sums):
-        return "the weights are divided by something else than their sum"
-    if not sums:
-        return None
-    top = None if shift is None else _top(shift, scores, path.key)
-    if shift is not None and top is None and not divided:
+    if any(_moves_before(path, row) for row in rows):
+        return "the weights are moved before they are divided"
+    tops = tuple(
+        user
+        for user in scores.users()
+        if user.op == "reduce_max" and [int(a) for a in user.params["axes"]] == [path.key]
+    )
+    top = None if shift is None else behind(shift)
+    others_divide = divided or others or any(row.kind in ("mul", "div") for row in rows)
+    if shift is not None and top not in tops and not others_divide and not is_divided_later(dot, sums):
         return "what is subtracted from the scores is not their maximum"
-    for labels, weights_labels in _labels(dot, side, path, scores):
+    for labels, weights_labels in _labels(dot, side, path):
         builder = Builder()
         program = builder.program(builder.add(scores, labels))
         if any(_is_score(step.op, step.operands, program) for step in program.steps):
-            weights = _weights(path, labels, weights_labels)
-            parts = (labels, top, sums, divided, builder, program, weights, tuple(path.moves))
-            return Found(dot, side, path.exp, scores, *parts)
+            late, end, number = _weights(path, masks, labels, weights_labels)
+            if late.dependent():
+                return "the weights are multiplied by another product"
+            return Found(
+                dot=dot,
+                side=side,
+                exp=path.exp,
+                scores=scores,
+                labels=labels,
+                shift=shift,
+                top=top if top in tops else None,
+                tops=tops,
+                sums=sums,
+                others=others,
+                divided=divided,
+                rows=rows,
+                builder=builder,
+                program=program,
+                late=late,
+                weights=late.program(end),
+                summed=late.program(number if masked else late.leaf(path.exp.result, labels)),
+                moves=path.steps,
+                masked=masked,
+                counted_masks=_choices(masks),
+            )
     return None
+
+
+def _shifted(exp: Node, key: int) -> tuple[Value, Value | None]:
+    """The scores in an exponent, and what is subtracted from them."""
+    exponent = exp.operands[0]
+    if exponent.node is not None and exponent.op == "sub":
+        left, right = exponent.node.operands
+        if left.shape == exponent.shape and is_row(right, key):
+            return left, right
+    return exponent, None
+
+
+def _divided(path: Path) -> tuple[Sums, bool, tuple[Row, ...]]:
+    """The sums of the exponentials, whether the weights are divided by them, and what else is done to rows.
+
+    Of several kinds of sums, masked and not, those count that divide the weights; where exponentials are
+    masked, the division is one among others.
+    """
+    kinds: list[Sums] = []
+    for value, masks in masked_of(path.exp.result, path.key):
+        nodes = tuple(u for u in value.users() if _sums_keys(u, path.key))
+        if nodes:
+            kinds.append((nodes, masks))
+    for sums, masks in kinds:
+        for row in path.rows:
+            if _divides_by(row, sums):
+                plain = all(node.op in SAME for node in masks) and not path.is_masked
+                plain = plain and all(r.kind != "nan" for r in path.rows)
+                return (sums, masks), plain, tuple(r for r in path.rows if r is not row or not plain)
+    return (kinds[0] if kinds else ((), ())), False, path.rows
+
+
+def _choices(masks: tuple[Node, ...]) -> tuple[tuple[Value, bool], ...]:
+    """The conditions of masks that choose, and whether they are True for zero."""
+    chosen = [node for node in masks if node.op == "select_n"]
+    return tuple((node.operands[0], facts_of(node.operands[2]).is_zero) for node in chosen)
 
 
 def _is_score(op: str, operands: tuple[Any, ...], program: Program) -> bool:
@@ -203,88 +198,87 @@ def _is_score(op: str, operands: tuple[Any, ...], program: Program) -> bool:
     return sorted((q is None, k is None) for q, k in marks) == [(False, True), (True, False)]
 
 
-def _divides_by_sum(path: _Path, sums: tuple[Node, ...]) -> bool:
-    divisor = path.divisor
-    assert divisor is not None
-    if path.inverse:
-        node = _plain(divisor)
+def _divides_by(row: Row, sums: tuple[Node, ...]) -> bool:
+    """Whether weights are divided by one of these sums."""
+    value = row.value
+    if row.kind not in ("mul", "div") or value is None:
+        return False
+    if row.kind == "mul":
+        node = behind(value)
         if node is not None and node.op == "div" and facts_of(node.operands[0]).is_one:
-            divisor = node.operands[1]
+            value = node.operands[1]
         elif node is not None and node.op == "integer_pow" and node.params["y"] == -1:
-            divisor = node.operands[0]
+            value = node.operands[0]
         else:
             return False
-    return _plain(divisor) in sums
+    return behind(value) in sums
 
 
-def _plain(value: Value) -> Node | None:
-    """What makes a value, apart from conversions and axes of size one."""
-    for _ in range(_FAR):
-        node = value.node
-        if node is None:
-            return None
-        if node.op not in _SAME and not _is_view(node) and not _is_max_of_nothing(node):
-            return node
-        value = next(v for v in node.operands if node.op != "max" or not _is_nothing(v))
-    return None
+def _moves_before(path: Path, row: Row) -> bool:
+    return any(node.op in MOVES for node in path.steps[: row.before])
 
 
-def _is_view(node: Node) -> bool:
-    """Whether a node only adds or drops axes of size one, or repeats along others."""
-    if node.op == "broadcast_in_dim":
-        return True
-    units = [[d for d in v.shape if d != 1] for v in (node.operands[0], node.results[0])]
-    return node.op in ("reshape", "squeeze") and units[0] == units[1]
+def _sums_keys(node: Node, key: int) -> bool:
+    return node.op == "reduce_sum" and [int(a) for a in node.params["axes"]] == [key]
 
 
-def _is_max_of_nothing(node: Node) -> bool:
-    return node.op == "max" and sum(map(_is_nothing, node.operands)) == 1
+def _siblings(exp: Node, scores: Value, key: int) -> Iterator[tuple[Node, Value]]:
+    """Sums of other exponentials of the same scores, and what is subtracted from the scores in them."""
+    for user in scores.users():
+        if user.op != "sub" or user.operands[0] is not scores or not is_row(user.operands[1], key):
+            continue
+        for power in user.result.users():
+            if power.op == "exp" and power is not exp:
+                for node in power.result.users():
+                    if _sums_keys(node, key):
+                        yield node, user.operands[1]
 
 
-def _is_nothing(value: Value) -> bool:
-    splat = facts_of(value).splat
-    return splat is not None and splat == -float("inf")
-
-
-def _sums(exp: Value, key: int) -> Iterator[Node]:
-    """The sums of the exponentials over the keys."""
-    for user in exp.users():
-        if user.op == "reduce_sum" and [int(a) for a in user.params["axes"]] == [key]:
-            yield user
-        elif user.op == "convert_element_type":
-            for after in user.result.users():
-                if after.op == "reduce_sum" and [int(a) for a in after.params["axes"]] == [key]:
-                    yield after
-
-
-def _top(shift: Value, scores: Value, key: int) -> Node | None:
-    """The maximum of the scores, if that is what is subtracted."""
-    node = _plain(shift)
-    if node is None or node.op != "reduce_max" or [int(a) for a in node.params["axes"]] != [key]:
-        return None
-    return node if node.operands[0] is scores else None
-
-
-def _labels(dot: Node, side: int, path: _Path, scores: Value) -> Iterator[tuple[Labels, list[Labels]]]:
+def _labels(dot: Node, side: int, path: Path) -> Iterator[tuple[Labels, list[Labels]]]:
     """Candidates for the query axis, largest first: labels of the scores, and of what each move makes."""
     weights = dot.operands[side]
     contract, _ = dot_numbers(dot)
     free = dot_axes(dot)[:2][side]
     for query in sorted(free, key=lambda d: -weights.shape[d]):
         axes: list[Labels] = [(query, contract[side][0])]
-        for node in reversed(path.moves):
-            queries, keys = (sources(node, a) for a in axes[-1] if a is not None)
-            if queries is None or keys is None or queries[0] is None or keys[0] is None:
+        for node, at in zip(reversed(path.steps), reversed(path.sides), strict=True):
+            marks = operand_labels(node, axes[-1])
+            if marks is None or None in marks[at]:
                 break
-            axes.append((queries[0], keys[0]))
+            axes.append(marks[at])
         else:
             yield axes[-1], axes[::-1]
 
 
-def _weights(path: _Path, labels: Labels, axes: list[Labels]) -> Program:
-    """The moves between the exponentials and the product, the division left out."""
+def _weights(
+    path: Path, masks: tuple[Node, ...], labels: Labels, axes: list[Labels]
+) -> tuple[Builder, tuple[str, int], tuple[str, int]]:
+    """The steps from the exponentials to the product's operand and to what is summed, with both places.
+
+    Divisions are left out.
+    """
     builder = Builder({path.exp.result: labels})
-    place = builder.leaf(path.exp.result, labels)
-    for node, marks in zip(path.moves, axes[1:], strict=True):
-        place = builder.append(node, marks, [place])
-    return builder.program(place)
+    places = {path.exp.result: builder.leaf(path.exp.result, labels)}
+    end = number = places[path.exp.result]
+    for node, side, marks in zip(path.steps, path.sides, axes[1:], strict=True):
+        end = _append(builder, node, side, marks, end)
+        places[node.result] = end
+    for node in masks:
+        side = next(at for at, v in enumerate(node.operands) if v in places and places[v] == number)
+        if node.result not in places or places[node.operands[side]] != number:
+            places[node.result] = _append(builder, node, side, labels, number)
+        number = places[node.result]
+    return builder, end, number
+
+
+def _append(
+    builder: Builder, node: Node, side: int, marks: Labels, place: tuple[str, int]
+) -> tuple[str, int]:
+    """Add a step on weights that have a place, and on what else it reads."""
+    places: list[Any] = []
+    for at, (value, theirs) in enumerate(zip(node.operands, operand_labels(node, marks) or [], strict=True)):
+        if at == side:
+            places.append(place)
+        else:
+            places.append(value if value.is_const and value.ndim == 0 else builder.add(value, theirs))
+    return builder.append(node, marks, places)

@@ -15,7 +15,7 @@ from jax import lax
 from lepton_jax.ir import _jax
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.fuse._attention.axes import ELEMENTWISE, dot_axes, dot_numbers
-from lepton_jax.passes.fuse._attention.match import ancestors, drawn
+from lepton_jax.passes.fuse._attention.path import ancestors, drawn
 from lepton_jax.passes.fuse._attention.region import Region
 from lepton_jax.passes.fuse._attention.shape import FEATURE, Axes
 from lepton_jax.passes.fuse._attention.views import VIEWS, moved, root

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lepton_jax.passes.fuse._attention.axes import Labels
-from lepton_jax.passes.fuse._attention.program import Program
+from lepton_jax.passes.fuse._attention.program import Program, Step
 
 Part = tuple[int, int, int, int]
 """Some of a block: its first query, how many queries, its first key, how many keys."""
@@ -21,12 +21,16 @@ class Tile:
         parts: what counts of a block, the queries in their order and none left out; no keys where none count.
         blocks: for each block of queries the numbers of the key blocks that are of this kind.
         ragged: whether a block may have keys that are not there.
+        weights: what moves and masks exponentials, if not that of the plan.
+        summed: what masks them before they are summed, if not that of the plan.
     """
 
     program: Program
     parts: tuple[Part, ...]
     blocks: tuple[tuple[int, ...], ...]
     ragged: bool
+    weights: Program | None = None
+    summed: Program | None = None
 
     @property
     def area(self) -> int:
@@ -40,7 +44,10 @@ class Plan:
 
     Attributes:
         scores: makes a block of scores of blocks of the leaves.
-        weights: moves a block of exponentials into the place that the product wants it in.
+        weights: moves a block of exponentials into the place that the product wants it in, and masks it;
+            its first leaf are the exponentials.
+        moves: the steps of it that move.
+        summed: the same for what is summed.
         labels: the query and key axes of the scores.
         shape: the shape of the whole scores.
         exp_dtype: the dtype of the exponentials.
@@ -51,19 +58,22 @@ class Plan:
         dtype: the product's dtype.
         wide: the dtype in which sums are kept.
         divided: whether the result is divided by the sums.
-        shift: what the program subtracts: the maximum ("top"), nothing ("none"), or what does not
-            matter since the sums cancel it ("any").
+        shift: what the program subtracts: the maximum ("top"), nothing ("none"), or another number for each
+            row ("row").
         block: how many queries and keys a block has.
         tiles: the blocks that count, by how they are computed.
         order: for each block of queries the numbers of the key blocks, those that count first.
         counts: for each block of queries how many of them count.
         fill: what the scores are where they do not count.
+        tracks: whether the maxima have a derivative that counts.
         layout: the order in which the axes of the product, [batch, free axes of the weights, free axes of the
             values], are best kept; empty for that order.
     """
 
     scores: Program
     weights: Program
+    moves: tuple[Step, ...]
+    summed: Program
     labels: Labels
     shape: tuple[int, ...]
     exp_dtype: Any
@@ -74,12 +84,13 @@ class Plan:
     dtype: Any
     wide: Any
     divided: bool
-    shift: Literal["top", "none", "any"]
+    shift: Literal["top", "none", "row"]
     block: tuple[int, int]
     tiles: tuple[Tile, ...]
     order: tuple[tuple[int, ...], ...]
     counts: tuple[int, ...]
     fill: float
+    tracks: bool = False
     layout: tuple[int, ...] = ()
 
     @property
@@ -93,6 +104,16 @@ class Plan:
         """The key axis of the scores."""
         assert self.labels[1] is not None
         return self.labels[1]
+
+    @property
+    def late(self) -> Program:
+        """What masks the exponentials, without steps."""
+        return Program(self.weights.leaves[1:], (), 0, wide=self.weights.wide)
+
+    @property
+    def masks(self) -> bool:
+        """Whether exponentials are masked or multiplied."""
+        return bool(self.summed.steps) or len(self.weights.leaves) > 1
 
     @property
     def skips(self) -> bool:

@@ -34,6 +34,8 @@ def standard(found: Found) -> Standard | str:
 
 
 def _products(found: Found) -> Standard:
+    if found.masked or found.rows:
+        raise NotStandardError("the weights are masked or multiplied after the exponential")
     steps = [node for node, _, _ in found.builder.steps if node.op == "dot_general"]
     if len(steps) != 1:
         raise NotStandardError("the scores are made of several products")

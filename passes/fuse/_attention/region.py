@@ -54,7 +54,7 @@ def region_of(found: Found, kept: frozenset[Value] = frozenset()) -> Region | st
     """
     labels = dict(found.builder.dependent())
     labels[found.exp.result] = found.labels
-    ends = {found.dot, found.top, *found.sums}
+    ends = set(found.ends)
     sinks: dict[Node, Sink] = {}
     queue = list(labels)
     for value in queue:
@@ -72,11 +72,18 @@ def region_of(found: Found, kept: frozenset[Value] = frozenset()) -> Region | st
             elif outcome is not None:
                 labels[user.result] = outcome
                 queue.append(user.result)
-            elif value.node is not None and value.op == "reduce_sum":
-                sinks[value.node] = _output(value.node, labels)
+            elif (node := _summed(value)) is not None:
+                sinks[node] = _output(node, labels)
             else:
                 return f"the weights are also read by {user.op}"
     return Region(labels, tuple(sinks.values()))
+
+
+def _summed(value: Value) -> Node | None:
+    """The sum that a value is a view of."""
+    while value.node is not None and value.op in MOVES:
+        value = value.node.operands[0]
+    return value.node if value.node is not None and value.op == "reduce_sum" else None
 
 
 def _output(node: Node, labels: dict[Value, Labels]) -> Sink:

@@ -24,8 +24,7 @@ def key_first(plan: Plan, rank: int) -> tuple[int, ...]:
 
 
 def _weights_rank(plan: Plan) -> int:
-    steps = plan.weights.steps
-    return len(steps[-1].shape) if steps else len(plan.shape)
+    return len(plan.moves[-1].shape) if plan.moves else len(plan.shape)
 
 
 def result_order(plan: Plan, rank: int) -> tuple[int, ...]:
@@ -39,8 +38,7 @@ def result_order(plan: Plan, rank: int) -> tuple[int, ...]:
 
 def query_axis(plan: Plan) -> int:
     """The query axis of the product, [batch, free axes of the weights, free axes of the values]."""
-    steps = plan.weights.steps
-    query = steps[-1].labels[0] if steps else plan.query
+    query = plan.moves[-1].labels[0] if plan.moves else plan.query
     used = (*plan.batch[0], plan.contract[0])
     free = [d for d in range(_weights_rank(plan)) if d not in used]
     assert query is not None
@@ -52,10 +50,43 @@ def safe(top: Any) -> Any:
     return lax.select(top == -jnp.inf, jnp.zeros_like(top), top)
 
 
-def mix(weights: Any, values: Any, plan: Plan) -> Any:
-    """The product of one block of exponentials [like the scores] with one of values [batch, keys, free]."""
+def weigh(
+    plan: Plan, tile: Tile, weights: Any, values: Any, late: Sequence[Any], start: tuple[Any, Any]
+) -> tuple[Any, Any]:
+    """The product of one block of exponentials [like the scores] with one of values, and the sums over keys.
+
+    Args:
+        plan: what is computed.
+        tile: the kind of block.
+        weights: the exponentials.
+        values: [batch, keys, free].
+        late: blocks of what masks the exponentials.
+        start: the first query and the first key of the block.
+    """
     size = (weights.shape[plan.query], weights.shape[plan.key])
-    block = plan.weights.run([weights.astype(plan.exp_dtype)], (0, 0), size)
+    given = [weights.astype(plan.exp_dtype), *late]
+    block = (tile.weights or plan.weights).run(given, start, size)
+    summed = tile.summed or plan.summed
+    counted = summed.run(given, start, size).astype(plan.wide) if summed.steps else weights
+    return multiply(block, values, plan), counted.sum(plan.key, keepdims=True)
+
+
+def mix(weights: Any, values: Any, plan: Plan) -> Any:
+    """The product of one block of exponentials [like the scores], unmasked, with one of values."""
+    size = (weights.shape[plan.query], weights.shape[plan.key])
+    return multiply(plan.weights.run([weights.astype(plan.exp_dtype)], (0, 0), size), values, plan)
+
+
+def near_top(scores: Any, top: Any) -> Any:
+    """Which scores are the maximum of their row, up to the rounding of scores that are computed again."""
+    eps = float(jnp.finfo(scores.dtype).eps)
+    scale = lax.max(lax.abs(top), lax.full_like(top, 1))
+    least = top - scale * lax.full_like(top, 64 * eps if scores.dtype.itemsize >= 4 else 0.5 * eps)
+    return lax.ge(scores, lax.broadcast_in_dim(least, scores.shape, range(scores.ndim)))
+
+
+def multiply(block: Any, values: Any, plan: Plan) -> Any:
+    """The product of a block of weights, as the product wants it, with values [batch, keys, free]."""
     values = as_wide(values) if plan.scores.wide else values
     batch = len(plan.batch[0])
     numbers = (((plan.contract[0],), (batch,)), (plan.batch[0], tuple(range(batch))))
@@ -65,9 +96,8 @@ def mix(weights: Any, values: Any, plan: Plan) -> Any:
 def along(rows: Any, plan: Plan, rank: int) -> Any:
     """Numbers for each row of the scores (one key) in the places that the product's axes have."""
     queries = rows.shape[plan.query]
-    for step in plan.weights.steps:
-        if step.op != "convert_element_type":
-            rows = step.run([rows], (0, 0), (queries, 1))
+    for step in plan.moves:
+        rows = step.run([rows], (0, 0), (queries, 1))
     used = (*plan.batch[0], plan.contract[0])
     free = [d for d in range(rows.ndim) if d not in used]
     rows = rows.transpose(*plan.batch[0], *free, plan.contract[0]).squeeze(-1)
@@ -102,7 +132,14 @@ def start(plan: Plan, values: Any, queries: int) -> State:
     shape[plan.query], shape[plan.key] = queries, values.shape[len(plan.batch[0])]
     weights = jax.ShapeDtypeStruct(tuple(shape), plan.exp_dtype)
     value = jax.ShapeDtypeStruct(values.shape, values.dtype)
-    mixed = jax.eval_shape(lambda w, v: mix(w, v, plan), weights, value)
+    moved = [weights.shape]
+    for step in plan.moves:
+        length = (queries, shape[plan.key])
+        moved.append(
+            tuple(dict(zip(step.labels, length, strict=True)).get(d, n) for d, n in enumerate(step.shape))
+        )
+    block = jax.ShapeDtypeStruct(moved[-1], plan.exp_dtype)
+    mixed = jax.eval_shape(lambda w, v: multiply(w, v, plan), block, value)
     shape[plan.key] = 1
     return (
         jnp.zeros(mixed.shape, plan.wide),
@@ -111,14 +148,21 @@ def start(plan: Plan, values: Any, queries: int) -> State:
     )
 
 
-def update(plan: Plan, state: State | None, scores: Any, values: Any) -> State:
+def update(
+    plan: Plan,
+    tile: Tile,
+    state: State | None,
+    scores: Any,
+    values: Any,
+    late: Sequence[Any],
+    first: tuple[Any, Any],
+) -> State:
     """The state after one more block; None before the first."""
     top = scores.max(plan.key, keepdims=True)
     if state is not None:
         top = jnp.maximum(state[1], top)
     weights = jnp.exp(scores - safe(top))
-    total = weights.sum(plan.key, keepdims=True)
-    mixed = mix(weights, values, plan)
+    mixed, total = weigh(plan, tile, weights, values, late, first)
     if state is None:
         return mixed, top, total
     shrink = jnp.exp(state[1] - safe(top))
@@ -134,7 +178,7 @@ def advance(
         plan: what is computed.
         tile: the kind.
         state: the state before, None if there is none.
-        blocks: a block of each leaf.
+        blocks: a block of each leaf, of the scores and of what masks the exponentials.
         values: a block of the values, [batch, keys, free].
         first: the block's first query and first key.
     """
@@ -147,10 +191,13 @@ def advance(
             cut = [lax.slice_in_dim(x, row, row + rows, axis=a) for x, a in zip(state, axes, strict=True)]
             old = cut[0], cut[1], cut[2]
         if columns:
-            mine = [_part(x, labels, part) for x, labels in zip(blocks, tile.program.leaves, strict=True)]
+            every = (*tile.program.leaves, *plan.late.leaves)
+            mine = [_part(x, labels, part) for x, labels in zip(blocks, every, strict=True)]
+            count = len(tile.program.leaves)
             begin = (first[0] + row, first[1] + column)
-            scores = scores_of(plan, tile.program, tile.ragged, mine, begin, (rows, columns))
-            old = update(plan, old, scores, _part(values, (None, len(plan.batch[0])), part))
+            scores = scores_of(plan, tile.program, tile.ragged, mine[:count], begin, (rows, columns))
+            theirs = _part(values, (None, len(plan.batch[0])), part)
+            old = update(plan, tile, old, scores, theirs, mine[count:], begin)
         made.append(start(plan, values, rows) if old is None else old)
     if len(made) == 1:
         return made[0]

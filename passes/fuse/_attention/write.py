@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -11,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from lepton_jax.ir.graph import Node, Value
-from lepton_jax.passes.fuse._attention.axes import dot_numbers
-from lepton_jax.passes.fuse._attention.blocked import attention
+from lepton_jax.passes.fuse._attention.axes import MOVES, dot_numbers
+from lepton_jax.passes.fuse._attention.blocked import attend
 from lepton_jax.passes.fuse._attention.cutting import Cutting
+from lepton_jax.passes.fuse._attention.known import known_everywhere, superfluous, without
 from lepton_jax.passes.fuse._attention.match import Found
+from lepton_jax.passes.fuse._attention.maxima import at_least_one, loosen, tracks
 from lepton_jax.passes.fuse._attention.order import sort
-from lepton_jax.passes.fuse._attention.plan import Plan
-from lepton_jax.passes.fuse._attention.program import Builder, batch_first
+from lepton_jax.passes.fuse._attention.plan import Plan, Tile
+from lepton_jax.passes.fuse._attention.program import Builder, Program, Step, batch_first
 from lepton_jax.passes.fuse._attention.region import Region, Sink, stages, vanishes
+from lepton_jax.passes.fuse._attention.rows import Thin, as_subtracted, finished, thin_of
 from lepton_jax.passes.fuse._attention.rowsums import row_sums, write_row_sums
 from lepton_jax.passes.fuse._attention.running import result_order
 from lepton_jax.passes.fuse._attention.stage import Stage, Sum, summed
@@ -28,25 +31,27 @@ from lepton_jax.rewrite.replacement import write_before
 
 RULE: Final = "attention"
 
-Results = tuple[Value, Value, Value]
-"""The product of weights and values, the maxima of the scores, the sums of the exponentials."""
+Results = Sequence[Value]
+"""The product of weights and values, the maxima of the scores, the sums of exponentials, and of others."""
 
 
-def plan_of(found: Found, cutting: Cutting) -> Plan:
+def plan_of(found: Found, cutting: Cutting, tracks: bool) -> Plan:
     """What the blocked form has to know."""
     contract, batch = dot_numbers(found.dot)
     side = found.side
     blocks = cutting.blocks
     order = tuple(tuple(map(int, np.argsort(~line, kind="stable"))) for line in blocks.counts)
-    shift: Any = "any" if found.top is None else "top"
-    if found.exp.operands[0] is found.scores:
-        shift = "none"
+    shift: Any = "none" if found.shift is None else "row" if found.top is None else "top"
     precision = found.dot.params.get("precision")
     if side == 1 and isinstance(precision, tuple):
         precision = precision[::-1]
+    weights = widened(found.weights) if cutting.widen else found.weights
+    summed = widened(found.summed) if cutting.widen else found.summed
     plan = Plan(
         scores=cutting.scores,
-        weights=widened(found.weights) if cutting.widen else found.weights,
+        weights=weights,
+        moves=tuple(step for step, node in _steps(weights, found) if node.op in MOVES),
+        summed=summed if found.masked else replace(summed, steps=()),
         labels=found.labels,
         shape=found.scores.shape,
         exp_dtype=wide(found.exp.result.dtype) if cutting.widen else found.exp.result.dtype,
@@ -59,12 +64,28 @@ def plan_of(found: Found, cutting: Cutting) -> Plan:
         divided=found.divided,
         shift=shift,
         block=cutting.size,
-        tiles=cutting.tiles,
+        tiles=_masked(cutting, found, weights, summed) if found.masked else cutting.tiles,
         order=order,
         counts=tuple(int(c) for c in blocks.counts.sum(1)),
         fill=blocks.fill,
+        tracks=tracks,
     )
     return replace(plan, layout=_layout(found.dot, plan))
+
+
+def _masked(cutting: Cutting, found: Found, weights: Program, summed: Program) -> tuple[Tile, ...]:
+    """The kinds of blocks, with no masks after the exponential where they are known to mask nothing."""
+    made = []
+    for tile in cutting.tiles:
+        where = np.zeros(cutting.blocks.counts.shape, bool)
+        for line, columns in zip(where, tile.blocks, strict=True):
+            line[list(columns)] = True
+        own = []
+        for program in (weights, summed):
+            known = known_everywhere(program, found.late, cutting.grid, cutting.size, where)
+            own.append(without(program, superfluous(program, found.late, known)))
+        made.append(replace(tile, weights=own[0], summed=own[1]))
+    return tuple(made)
 
 
 def _layout(dot: Node, plan: Plan) -> tuple[int, ...]:
@@ -76,10 +97,20 @@ def _layout(dot: Node, plan: Plan) -> tuple[int, ...]:
     return tuple(order[int(d)] for d in users[0].params["permutation"])
 
 
-def blocked(values: Any, *leaves: Any, plan: Plan, dtypes: tuple[Any, Any]) -> list[jax.Array]:
-    """The product, the maxima and the sums, in the dtypes they had."""
-    mixed, top, total = attention(values, *leaves, plan=plan)
-    return [mixed, top.astype(dtypes[0]), total.astype(dtypes[1])]
+def blocked(
+    values: Any, *arrays: Any, plan: Plan, thins: tuple[Thin, ...], dtypes: tuple[Any, ...], again: bool
+) -> list[jax.Array]:
+    """The product, the maxima, the sums and other sums, in the shapes and dtypes they had.
+
+    Args:
+        again: whether a backward half computes the exponentials again, of these maxima.
+    """
+    count = len(plan.scores.leaves) + len(plan.late.leaves)
+    state = attend(plan, values, *arrays[:count])
+    state = as_subtracted(plan, state, dtypes[0]) if again else state
+    mixed, *rows = finished(plan, state, thins, arrays[count:])
+    mixed = mixed.transpose(result_order(plan, mixed.ndim)).astype(plan.dtype)
+    return [mixed, *(x.squeeze(plan.key).astype(dtype) for x, dtype in zip(rows, dtypes, strict=True))]
 
 
 def write(
@@ -104,20 +135,25 @@ def write(
     dot = found.dot
     graph = dot.graph
     assert graph is not None
+    tracked = tracks(found, region)
+    reached = loosen(found) if region.sinks else ()
     rows = row_sums(found, region.sinks)
-    mixed, top, total = results = _forward(found, cutting) if given is None else given
+    again = bool(region.sinks) or keep is not None
+    results = _forward(found, cutting, tracked, again) if given is None else given
+    mixed, top, total, *others = results
     if keep is not None:
         for value in results:
             keep(value)
-    old = [dot, *found.sums, *([] if found.top is None else [found.top])]
+    old = found.ends
     dot.result.replace_uses(mixed)
     erase_dead(dot)
     _replace(found.sums, total)
-    if found.top is not None:
-        _replace((found.top,), top)
+    _replace(found.tops, top)
+    for (node, _), value in zip(found.others, others, strict=False):
+        _replace((node,), value)
     for node in old:
         erase_dead(node)
-    if region.sinks or any(value.uses for value in (top, total)):
+    if region.sinks or any(value.uses for value in results[1:]):
         sort(graph)
     if rows is not None:
         write_row_sums(rows, mixed, total, RULE)
@@ -125,43 +161,41 @@ def write(
         done = {row.sink.node for row in rows.sums}
         region = Region(region.labels, tuple(s for s in region.sinks if s.node not in done))
     for sink in region.sinks:
-        _at_least_one(sink.node)
+        at_least_one(sink.node, reached)
     for sinks in stages(region):
         _write_stage(found, sinks, cutting, top)
         sort(graph)
     return results
 
 
-def _forward(found: Found, cutting: Cutting) -> Results:
+def _forward(found: Found, cutting: Cutting, tracked: bool, again: bool) -> Results:
     """Write the forward half before the product."""
     dot = found.dot
-    dtypes = (found.scores.dtype, found.sums[0].result.dtype)
-    values = dot.operands[1 - found.side]
-    plan = plan_of(found, cutting)
-    made = rewrite(blocked, values, *found.builder.values, plan=plan, dtypes=dtypes)
-    mixed, top, total = write_before(made, dot, RULE)
-    return mixed, top, total
+    sums = found.sums[0].result.dtype if found.sums else found.scores.dtype
+    dtypes = (found.scores.dtype, sums, *(node.result.dtype for node, _ in found.others))
+    thins = thin_of(found)
+    arrays = (
+        dot.operands[1 - found.side],
+        *found.builder.values,
+        *found.late.values[1:],
+        *(value for _, value in thins if value is not None),
+    )
+    made = rewrite(
+        blocked,
+        *arrays,
+        plan=plan_of(found, cutting, tracked),
+        thins=tuple(thin for thin, _ in thins),
+        dtypes=dtypes,
+        again=again,
+    )
+    return write_before(made, dot, RULE)
 
 
-def _at_least_one(node: Node) -> None:
-    """Where a maximum is differentiated, let the keys that reach it be at least one.
-
-    Scores that are computed again may differ from their maximum by rounding, so that none reaches it.
-    """
-    operand = node.operands[0]
-    while operand.node is not None and operand.op == "convert_element_type":
-        operand = operand.node.operands[0]
-    if node.op != "reduce_sum" or operand.op != "eq" or node.graph is None:
-        return
-    uses = list(node.result.uses)
-    (safe,) = write_before(rewrite(_one_or_more, node.result), node.graph.ret, RULE)
-    for user, position in uses:
-        user.set_operand(position, safe)
-    sort(node.graph)
-
-
-def _one_or_more(count: Any) -> Any:
-    return jnp.maximum(count, jnp.ones_like(count))
+def _steps(weights: Program, found: Found) -> Iterator[tuple[Step, Node]]:
+    """The steps from the exponentials to the product's operand, with what they were in the graph."""
+    nodes = {node: place for place, (node, _, _) in enumerate(found.late.steps)}
+    for node in found.moves:
+        yield weights.steps[nodes[node]], node
 
 
 def _write_stage(found: Found, sinks: list[Sink], cutting: Cutting, top: Value) -> None:

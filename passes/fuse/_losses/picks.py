@@ -11,6 +11,7 @@ from jax import lax
 from lepton_jax.ir.facts import facts_of
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.simplify._algebra.operands import is_float, made_by
+from lepton_jax.passes.simplify._gather.counting import row_numbers
 from lepton_jax.passes.simplify._movement.common import bind, changed, is_free, movement_rule, size
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
@@ -24,12 +25,31 @@ _EVERYWHERE: Final = (lax.GatherScatterMode.CLIP, lax.GatherScatterMode.PROMISE_
 
 
 @movement_rule("gather")
+def pick_with_units(node: Node, ctx: PassContext) -> Outcome:
+    """vmap(lambda x, i: x[i]) → the gather of take_along_axis, and its dimensions of size one behind it"""
+    numbers = node.params["dimension_numbers"]
+    if not numbers.offset_dims or any(n != 1 for n in node.params["slice_sizes"]):
+        return None
+    batch = tuple(numbers.operand_batching_dims)
+    collapsed = tuple(d for d in range(node.operands[0].ndim) if d not in batch)
+    bare = numbers._replace(offset_dims=(), collapsed_slice_dims=collapsed)
+    units = tuple(int(d) for d in numbers.offset_dims)
+    return rewrite(_with_units, *node.operands, units=units, **changed(node, dimension_numbers=bare))
+
+
+def _with_units(*operands: jax.Array, units: tuple[int, ...], primitive: Any, params: Any) -> jax.Array:
+    return lax.expand_dims(bind(*operands, primitive=primitive, params=params), units)
+
+
+@movement_rule("gather")
 def pick_by_row_number(node: Node, ctx: PassContext) -> Outcome:
     """x[arange(n), i] → a gather with batching dimensions, as take_along_axis makes it; the same elements"""
     numbers, (x, index) = node.params["dimension_numbers"], node.operands
     if numbers.offset_dims or numbers.operand_batching_dims or x.ndim < 2:
         return None
-    found = _row_numbers(index, tuple(numbers.start_index_map), x.shape)
+    if len(numbers.start_index_map) != x.ndim:
+        return None
+    found = row_numbers(index, tuple(numbers.start_index_map), x.shape)
     if found is None:
         return None
     columns, column = found
@@ -52,7 +72,9 @@ def add_by_row_number(node: Node, ctx: PassContext) -> Outcome:
     numbers, (x, index, updates) = node.params["dimension_numbers"], node.operands
     if numbers.update_window_dims or numbers.operand_batching_dims or x.ndim < 2:
         return None
-    found = _row_numbers(index, tuple(numbers.scatter_dims_to_operand_dims), x.shape)
+    if len(numbers.scatter_dims_to_operand_dims) != x.ndim:
+        return None
+    found = row_numbers(index, tuple(numbers.scatter_dims_to_operand_dims), x.shape)
     if found is None:
         return None
     columns, column = found
@@ -66,36 +88,6 @@ def add_by_row_number(node: Node, ctx: PassContext) -> Outcome:
         scatter_indices_batching_dims=tuple(columns[d] for d in sorted(columns)),
     )
     return rewrite(bind, x, column, updates, **changed(node, dimension_numbers=scatter))
-
-
-def _row_numbers(
-    index: Value, dims: tuple[int, ...], shape: tuple[int, ...]
-) -> tuple[dict[int, int], Value] | None:
-    """For the indexed dimensions whose numbers count the rows of the index: which dimension of it they count.
-
-    Returns:
-        These, and the only column of the index that is left.
-    """
-    maker = index.node
-    if maker is None or maker.op != "concatenate" or maker.params["dimension"] != index.ndim - 1:
-        return None
-    if len(maker.operands) != len(dims) or set(dims) != set(range(len(shape))):
-        return None
-    found: dict[int, int] = {}
-    for column, d in zip(maker.operands, dims, strict=True):
-        at = _counted(column)
-        if at is not None and column.shape[at] == shape[d] and at not in found.values():
-            found[d] = at
-    left = [column for column, d in zip(maker.operands, dims, strict=True) if d not in found]
-    return (found, left[0]) if found and len(left) == 1 and left[0].shape[-1] == 1 else None
-
-
-def _counted(column: Value) -> int | None:
-    """The dimension along which a column of numbers counts from zero, if it does so."""
-    if column.node is None or column.node.op not in ("broadcast_in_dim", "reshape", "iota"):
-        return None
-    iota = facts_of(column).iota
-    return iota[0] if iota is not None and iota[1:] == (0, 1) and iota[0] < column.ndim - 1 else None
 
 
 # In front of arithmetic
@@ -246,4 +238,10 @@ def _inside(index: jax.Array, classes: int) -> Any:
     return lax.ge(index, lax.full_like(index, 0)) & lax.le(index, lax.full_like(index, classes - 1))
 
 
-RULES: Final[tuple[Rule, ...]] = (pick_by_row_number, add_by_row_number, pick_of_arithmetic, sum_of_labels)
+RULES: Final[tuple[Rule, ...]] = (
+    pick_with_units,
+    pick_by_row_number,
+    add_by_row_number,
+    pick_of_arithmetic,
+    sum_of_labels,
+)
