@@ -75,6 +75,34 @@ def rnn_gradient_by_hand(x: Any, w: Any, u: Any) -> Any:
     return jnp.einsum("t...i,t...o->io", x, ds), jnp.einsum("t...i,t...o->io", before, ds)
 
 
+def stacked(x: Any, w: Any, u: Any) -> Any:
+    """Layers of an LSTM, step by step."""
+
+    def step(state: Arrays, xt: Any) -> tuple[Arrays, Any]:
+        def layer(y: Any, parts: Arrays) -> tuple[Any, Arrays]:
+            w, u, h, s = parts
+            h, s = cell(y @ w, (h, s), u)
+            return h, (h, s)
+
+        y, state = lax.scan(layer, xt, (w, u, *state))
+        return state, y
+
+    start = jnp.zeros((w.shape[0], *x.shape[1:]))
+    return lax.scan(step, (start, start), x)[1]
+
+
+def stacked_by_layers(x: Any, w: Any, u: Any) -> Any:
+    return lax.scan(lambda y, parts: (lstm_projected(y, *parts), None), x, (w, u))[0]
+
+
+def stacked_gradient(x: Any, w: Any, u: Any) -> Any:
+    return jax.grad(lambda w, u: jnp.sum(stacked(x, w, u) ** 2), (0, 1))(w, u)
+
+
+def stacked_gradient_by_layers(x: Any, w: Any, u: Any) -> Any:
+    return jax.grad(lambda w, u: jnp.sum(stacked_by_layers(x, w, u) ** 2), (0, 1))(w, u)
+
+
 def leaky(x: Any, w: Any, v: Any) -> Any:
     def step(h: Any, xt: Any) -> tuple[Any, Any]:
         h = 0.9 * h + jnp.tanh(xt @ w)
@@ -367,6 +395,11 @@ def recurrent(length: int, rows: int, width: int, gates: int = 1) -> Arrays:
     return normal(length, rows, width), w, normal(width, gates * width, seed=2) * 0.5 * width**-0.5
 
 
+def layered(length: int, layers: int, width: int) -> Arrays:
+    x, w, u = recurrent(length, 1, width, 4)
+    return x, jnp.stack([w] * layers), jnp.stack([u] * layers)
+
+
 def long(width: int, *more: str) -> Any:
     """Arguments of a recurrence: 4,096 iterations on a CPU, 65,536 on a GPU."""
     return (
@@ -447,6 +480,13 @@ CASES = [
         rnn_gradient,
         rnn_gradient_by_hand,
         lambda: recurrent(128, 8, 128),
+    ),
+    Case("four layers of an LSTM, step by step", stacked, stacked_by_layers, lambda: layered(64, 4, 256)),
+    Case(
+        "four layers of an LSTM, step by step, gradient",
+        stacked_gradient,
+        stacked_gradient_by_layers,
+        lambda: layered(64, 4, 256),
     ),
     Case(
         "leaky integrator between two products",

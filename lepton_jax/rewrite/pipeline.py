@@ -25,7 +25,7 @@ _CLEANUP: Final = "inline,dce,cse,forward,dce"
 _SIMPLIFY: Final = "inline,fold,algebra,movement,cse,constant-control,forward,dce,invariant"
 _SPEED: Final = (
     "gradients,attention,demand,order,gather,structure,chains,losses,"
-    "counted,projection,parallel,recurrence,adjacent,batching,convolution,fourier"
+    "counted,interchange,projection,parallel,recurrence,adjacent,batching,convolution,fourier"
 )
 
 _MAX: Final = _SPEED.replace("attention", "attention{kernels=true}")

@@ -32,6 +32,9 @@ _LARGE: Final = 4 << 20
 _BUSY: Final = 4e6
 """So does a product of so many operations: it takes some 50 µs, where starting an operation takes one."""
 
+_TINY: Final = 4
+"""Products along axes no longer than this are part of XLA's loops, and slow in batches."""
+
 _NARROW: Final = 16
 """An inner loop over so few numbers, or fewer, spends its time on starting iterations."""
 
@@ -53,7 +56,8 @@ class Parallel(Pass):
 
     What the iterations make at once is bounded: beyond the bound they run in chunks. Level `reassociate`.
     Random generators other than threefry, effects, branches and while loops in the body are left alone.
-    On a CPU the body must contain a product: XLA's loops over elementwise work are as fast as they get. Or it
+    On a CPU the body must contain a product along more than 4 numbers: XLA's loops over elementwise work
+    and tiny products are as fast as they get. Or it
     is itself a loop over a few numbers, such as a filter for each row: then both loops change places, and
     each iteration of the inner one works on all rows.
     """
@@ -167,4 +171,8 @@ def _product_flops(node: Node) -> float:
 
 
 def _has_product(node: Node) -> bool:
-    return node.op in DOTS or any(n.op in DOTS for region in node.regions for n in region.walk())
+    """Whether there is a product in a node that is not tiny."""
+    inner = (n for region in node.regions for n in region.walk())
+    return any(
+        n.op in DOTS and max(d for v in n.operands for d in (1, *v.shape)) > _TINY for n in (node, *inner)
+    )

@@ -11,6 +11,7 @@ from lepton_jax.passes.loops._parts.credit import credited
 from lepton_jax.passes.loops._parts.plan import EVERY, Step, plan
 from lepton_jax.passes.loops._parts.scan import Scan, is_plain_scan, plain_scans
 from lepton_jax.passes.loops._parts.worth import LARGEST, stuck, total_bytes
+from lepton_jax.passes.loops._recurrence.opened import is_checkpointed, on_its_own, opened
 from lepton_jax.passes.loops._recurrence.short import write_out
 from lepton_jax.passes.loops._recurrence.solve import STEPWISE
 from lepton_jax.passes.loops._recurrence.unroll import unroll
@@ -18,6 +19,7 @@ from lepton_jax.passes.loops.parallel import finish
 from lepton_jax.rewrite import Level, Pass, PassContext, profit
 
 RULE: Final = "linear-recurrence"
+OPENED: Final = "checkpointed-step"
 
 _SHORTEST: Final = 32
 
@@ -44,6 +46,7 @@ class Recurrence(Pass):
     - `best-path-recurrence`: the same with maxima or minima;
     - `matrix-recurrence`: h @ A_t + b_t, and whatever else is linear in up to 128 numbers of a carry;
     - `coupled-recurrence`: several carries that are linear in one another: filters, oscillators, rotations;
+    - `checkpointed-step`: all that under `jax.checkpoint`, which saves nothing where all steps are kept;
     - `loop-at-once`: what else the loop computes, for all iterations at once;
     - `unrolled-loop`: small loops that stay do eight iterations in one, on a GPU (exact);
     - `short-loop`: up to eight iterations of elementwise work on large arrays are written out (exact).
@@ -77,18 +80,36 @@ def _solve(node: Node, ctx: PassContext) -> None:
         return
     if _prefers_loops(ctx) and not ctx.explain:
         return
+    checkpointed = is_checkpointed(node)
+    reason = _unsolved(Scan(on_its_own(node) if checkpointed else node), ctx)
+    if reason:
+        ctx.miss(RULE, node, reason)
+    if reason is not None or (checkpointed and not ctx.fire(OPENED, node)):
+        return
+    loop = _replaced(node) if checkpointed else node
+    with credited(loop, ctx):
+        finish(loop, EVERY, ctx)
+
+
+def _replaced(node: Node) -> Node:
+    """The loop without checkpoints that has taken a loop's place."""
+    assert node.graph is not None
+    loop = opened(node, node.operands)
+    node.graph.insert(loop, node)
+    for old, new in zip(node.results, loop.results, strict=True):
+        old.replace_uses(new)
+    node.graph.erase(node)
+    return loop
+
+
+def _unsolved(scan: Scan, ctx: PassContext) -> str | None:
+    """Why a loop is not solved at once; empty where there is nothing to solve."""
     steps = plan(scan, EVERY)
     if isinstance(steps, str):
-        ctx.miss(RULE, node, steps)
-        return
+        return steps
     if all(step.kind in ("counter", "shift") for step in steps):
-        return
-    reason = _why_not(scan, steps, ctx)
-    if reason is not None:
-        ctx.miss(RULE, node, reason)
-        return
-    with credited(node, ctx):
-        finish(node, EVERY, ctx)
+        return ""
+    return _why_not(scan, steps, ctx)
 
 
 def _why_not(scan: Scan, steps: list[Step], ctx: PassContext) -> str | None:

@@ -12,7 +12,7 @@ from jax import lax
 from lepton_jax.rewrite import profit
 from tests.passes._check import run, same
 from tests.passes._golden import assert_every_gate, assert_text
-from tests.passes._loops import alike, around, normal, ops
+from tests.passes._loops import alike, around, body, normal, ops
 
 PASS = "counted"
 FULL = around(PASS)
@@ -40,15 +40,13 @@ def test_golden() -> None:
         """
         graph f(%0: f32[8,4]) {
           %1: f32[4] = broadcast_in_dim[broadcast_dimensions=() shape=(4,)] 0.0
-          %2: f32[8,1,4] = broadcast_in_dim[broadcast_dimensions=(0,2) shape=(8,1,4)] %0
-          %3: f32[4], %4: f32[8,4] = scan[length=8 num_carry=1 num_consts=0 reverse=False unroll=1] %1 %2 {
-            region body(%0: f32[4], %1: f32[1,4]) {
-              %2: f32[4] = squeeze[dimensions=(0,)] %1
-              %3: f32[4] = max %0 %2
-              return %3, %3
+          %2: f32[4], %3: f32[8,4] = scan[length=8 num_carry=1 num_consts=0 reverse=False unroll=1] %1 %0 {
+            region body(%0: f32[4], %1: f32[4]) {
+              %2: f32[4] = max %0 %1
+              return %2, %2
             }
           }
-          return %3, %4
+          return %2, %3
         }
         """,
     )
@@ -176,6 +174,30 @@ def test_rows_that_the_loop_reads_stay() -> None:
 
     graph = same(f, X, passes=FULL)
     assert "scatter" in ops(graph)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_rows_that_are_read_before_they_are_written(backwards: bool) -> None:
+    """In place, and further on, where the loop comes later."""
+
+    def f(x: Any, y: Any) -> Any:
+        def body(i: Any, out: Any) -> Any:
+            at, ahead = (6 - i, 5 - i) if backwards else (i, i + 1)
+            return out.at[at].set(jnp.sin(out[at]) + 2 * out[ahead] + y[i])
+
+        return lax.fori_loop(0, 6, body, x)
+
+    graph, report = alike(f, X, X + 1, passes=FULL, target="cpu")
+    assert report.rules["indexed-input"] == 3
+    assert {"dynamic_slice", "scatter"}.isdisjoint(body(graph))
+
+
+def test_rows_that_were_written_before_are_no_inputs() -> None:
+    def f(x: Any) -> Any:
+        return lax.fori_loop(0, 2, lambda i, out: out.at[i + 6].set(out[i + 1] + out[5]), x)
+
+    graph, report = alike(f, X, passes=FULL, target="cpu")
+    assert "indexed-input" not in report.rules and "dynamic_slice" in ops(graph)
 
 
 def test_every_gate() -> None:

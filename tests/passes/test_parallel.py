@@ -195,6 +195,14 @@ def test_elementwise_loops_stay_on_a_cpu() -> None:
     assert ops(graph) == ["sin", "mul"]
 
 
+def test_tiny_products_stay_on_a_cpu() -> None:
+    def f(x: Any) -> Any:
+        return lax.map(lambda xt: jnp.tanh(xt @ xt.T), x)
+
+    assert has_loop(f, normal(6, 4, 4)) and not has_loop(f, normal(6, 8, 8))
+    assert not has_loop(f, normal(6, 4, 4), target="gpu")
+
+
 def filtered(row: Any) -> Any:
     """A filter along a row of numbers, or of vectors."""
     return lax.scan(lambda c, xt: ((y := jnp.tanh(0.9 * c + xt)), y), 0 * row[0], row)[1]

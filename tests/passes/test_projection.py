@@ -174,6 +174,16 @@ def test_products_of_carries_and_small_ones_stay() -> None:
     assert rules(small, normal(6, 4), normal(4, 4)) == set()
 
 
+def test_sums_of_small_products_stay_on_a_cpu() -> None:
+    def f(x: Any) -> Any:
+        def step(c: Any, xt: Any) -> tuple[Any, None]:
+            return c + lax.dot_general(jnp.sin(xt), xt, (((), ()), ((), ()))), None
+
+        return lax.scan(step, jnp.ones((x.shape[1], x.shape[1])), x)[0]
+
+    assert rules(f, normal(6, 8)) == set() and rules(f, normal(6, 16)) == {"accumulated-product"}
+
+
 def test_effects_stay() -> None:
     def f(x: Any, w: Any) -> Any:
         def step(h: Any, xt: Any) -> tuple[Any, None]:

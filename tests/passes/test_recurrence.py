@@ -104,6 +104,23 @@ def test_selective_state_space_and_its_gradient() -> None:
     assert ops(graph).count("scan") == ops(graph).count("cond")
 
 
+def test_checkpointed_steps() -> None:
+    def f(x: Any, a: Any, step: Any) -> Any:
+        return lax.scan(jax.checkpoint(step), jnp.zeros(3), (x, a))[1]
+
+    def linear(h: Any, parts: Any) -> tuple[Any, Any]:
+        h = jnp.exp(-jnp.exp(parts[1])) * h + parts[0]
+        return h, jnp.sin(h)
+
+    def bend(h: Any, parts: Any) -> tuple[Any, Any]:
+        return jnp.tanh(h) * parts[1] + parts[0], h
+
+    assert solved(lambda x, a: f(x, a, linear), X, Y)["checkpointed-step"] == 1
+    graph, report = run(lambda x, a: f(x, a, bend), X, Y, passes=FULL, target="gpu")
+    assert "checkpointed-step" not in report.rules
+    assert {"checkpoint", "remat2"} & set(ops(graph))
+
+
 def test_complex_diagonal_state_space() -> None:
     def f(rate: Any, frequency: Any, b: Any, u: Any) -> Any:
         decay = jnp.exp(-jnp.exp(rate) + 1j * frequency)

@@ -14,7 +14,7 @@ from jax import lax
 from lepton_jax.ir import to_callable
 from lepton_jax.rewrite import profit
 from tests.passes._check import all_kept, run
-from tests.passes._loops import around, normal, ops
+from tests.passes._loops import alike, around, normal, ops
 
 FULL = around("counted,projection,parallel,recurrence")
 T = 6
@@ -232,6 +232,18 @@ def test_narrow_floats() -> None:
         np.testing.assert_allclose(np.asarray(found, float), expected, atol=8 * float(jnp.finfo(dtype).eps))
 
 
+def chosen(h: Any, x: Any, otherwise: Any) -> Any:
+    """What `jnp.logaddexp` is in a gradient, where `otherwise` is h + x."""
+    difference = h - x
+    total = jnp.maximum(h, x) + jnp.log1p(jnp.exp(-jnp.abs(difference)))
+    return jnp.where(difference != difference, otherwise, total)
+
+
+def test_sums_of_two_with_a_choice_for_nan() -> None:
+    _, report = alike(over(lambda h, x: chosen(h, x, h + x), jnp.zeros(3)), X, passes=FULL)
+    assert report.rules["log-sum-recurrence"] == 1
+
+
 LOOK_ALIKES: dict[str, Callable[..., Any]] = {
     "a factor": over(lambda h, x: jnp.logaddexp(2 * h, x), jnp.zeros(3)),
     "the other sign": over(lambda h, x: jnp.logaddexp(x - h, x), jnp.zeros(3)),
@@ -244,6 +256,7 @@ LOOK_ALIKES: dict[str, Callable[..., Any]] = {
     "another number is added": over(
         lambda h, x: x + jnp.log(jnp.exp(h - h.max()) + jnp.exp(x - h.max())), jnp.zeros(3)
     ),
+    "another choice": over(lambda h, x: chosen(h, x, h - x), jnp.zeros(3)),
     "rounded": over(lambda h, x: jnp.logaddexp(h.astype(jnp.bfloat16).astype(jnp.float32), x), jnp.zeros(3)),
     "whole numbers": over(lambda h, x: jnp.maximum(h, jnp.roll(h, 1) + x.astype(int)), jnp.zeros(3, int)),
 }

@@ -57,34 +57,54 @@ def scan_rows(node: Node, ctx: PassContext) -> None:
         starts = starts_of(reader.operands[1:], reader.params["slice_sizes"], places, reader.operands[0])
         if starts is None:
             continue
-        axis, place, others = starts
-        if _copies(scan, axis, place, reader.operands[0], ctx):
+        if _copies(scan, *starts[:2], reader.operands[0], ctx):
             ctx.miss(READ, reader, COPIES)
             continue
         if not ctx.fire(READ, reader):
             continue
-        made = rewrite(
-            rows,
-            scan.outer[reader.operands[0]],
-            axis=axis,
-            place=_in_memory(place, node),
-            length=scan.length,
-            starts=others,
-            sizes=reader.params["slice_sizes"],
-        )
-        (outer,) = write_before(made, node, READ)
-        reader.result.replace_uses(add_scanned(node, outer, reader.result))
-        erase_dead(reader)
+        _scan_over(node, reader, scan.outer[reader.operands[0]], starts)
     drop_unread(node)
+
+
+def _scan_over(node: Node, reader: Node, source: Value, starts: tuple[int, Place, tuple[int, ...]]) -> None:
+    """Let a loop scan over the slices that a node of its body reads.
+
+    Args:
+        source: what it reads from, outside.
+        starts: where, as `starts_of` has it.
+    """
+    axis, place, others = starts
+    length: int = node.params["length"]
+    sizes = tuple(reader.params["slice_sizes"])
+    made = rewrite(
+        rows, source, axis=axis, place=_in_memory(place, node), length=length, starts=others, sizes=sizes
+    )
+    (outer,) = write_before(made, node, READ)
+    after = reader.next
+    assert after is not None
+    (row,) = write_before(rewrite(_without_axis, reader.result, axis=axis), after, READ)
+    (found,) = write_before(rewrite(_with_axis, add_scanned(node, outer, row), axis=axis), reader, READ)
+    reader.result.replace_uses(found)
+    assert row.node is not None
+    erase_dead(row.node)
+    erase_dead(reader)
+
+
+def _without_axis(x: Any, *, axis: int) -> Any:
+    return lax.squeeze(x, (axis,))
+
+
+def _with_axis(x: Any, *, axis: int) -> Any:
+    return lax.expand_dims(x, (axis,))
 
 
 def rows(
     x: Any, *, axis: int, place: Place, length: int, starts: tuple[int, ...], sizes: tuple[int, ...]
 ) -> Any:
-    """The slices of all iterations, stacked.
+    """The slices of all iterations, stacked, without the axis along which they follow one another.
 
     Args:
-        axis: the axis along which the slices follow one another, each of size 1.
+        axis: this axis, along which each has size 1.
         place: the first, and 1 or -1.
         starts: where they begin along every axis; that of `axis` is not looked at.
         sizes: their shape.
@@ -97,7 +117,7 @@ def rows(
     if by == -1:
         found = lax.rev(found, (axis,))
     order = (axis, *(d for d in range(x.ndim) if d != axis))
-    return lax.expand_dims(lax.transpose(found, order), (axis + 1,))
+    return lax.transpose(found, order)
 
 
 def stack_rows(node: Node, ctx: PassContext) -> None:
@@ -131,6 +151,8 @@ def _stack_rows(node: Node, position: int, ctx: PassContext) -> bool:
         ctx.miss(WRITTEN, writer, COPIES)
         return False
     if len(out.uses) > 1:
+        _read_ahead(node, out, axis, place, places, ctx)
+    if len(out.uses) > 1:
         if writer.op == "scatter-add" or not hand_on_rows(node, out, writer, found, places, ctx):
             return False
         scan = Scan(node)
@@ -150,6 +172,29 @@ def _stack_rows(node: Node, position: int, ctx: PassContext) -> bool:
     drop_carry(node, position)
     drop_unread(node)
     return True
+
+
+def _read_ahead(node: Node, out: Value, axis: int, place: Place, places: Places, ctx: PassContext) -> None:
+    """What is read of an array before the loop writes there is what was in it at first.
+
+    scan((i, out): (i + 1, out.at[i].set(f(out[i])))) → scan(row: f(row)) over out
+
+    Args:
+        out: the carry that is written.
+        axis: the axis along which rows are written.
+        place: where.
+    """
+    source = Scan(node).init[Scan(node).carries.index(out)]
+    for reader, position in list(out.uses):
+        if reader.op != "dynamic_slice" or position != 0:
+            continue
+        starts = starts_of(reader.operands[1:], tuple(reader.params["slice_sizes"]), places, out)
+        if starts is None or starts[0] != axis or starts[1][1] != place[1]:
+            continue
+        if (place[0] - starts[1][0]) * place[1] > 0 or _copies(Scan(node), *starts[:2], out, ctx):
+            continue
+        if ctx.fire(READ, reader):
+            _scan_over(node, reader, source, starts)
 
 
 def written(out: Any, ys: Any, *, axis: int, place: Place, add: bool) -> Any:

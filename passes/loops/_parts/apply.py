@@ -18,7 +18,7 @@ from lepton_jax.passes.loops._parts.scan import (
     replace_stacked,
     write_batched,
 )
-from lepton_jax.passes.loops._recurrence import solve
+from lepton_jax.passes.loops._recurrence import affine, bounds, choices, solve
 from lepton_jax.passes.loops._recurrence.interpret import both_bits, coefficients
 from lepton_jax.passes.loops._recurrence.joint import joint, joint_coefficients
 from lepton_jax.passes.loops._recurrence.trellis import along_paths, path_coefficients
@@ -135,7 +135,7 @@ def _solution(
     *parts, last = parts
     forgets = [] if _is_splat(last, 0) else [last]
     if step.kind == "held":
-        return rewrite(solve.held, init, *parts, last, reverse=reverse)
+        return rewrite(choices.held, init, *parts, last, reverse=reverse)
     if step.kind in ("clamped", "damped"):
         *parts, low, high = parts
         has_low, has_high = not _is_splat(low, -math.inf), not _is_splat(high, math.inf)
@@ -143,16 +143,16 @@ def _solution(
             op, bound = ("max", low) if has_low else ("min", high)
             return rewrite(solve.accumulate, init, bound, op=op, reverse=reverse)
         rest = [low] * has_low + [high] * has_high + forgets
-        solver = solve.clamped if step.kind == "clamped" else solve.damped
+        solver = bounds.clamped if step.kind == "clamped" else bounds.damped
         return rewrite(solver, init, *parts, *rest, low=has_low, high=has_high, reverse=reverse)
     factor, addend = parts
     if _is_splat(factor, 1) and not forgets:
         return rewrite(solve.accumulate, init, addend, op="add", reverse=reverse)
     from_zero = _is_splat(init, 0)
     if is_tame(factor, length):
-        return rewrite(solve.affine, init, factor, addend, *forgets, reverse=reverse, from_zero=from_zero)
+        return rewrite(affine.affine, init, factor, addend, *forgets, reverse=reverse, from_zero=from_zero)
     return rewrite(
-        solve.affine_or_stepwise,
+        affine.affine_or_stepwise,
         init,
         factor,
         addend,
@@ -175,7 +175,7 @@ def _picked(node: Node, step: Step) -> list[Solved]:
         piece, leaves = cut(scan.body, [step.term])
         (known,) = write_batched(scan, piece, leaves, rule)
     reverse = node.params["reverse"]
-    made = rewrite(solve.picked, _init(node, step), known, op=step.op, asks=step.asks, reverse=reverse)
+    made = rewrite(choices.picked, _init(node, step), known, op=step.op, asks=step.asks, reverse=reverse)
     return _triples(write_before(made, node, rule))
 
 
@@ -188,7 +188,7 @@ def _bits(node: Node, step: Step) -> list[Solved]:
         both_bits, *values, piece=piece, mapped=mapped, length=scan.length, carry=leaves.index(step.carry)
     )
     parts = write_before(made, node, rule)
-    solution = rewrite(solve.bits, _init(node, step), *parts, reverse=node.params["reverse"])
+    solution = rewrite(choices.bits, _init(node, step), *parts, reverse=node.params["reverse"])
     return _finished(write_before(solution, node, rule), parts)
 
 

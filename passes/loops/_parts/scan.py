@@ -215,3 +215,10 @@ def replace_stacked(node: Node, value: Value, outer: Value) -> None:
             return
         node.results[len(scan.carries) + position].replace_uses(outer)
         drop_stacked(node, position)
+
+
+def read_outside(node: Node, value: Value, outer: Value) -> None:
+    """Let the loop scan over `outer` in place of computing `value`; outputs that stack it are it."""
+    replace_stacked(node, value, outer)
+    if value.uses:
+        value.replace_uses(add_scanned(node, outer, value))

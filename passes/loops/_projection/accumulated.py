@@ -17,6 +17,9 @@ RULE = "accumulated-product"
 _MOST_ROWS = 32
 """On a CPU, products that contract more per iteration are fast enough in the loop."""
 
+_LEAST_OPERATIONS = 200
+"""Products of fewer operations are part of XLA's loop on a CPU."""
+
 
 def accumulated_products(node: Node, ctx: PassContext) -> None:
     """A sum of products over the iterations is one product that contracts over them too.
@@ -34,15 +37,12 @@ def accumulated_products(node: Node, ctx: PassContext) -> None:
 
 def _accumulated(node: Node, position: int, ctx: PassContext) -> bool:
     scan = Scan(node)
-    found = _product(scan, position)
+    found = accumulated_product(scan, position)
     if found is None:
         return False
     product, permutation = found
-    depends = scan.dependence()
     factors = product.operands
-    if any(v.is_const or not depends[v] for v in factors):
-        return False
-    reason = _why_not(scan, product, ctx)
+    reason = why_not_after(scan, product, ctx)
     if reason is not None:
         ctx.miss(RULE, product, reason)
         return False
@@ -67,8 +67,11 @@ def _accumulated(node: Node, position: int, ctx: PassContext) -> bool:
     return True
 
 
-def _product(scan: Scan, position: int) -> tuple[Node, tuple[int, ...] | None] | None:
-    """The product that is added to a carry which nothing else reads, and how it is transposed."""
+def accumulated_product(scan: Scan, position: int) -> tuple[Node, tuple[int, ...] | None] | None:
+    """The product that is added to a carry which nothing else reads, and how it is transposed.
+
+    Both of its factors change from one iteration to another.
+    """
     carry, total = scan.carries[position], scan.next[position]
     add = total.node
     if add is None or add.op not in ("add", "add_any") or list(total.uses) != [(scan.body.ret, position)]:
@@ -79,19 +82,23 @@ def _product(scan: Scan, position: int) -> tuple[Node, tuple[int, ...] | None] |
     if len(others) != 1 or len(others[0].uses) != 1 or others[0].node is None:
         return None
     maker = others[0].node
-    if maker.op == "dot_general":
-        return maker, None
-    source = maker.operands[0] if maker.op == "transpose" else None
-    if source is None or source.op != "dot_general" or len(source.uses) != 1 or source.node is None:
+    permutation: tuple[int, ...] | None = None
+    if maker.op == "transpose" and len(maker.operands[0].uses) == 1 and maker.operands[0].node is not None:
+        permutation, maker = tuple(maker.params["permutation"]), maker.operands[0].node
+    if maker.op != "dot_general":
         return None
-    return source.node, tuple(maker.params["permutation"])
+    depends = scan.dependence()
+    if any(v.is_const or not depends[v] for v in maker.operands):
+        return None
+    return maker, permutation
 
 
 def _reader(use: tuple[Node, int]) -> Node:
     return use[0]
 
 
-def _why_not(scan: Scan, product: Node, ctx: PassContext) -> str | None:
+def why_not_after(scan: Scan, product: Node, ctx: PassContext) -> str | None:
+    """Why a sum of products does not pay as one product after the loop."""
     if scan.length < 4:
         return "the loop is short"
     (contracted, _), _ = product.params["dimension_numbers"]
@@ -100,6 +107,9 @@ def _why_not(scan: Scan, product: Node, ctx: PassContext) -> str | None:
     terms = math.prod(product.operands[0].shape[d] for d in contracted)
     if ctx.rates.platform == "cpu" and terms > _MOST_ROWS and not profit.is_disregarded():
         return f"{terms} terms an iteration are enough for a product on a CPU"
+    operations = 2 * terms * math.prod(product.results[0].shape)
+    if ctx.rates.platform == "cpu" and operations < _LEAST_OPERATIONS and not profit.is_disregarded():
+        return "the product is small"
     fresh = [v for v in dict.fromkeys(product.operands) if scan.result_of(v) is None]
     has = [v for v in (*scan.scanned, *scan.stacked)]
     outer = total_bytes(product.results)

@@ -22,7 +22,7 @@ def project_outputs(node: Node, ctx: PassContext) -> None:
     """
     scan = Scan(node)
     depends = scan.dependence()
-    late = _late(scan, depends)
+    late = late_nodes(scan, depends)
     roots = [n for n in late if n.op in DOTS and why_not(n, scan, depends, ctx) is None]
     if not roots:
         return
@@ -49,7 +49,7 @@ def _stacked(node: Node, value: Value) -> Value:
     return Scan(node).result_of(value) or add_stacked(node, value)
 
 
-def _late(scan: Scan, depends: dict[Value, int]) -> dict[Node, None]:
+def late_nodes(scan: Scan, depends: dict[Value, int]) -> dict[Node, None]:
     """The nodes that depend on a carry and that only stacked outputs need, in order."""
     found: set[Node] = set()
     carry = len(scan.carries)

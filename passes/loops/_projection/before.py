@@ -8,9 +8,8 @@ from lepton_jax.passes.loops._parts.piece import cut, makers
 from lepton_jax.passes.loops._parts.scan import (
     VARIES,
     Scan,
-    add_scanned,
     drop_unread,
-    replace_stacked,
+    read_outside,
     write_batched,
 )
 from lepton_jax.passes.loops._parts.worth import DOTS, rows, stuck, too_large, total_bytes
@@ -34,7 +33,7 @@ def project_inputs(node: Node, ctx: PassContext) -> None:
     """
     scan = Scan(node)
     depends = scan.dependence()
-    free = _free(scan, depends)
+    free = free_nodes(scan, depends)
     roots = [
         n for n in free if n.op in DOTS and depends[n.results[0]] and why_not(n, scan, depends, ctx) is None
     ]
@@ -55,7 +54,7 @@ def project_inputs(node: Node, ctx: PassContext) -> None:
         return
     piece, leaves = cut(scan.body, frontier)
     for value, outer in zip(frontier, write_batched(scan, piece, leaves, RULE), strict=True):
-        _read_outside(node, value, outer)
+        read_outside(node, value, outer)
     erase_dead_nodes(scan.body)
     drop_unread(node)
 
@@ -87,7 +86,7 @@ def _recurrent_product(scan: Scan, depends: dict[Value, int]) -> bool:
     return any(n.op in DOTS or any(m.op in DOTS for r in n.regions for m in r.walk()) for n in path)
 
 
-def _free(scan: Scan, depends: dict[Value, int]) -> dict[Node, None]:
+def free_nodes(scan: Scan, depends: dict[Value, int]) -> dict[Node, None]:
     """The nodes that depend on no carry and may run elsewhere, in order."""
     found: dict[Node, None] = {}
     for node in scan.body:
@@ -112,10 +111,3 @@ def _with_readers(
 
 def _read_elsewhere(value: Value, moved: dict[Node, None]) -> bool:
     return any(user not in moved for user, _ in value.uses)
-
-
-def _read_outside(node: Node, value: Value, outer: Value) -> None:
-    """Let the loop scan over `outer` in place of computing `value`; outputs that stack it are it."""
-    replace_stacked(node, value, outer)
-    if value.uses:
-        value.replace_uses(add_scanned(node, outer, value))

@@ -37,6 +37,9 @@ def log_sum(node: Node) -> LogSum | None:
     """
     if node.op == "custom_jvp_call":
         return LogSum(tuple(node.operands)) if _is_logaddexp(node) else None
+    if node.op == "select_n":
+        pair = _chosen_terms(node)
+        return None if pair is None or any(v.shape != node.result.shape for v in pair) else LogSum(pair)
     if node.op != "add":
         return None
     return _written_out(node, *node.operands) or _written_out(node, *node.operands[::-1])
@@ -56,10 +59,22 @@ def _is_logaddexp(node: Node) -> bool:
     if only is not None and only.op == "jit" and list(only.operands) == list(graph.inputs):
         graph = only.regions[0]
     root = _made(graph.outputs[0], "select_n")
-    total = None if root is None or len(root.operands) != 3 else _made(root.operands[1], "add")
-    if root is None or total is None or _made(root.operands[0], "ne") is None:
-        return False
-    return _log1p_terms(*total.operands) == tuple(graph.inputs)
+    return root is not None and _chosen_terms(root) == tuple(graph.inputs)
+
+
+def _chosen_terms(root: Node) -> tuple[Value, ...] | None:
+    """x and y of where(x - y is NaN, x + y, max(x, y) + log1p(exp(-|x - y|)))."""
+    if len(root.operands) != 3:
+        return None
+    test, total, other = (v.node for v in root.operands)
+    if test is None or total is None or other is None or test.op != "ne" or total.op != "add":
+        return None
+    pair = _log1p_terms(*total.operands)
+    if pair is None or other.op != "add" or set(other.operands) != set(pair):
+        return None
+    (tested,) = {*test.operands} if len({*test.operands}) == 1 else (None,)
+    difference = None if tested is None else _made(tested, "sub")
+    return pair if difference is not None and set(difference.operands) == set(pair) else None
 
 
 def _log1p_terms(top: Value, rest: Value) -> tuple[Value, ...] | None:

@@ -16,7 +16,7 @@ from lepton_jax.ir import _jax
 from lepton_jax.ir.export import bind
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.passes.loops._parts.piece import Piece
-from lepton_jax.passes.loops._recurrence.solve import shifted
+from lepton_jax.passes.loops._recurrence.bounds import shifted
 
 Parts = tuple[Any, ...]
 
