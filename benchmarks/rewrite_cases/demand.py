@@ -193,6 +193,43 @@ CASES: Final = [
         chosen,
     ),
     Case(
+        "demand: logits of the last token of each",
+        lambda h, w, i: (h @ w)[jnp.arange(4), i],
+        lambda h, w, i: h[jnp.arange(4), i] @ w,
+        lambda: (*tokens(), integers(4, below=128, seed=2)),
+    ),
+    Case(
+        "demand: softmax of tokens of each (take_along_axis)",
+        lambda h, w, i: jax.nn.softmax(jnp.take_along_axis(h @ w, i[..., None], 1)),
+        lambda h, w, i: jax.nn.softmax(jnp.take_along_axis(h, i[..., None], 1) @ w),
+        lambda: (*tokens(), integers(4, 8, below=128, seed=2)),
+    ),
+    Case(
+        "demand: one head of a projection",
+        lambda h, w: (h @ w).reshape(4, 128, 64, 128)[:, :, 3],
+        lambda h, w: h @ w[:, 3 * 128 : 4 * 128],
+        tokens,
+    ),
+    Case(
+        "demand: average(A@B, weights)",
+        lambda a, b, w: jnp.average(a @ b, axis=0, weights=w),
+        lambda a, b, w: (w @ a) @ b / w.sum(),
+        lambda: (*square(), jnp.abs(normal(1024, seed=2))),
+    ),
+    Case("demand: sum(2 * (A@B))", lambda a, b: (2 * (a @ b)).sum(0), lambda a, b: 2 * a.sum(0) @ b, square),
+    Case(
+        "demand: mean of a convolution with bias",
+        lambda x, w, b: (convolved(x, w) + b).mean((1, 2)),
+        lambda x, w, b: pooled(x, w) + b,
+        lambda: (*images(), normal(64, seed=2)),
+    ),
+    Case(
+        "demand: last step of a scan, batch first",
+        lambda x, w, v: jnp.swapaxes(outputs(x, w, v), 0, 1)[:, -1],
+        last_output,
+        recurrent,
+    ),
+    Case(
         "demand: two parts of A@B (left alone)",
         lambda a, b: jnp.stack([(a @ b)[:512], jnp.tanh((a @ b)[512:])]),
         lambda a, b: jnp.stack([(a @ b)[:512], jnp.tanh((a @ b)[512:])]),

@@ -83,6 +83,12 @@ CASES: Final = [
     Case("fourier: circular convolution", filtered, filtered_by_halves, rows_and_filter),
     Case("fourier: autocorrelation", correlated, correlated_by_halves, rows),
     Case(
+        "fourier: autocorrelation by |fft(x)|²",
+        lambda x: jnp.fft.ifft(jnp.abs(jnp.fft.fft(x)) ** 2).real,
+        lambda x: jnp.fft.irfft(jnp.square(jnp.abs(jnp.fft.rfft(x))), x.shape[-1]),
+        rows,
+    ),
+    Case(
         "fourier: one long fft(x) (left alone)",
         jnp.fft.fft,
         jnp.fft.fft,

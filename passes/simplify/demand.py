@@ -7,16 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Final
 
 from lepton_jax.ir.graph import Graph
-from lepton_jax.passes.simplify._demand import batched, convolutions, diagonals, last, picks, sums
+from lepton_jax.passes.simplify._demand import convolution_sums, diagonals, last, picks, sums
 from lepton_jax.passes.simplify._demand.sinking import sink
 from lepton_jax.rewrite import PassContext, Rule, RulePass, run_rules
 
 RULES: Final[tuple[Rule, ...]] = (
     *diagonals.RULES,
     *sums.RULES,
-    *convolutions.RULES,
+    *convolution_sums.RULES,
     *picks.RULES,
-    *batched.RULES,
 )
 
 _MOST_ROUNDS: Final = 8

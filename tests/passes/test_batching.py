@@ -168,6 +168,7 @@ FLAT: dict[str, Program] = {
     "matmul": lambda x, w: jnp.matmul(x, jnp.broadcast_to(w, (BATCHES, *w.shape))),
     "einsum": lambda x, w: jnp.einsum("bij,bjk->bik", x, jnp.broadcast_to(w, (BATCHES, *w.shape))),
     "repeat": lambda x, w: x @ jnp.repeat(w[None], BATCHES, 0),
+    "tile": lambda x, w: x @ jnp.tile(w, (BATCHES, 1, 1)),
     "transposed": lambda x, w: jnp.einsum("bij,bkj->bik", x, jnp.broadcast_to(w, (BATCHES, *w.shape))),
 }
 

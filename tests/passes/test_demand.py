@@ -44,6 +44,24 @@ PRODUCTS: list[tuple[str, Program, tuple[Any, ...], tuple[int, ...]]] = [
     ("dynamic rows", lambda a, b, i: lax.dynamic_slice_in_dim(a @ b, i, 4), (A, B, jnp.int32(126)), (4, 96)),
     ("some rows", lambda a, b, i: (a @ b)[i], (A, B, jnp.array([3, -1, 100])), (3, 96)),
     ("rows in a square", lambda a, b, i: (a @ b)[i], (A, B, jnp.array([[3, -1], [0, 0]])), (4, 96)),
+    (
+        "a row of each",
+        lambda h, w: jax.nn.softmax(h @ w + w[0])[jnp.arange(4), jnp.array([1, 31, -1, 0])],
+        (H, W),
+        (4, 1, 96),
+    ),
+    (
+        "a row of each along an axis",
+        lambda h, w: jnp.take_along_axis(jnp.tanh(h @ w), jnp.array([3, 0, 31, 2])[:, None, None], 1),
+        (H, W),
+        (4, 1, 96),
+    ),
+    (
+        "two rows of each by vmap",
+        lambda h, w: jax.vmap(lambda h, i: jnp.sin(h @ w)[i])(h, jnp.array([[1, 2]] * 4)),
+        (H, W),
+        (4, 2, 96),
+    ),
     ("some columns", lambda a, b, i: (a @ b)[:, i], (A, B, jnp.array([3, -1])), (128, 2)),
     ("last token", lambda h, w: (h @ w)[:, -1], (H, W), (4, 1, 96)),
     ("one batch", lambda a, b: (a @ b)[2], (array((8, 32, 64)), array((8, 64, 32))), (1, 32, 32)),
@@ -53,6 +71,9 @@ PRODUCTS: list[tuple[str, Program, tuple[Any, ...], tuple[int, ...]]] = [
     ("of a relu", lambda h, w: relu_of(h, w)[:, -1], (H, W), (4, 1, 96)),
     ("of a broadcast sum", lambda h, w: (h @ w + w[0])[:, -1], (H, W), (4, 1, 96)),
     ("of a reshape", lambda h, w: (h @ w).reshape(4, 32, 2, 48)[:, -1], (H, W), (4, 1, 96)),
+    ("of heads", lambda h, w: (h @ w).reshape(4, 32, 2, 48)[:, :, 1], (H, W), (4, 32, 48)),
+    ("of groups of rows", lambda a, b: (a @ b).reshape(8, 16, 96)[2:4], (A, B), (32, 96)),
+    ("of a reversal", lambda a, b: jnp.tanh(a @ b)[::-1, ::-1][3:60:8], (A, B), (8, 96)),
     ("of a concatenation", lambda h, w: jnp.concatenate([h @ w, h], -1)[:, -1], (H, W), (4, 1, 96)),
     ("of a pad", lambda h, w: jnp.pad(h @ w, ((0, 0), (0, 0), (2, 1)))[:, -1], (H, W), (4, 1, 96)),
     ("of a cumulative sum", lambda h, w: jnp.cumsum(h @ w, -1)[:, 3], (H, W), (4, 1, 96)),
@@ -123,6 +144,12 @@ LOOKALIKES: list[tuple[str, Program, tuple[Any, ...]]] = [
         lambda a, i: jnp.take_along_axis(a @ a.T, i, 1),
         (A, jnp.zeros((128, 1), int)),
     ),
+    (
+        "positions are added to rows of each",
+        lambda a, i: jnp.tanh(a[:, None] + a[None, :, :])[jnp.arange(128), i],
+        (A, jnp.zeros(128, int)),
+    ),
+    ("columns of all heads", lambda h, w: (h @ w).reshape(4, 32, 2, 48)[..., :5], (H, W)),
     ("the dimension is merged with another", lambda h, w: (h @ w).reshape(128, 96)[5:9], (H, W)),
     (
         "grouped features",
@@ -172,6 +199,9 @@ def test_rows_out_of_bounds_are_filled() -> None:
     rows = jnp.array([1, 500, -1])
     graph = same(lambda a, b, i: jnp.take(a @ b, i, axis=0), A, B, rows, passes=PASSES, grad=False)
     assert shapes(graph, "dot_general") == [(3, 96)]
+    same(lambda a, b, i: (a @ b).at[i].get(mode="fill", fill_value=2), A, B, rows, passes=PASSES, grad=False)
+    few = jnp.array([1, 127, -1], "int8")  # 128 is no int8
+    same(lambda a, b, i: jnp.take(a @ b, i, axis=0), A, B, few, passes=PASSES, grad=False)
     closed = jax.make_jaxpr(lambda b: jnp.take(A @ b, rows, axis=0))(B)
     rewritten = to_callable(rewrite_jaxpr(closed, "f", PASSES)[0])
     gradient = jax.grad(lambda b: jnp.nansum(rewritten(b)[0]))(B)

@@ -86,6 +86,7 @@ def test_sums_of_convolutions() -> None:
         "taps apart": (lambda x, k: conv(x, k, ((8, 7), (2, 6)), rhs_dilation=(7, 4)).sum((1, 2)), (X, K)),
         "all": (lambda x, k: conv(x, k).sum(), (X, K)),
         "other layout": (lambda x, k: turned(x, k).sum((0, 1)), (X, K)),
+        "bias": (lambda x, k: (k[0, 0, 0] + conv(x, k)).mean((1, 2)), (X, K)),
     }
     with profit.disregarded():
         for name, (_, report) in all_kept(programs, passes=PASSES).items():
@@ -106,6 +107,7 @@ def test_what_all_taps_meet_is_added_up_once() -> None:
 def test_sums_that_stay() -> None:
     programs: dict[str, Any] = {
         "one of two": (lambda x, k: conv(x, k).sum(1), (X, K)),
+        "scaled": (lambda x, k: (conv(x, k) * x[..., :1]).sum((1, 2)), (X, K)),
         "groups": (lambda x, k: conv(x, k, feature_group_count=3).sum(-1), (X, array((3, 3, 1, 6)))),
         "half": (
             lambda x, k: conv(x.astype(jnp.bfloat16), k.astype(jnp.bfloat16)).sum(-1),

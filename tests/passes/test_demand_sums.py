@@ -91,9 +91,29 @@ def test_sums_of_shifted_products() -> None:
         assert all(node.result.aval.size < 4 * 96 * 64 for node in dots), name
 
 
+SCALED: list[tuple[str, Program]] = [
+    ("numbers", lambda x, w, b: jnp.sum(2 * (x @ w) / 3, 0)),
+    ("weights of rows", lambda x, w, b: jnp.sum(x[..., :1] * (x @ w), 1)),
+    ("weights of columns", lambda x, w, b: jnp.sum((x @ w) * b, -1)),
+    ("of both", lambda x, w, b: -jnp.sum((x @ w) * b / (x[..., :1] ** 2 + 1))),
+    ("an average", lambda x, w, b: jnp.average(x @ w, axis=-1, weights=jnp.square(b))),
+    ("what stays has a weight too", lambda x, w, b: jnp.sum(x[..., :1] * (x @ w) * b, 1)),
+]
+
+
+def test_sums_of_scaled_products() -> None:
+    args = array((4, 96, 64)), array((64, 64), seed=1), array((64,), seed=2)
+    found = all_kept({name: (fun, args) for name, fun in SCALED}, passes=PASSES)
+    for name, (graph, report) in found.items():
+        assert report.rules["sum-of-scaled-dot"] == 1, name
+        dots = [node for node in graph if node.op == "dot_general"]
+        assert all(node.result.aval.size < 4 * 96 * 64 for node in dots), name
+
+
 LOOKALIKES: list[tuple[str, Program, tuple[Any, ...]]] = [
     ("the largest", lambda a, b: jnp.max(a @ b), (A, B)),
     ("read elsewhere", lambda a, b: (lambda c: (c.sum(), c))(a @ b), (A, B)),
+    ("a weight for each entry", lambda a, b: jnp.sum(jnp.sin(a[:, :1] + b[:1]) * (a @ b), 0), (A, B)),
     ("squares", lambda a, b: jnp.sum(jnp.square(a @ b)), (A, B)),
     ("too small to pay", lambda a, b: jnp.sum(a @ b, 0), (A[:2, :2], B[:2, :2])),
     (
@@ -146,6 +166,7 @@ ROWS: list[tuple[str, Program, int]] = [
     ("the state", lambda xs, w: network(xs, w)[1]["state"][-1], 1),
     ("the state and the carry", lambda xs, w: (network(xs, w)[0], network(xs, w)[1]["state"][-1]), 1),
     ("the state before", lambda xs, w: network(xs, w)[1]["before"][-1], 2),
+    ("one token", lambda xs, w: jnp.tanh(jnp.swapaxes(network(xs, w)[1]["out"], 0, 1))[:, -1], 1),
     ("one row", lambda xs, w: network(xs, w)[1]["out"][-1:], 1),
     ("a part of it", lambda xs, w: network(xs, w)[1]["out"][-1, 1:3, ::2], 1),
     ("two of them", lambda xs, w: (lambda ys: (ys["out"][-1], ys["before"][-1]))(network(xs, w)[1]), 2),
@@ -175,6 +196,11 @@ KEPT: list[tuple[str, Program]] = [
     ("a row by number", lambda xs, w: network(xs, w)[1]["out"][jnp.argmax(xs[:, 0, 0])]),
     ("the last and all", lambda xs, w: (lambda ys: (ys[-1], ys))(network(xs, w)[1]["out"])),
 ]
+
+
+def test_a_scan_of_which_only_a_row_is_read_vanishes() -> None:
+    graph = same(lambda xs, w: lax.map(lambda x: jnp.tanh(x @ w), xs)[-1], *sequence(), passes=PASSES)
+    assert all(node.op != "scan" for node in graph)
 
 
 def test_other_rows_keep_them_all() -> None:

@@ -193,7 +193,11 @@ def mixed(x: jax.Array, w: jax.Array) -> jax.Array:
     return jnp.fft.ifft(spectrum * jnp.conj(spectrum) * 0.5 - jnp.fft.fft(w) + (-spectrum)).real
 
 
-@pytest.mark.parametrize("fun", [convolved, correlated, mixed])
+def autocorrelated(x: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.fft.ifft(jnp.abs(jnp.fft.fft(x)) ** 2 * jnp.fft.fft(w).real).real
+
+
+@pytest.mark.parametrize("fun", [convolved, correlated, mixed, autocorrelated])
 @pytest.mark.parametrize("length", [LENGTH, LENGTH + 1])
 def test_filters_of_real_numbers_need_half_the_spectrum(fun: Callable[..., jax.Array], length: int) -> None:
     args = array((ROWS, length)), array((length,), seed=1)
@@ -218,6 +222,8 @@ def test_filters_that_may_not_be_of_real_numbers() -> None:
         (lambda x, h: jnp.fft.ifft(jnp.fft.fft(x) * h).real, (x, frequencies)),
         (lambda x, w: jnp.fft.ifft(jnp.fft.fft(x) * jnp.fft.fft(w)).imag, (x, w)),
         (lambda x, w: jnp.fft.ifft(jnp.fft.fft(x) * jnp.fft.fft(w) * 1j).real, (x, w)),
+        (lambda x, w: jnp.fft.ifft(jnp.abs(jnp.fft.fft(x)) * w).real, (x, w)),
+        (lambda x, w: jnp.fft.ifft(jnp.sqrt(jnp.fft.fft(x)) * jnp.fft.fft(w)).real, (x, w)),
         (lambda x, w: jnp.fft.ifft(jnp.fft.fft(x) + jnp.exp(jnp.fft.fft(w))).real, (x, w)),
         (lambda x, w: (lambda s: (jnp.fft.ifft(s * s).real, s))(jnp.fft.fft(x)), (x, w)),
         (convolved, (array((2, 64)), array((64,)))),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.nn import log_softmax, one_hot
 
 from lepton_jax.ir.export import to_callable
@@ -73,6 +74,12 @@ PROGRAMS = [
     Program("weighted-loss", weighted, logits, PICK),
     Program("total", lambda x, y: -jnp.sum(one_hot(y, V) * log_softmax(x)) / N, logits, PICK),
     Program("tokens", lambda x, y: jnp.sum(one_hot(y, V) * log_softmax(x), -1), tokens, PICK),
+    Program(
+        "bfloat16",
+        lambda x, y: jnp.sum(one_hot(y, V, dtype="bfloat16") * x.astype("bfloat16"), -1),
+        logits,
+        PICK,
+    ),
     Program("plain", lambda x, y: jnp.sum(one_hot(y, V) * x, -1), logits, PICK),
     Program("chosen", lambda x, y: jnp.sum(jnp.where(one_hot(y, V, dtype=bool), x, 0), -1), logits, PICK),
     Program("first-axis", lambda x, y: jnp.sum(one_hot(y, V, axis=0) * x.T, 0), logits, PICK),
@@ -99,12 +106,18 @@ def test_sums_fire_and_keep_the_meaning() -> None:
 
 
 def test_not_on_a_tpu() -> None:
-    for program in PROGRAMS[8:13]:
+    for program in PROGRAMS[9:14]:
         assert program.rule in rules(program, PASSES, target="gpu")
         assert program.rule not in rules(program, PASSES, target="tpu")
 
 
 LOOKALIKES = [
+    Program(
+        "cast to fewer bits",
+        lambda x, y: lax.reduce_sum((one_hot(y, V) * x).astype("bfloat16"), (1,)),
+        logits,
+        PICK,
+    ),
     Program(
         "smoothed",
         lambda x, y: jnp.sum((0.9 * one_hot(y, V) + 0.1 / V) * log_softmax(x), -1),

@@ -135,7 +135,12 @@ def picked_twice(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.take_along_axis(2.0 * x - x.mean(-1, keepdims=True), jnp.stack([y, y + 1], 1), axis=-1)
 
 
+def picked_by_vmap(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jax.vmap(lambda row, label: jax.nn.log_softmax(row)[label])(x, y)
+
+
 PICKS: list[Fun] = [
+    picked_by_vmap,
     picked,
     picked_from_rows,
     picked_from_columns,

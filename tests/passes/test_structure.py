@@ -85,6 +85,9 @@ PROGRAMS = [
     Program(
         "full-and-low-rank", lambda w, u, v, x: x @ (w + u @ v), shaped((S, S), (S, 2), (2, S), (4, S)), RULE
     ),
+    Program("centred", lambda a: (jnp.eye(S) - jnp.ones((S, S)) / S) @ a, shaped((S, S)), RULE),
+    Program("centred-right", lambda a: a @ (jnp.eye(S) - 1 / S).T, shaped((4, 5, S)), RULE),
+    Program("ones", lambda a: jnp.full((2 * S, S), 3.0) @ a, shaped((S, S)), RULE),
     Program("ridge", lambda a, x: (a + 0.1 * jnp.eye(S)) @ x, shaped((S, S), (S,)), RULE),
 ]
 
@@ -115,6 +118,14 @@ LOOKALIKES = [
         shaped((16, 12), (9, 10), (90,)),
         RULE,
         "another reshape",
+    ),
+    Program("full-and-a-number", lambda w, x: (w - 0.5) @ x, shaped((S, S), (S,)), RULE, "digits vanish"),
+    Program(
+        "row-and-low-rank",
+        lambda r, u, v, x: (r + u @ v) @ x,
+        shaped((1, S), (S, 2), (2, S), (S,)),
+        RULE,
+        "a row is no matrix of this shape",
     ),
     Program("batched", batched_diagonal, shaped((3, 8), (3, 8, 5)), RULE, "batches"),
     Program("nonlinear", lambda u, x: jnp.exp(jnp.eye(S)) @ x, shaped((S,), (S,)), RULE, "exp(0) is one"),

@@ -60,6 +60,8 @@ def _keep_last(scan: Node, result: Value, readers: Sequence[Node]) -> None:
         write(made, reader, "last-row-of-scan")
         erase_dead(reader)
     position = result.index
+    if scan.graph is None:
+        return  # nothing else of it was read
     if position < len(scan.results) and scan.results[position] is result and not result.uses:
         drop_slots(scan, [s for s in slots(scan) if s.kind == "stacked" and s.result == position])
 

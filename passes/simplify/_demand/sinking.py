@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax import lax
 
 from lepton_jax.ir.cost import node_cost
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.structure import node_key
 from lepton_jax.passes.simplify._demand.convolutions import is_convolution_cut, part_of_convolution
 from lepton_jax.passes.simplify._demand.makers import HEAVY, is_known, is_relu, plan_of
-from lepton_jax.passes.simplify._demand.readers import OPS, Cuts, Reading, part_of, reading_of, rows_of
+from lepton_jax.passes.simplify._demand.readers import OPS, Cuts, Reading, part_of, reading_of
+from lepton_jax.passes.simplify._demand.rows import in_rows
+from lepton_jax.passes.simplify._demand.views import part_of_view
 from lepton_jax.passes.simplify._movement.common import bind, unplaced
 from lepton_jax.rewrite import PassContext, erase_dead, profit, rewrite
 from lepton_jax.rewrite.replacement import Rewrite, write
@@ -49,7 +48,7 @@ def sink(graph: Graph, ctx: PassContext) -> None:
 
 
 def _leads_to_work(value: Value, known: dict[Value, bool], worth: float, ctx: PassContext) -> bool:
-    """Whether a value is made, by operations that can be cut, of one that XLA would compute whole.
+    """Whether a value is made, by operations that can be cut, of one that XLA would compute or keep whole.
 
     One that takes at least `worth` seconds; `known` keeps what has been found out.
     """
@@ -59,6 +58,8 @@ def _leads_to_work(value: Value, known: dict[Value, bool], worth: float, ctx: Pa
         node = current.node
         if current in known:
             stack.pop()
+        elif node is not None and node.op == "scan":
+            known[current] = current.index >= node.params["num_carry"]  # its last row may be all that is read
         elif node is None or not (is_known(node) or is_relu(node)) or len(stack) > _FURTHEST:
             known[current] = False
         elif (node.op in HEAVY and ctx.seconds(node_cost(node)) > worth) or any(
@@ -81,7 +82,7 @@ def _sink_into(maker: Node, ctx: PassContext) -> None:
     if reader is None or reader.context is not maker.context or not _is_static(maker, reader):
         return
     reading = reading_of(reader)
-    if reading is None and (made := _in_rows(reader, maker, ctx)) is not None:
+    if reading is None and (made := in_rows(reader, maker, ctx)) is not None:
         reader, reading = made, reading_of(made)
     if reading is None or not reading.cuts or maker.result in reading.starts:
         return
@@ -130,8 +131,10 @@ def _made_of_parts(maker: Node, reading: Reading) -> Rewrite | None:
         return part_of_convolution(maker, reading)
     plan = plan_of(maker, reading.dimensions)
     if plan is None:
-        return None
+        return part_of_view(maker, reading)
     cuts = tuple(reading.at(places) for places in plan.places)
+    if None in cuts:
+        return None
     if not any(cuts):
         return _uncut(maker, reading)
     return rewrite(
@@ -164,17 +167,7 @@ def _cut_shape(maker: Node, reading: Reading) -> tuple[int, ...]:
     """The shape of the part."""
     own = dict(reading.cuts)
     lengths = enumerate(maker.result.shape)
-    return tuple(_cut_length(reading, own[d]) if d in own else length for d, length in lengths)
-
-
-def _cut_length(reading: Reading, cut: Any) -> int:
-    """How many entries a cut takes."""
-    if reading.kind == "slice":
-        start, limit, stride = cut
-        return len(range(start, limit, stride))
-    if reading.kind == "dynamic":
-        return int(cut[1])
-    return int(reading.starts[0].shape[0])
+    return tuple(reading.length(d) if d in own else length for d, length in lengths)
 
 
 def made_of_parts(
@@ -198,71 +191,3 @@ def made_of_parts(
 def relu_of_part(x: jax.Array, *starts: jax.Array, kind: str, cuts: Cuts) -> jax.Array:
     """A part of `x`, and zero where it is negative."""
     return jax.nn.relu(part_of(x, kind, cuts, starts))
-
-
-# Rows by number, in the plainest form
-
-
-def _in_rows(reader: Node, maker: Node, ctx: PassContext) -> Node | None:
-    """A gather of rows written as one whose numbers are a column; that gather, or None."""
-    if reader.op != "gather" or len(reader.operands) != 2:
-        return None
-    p, (x, rows) = reader.params, reader.operands
-    numbers = p["dimension_numbers"]
-    if numbers.operand_batching_dims or len(numbers.start_index_map) != 1 or rows.ndim < 1:
-        return None
-    axis = int(numbers.start_index_map[0])
-    fills = "FILL" in str(p["mode"])
-    if tuple(map(int, numbers.collapsed_slice_dims)) != (axis,) or (fills and not _fills_with_nan(p, x)):
-        return None
-    if any(p["slice_sizes"][d] != length for d, length in enumerate(x.shape) if d != axis):
-        return None
-    if 4 * reader.result.aval.size > 3 * x.aval.size or plan_of(maker, (axis,)) is None:
-        return None
-    if unplaced(reader, ctx) is not None or not ctx.fire("rows-by-number", reader):
-        return None
-    offsets = tuple(int(d) for d in numbers.offset_dims)
-    mode = lax.GatherScatterMode.CLIP if fills else p["mode"]
-    made = rewrite(
-        rows_by_number, x, rows, axis=axis, offsets=offsets, mode=mode, fills=fills, hints=_hints(p)
-    )
-    fresh = write(made, reader, "rows-by-number")
-    erase_dead(reader)
-    return next(n for n in fresh if n.op == "gather" and n.operands[0] is x)
-
-
-def _hints(params: Any) -> tuple[bool, bool]:
-    return params["indices_are_sorted"], params["unique_indices"]
-
-
-def _fills_with_nan(params: Any, x: Value) -> bool:
-    """Whether a gather gives NaN where the number is out of bounds."""
-    filler = params["fill_value"]
-    return bool(jnp.issubdtype(x.dtype, jnp.floating)) and (filler is None or filler != filler)
-
-
-def rows_by_number(
-    x: jax.Array,
-    rows: jax.Array,
-    *,
-    axis: int,
-    offsets: tuple[int, ...],
-    mode: Any,
-    fills: bool,
-    hints: tuple[bool, bool],
-) -> jax.Array:
-    """The entries of `x` along `axis`, their dimensions where a gather with these offsets has them."""
-    shape, length = rows.shape[:-1], x.shape[axis]
-    column = rows if rows.ndim == 2 else lax.reshape(rows, (rows.size, 1))
-    taken = rows_of(x, column, axis, mode, is_sorted=hints[0], unique=hints[1])
-    if fills:
-        number = lax.squeeze(column, (1,))
-        inside = lax.bitwise_and(number >= 0, number < length)
-        inside = lax.broadcast_in_dim(inside, taken.shape, (axis,))
-        taken = lax.select(inside, taken, lax.full_like(taken, np.nan))
-    wide = taken if rows.ndim == 2 else lax.reshape(taken, (*x.shape[:axis], *shape, *x.shape[axis + 1 :]))
-    brought = range(axis, axis + len(shape))
-    kept = iter([d for d in range(wide.ndim) if d not in brought])
-    new = iter(brought)
-    order = [next(kept) if d in offsets else next(new) for d in range(wide.ndim)]
-    return wide if order == sorted(order) else lax.transpose(wide, order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from lepton_jax.ir.graph import Node, Value
+from lepton_jax.passes.simplify._gradients.weighted import bare, factors_of, scaled, varies
 from lepton_jax.passes.simplify._movement.common import bind, is_free, made_by, movement_rule
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.replacement import Rewrite
@@ -43,6 +45,90 @@ def sum_of_shifted_dot(node: Node, ctx: PassContext) -> Outcome:
         if dot is not None and _sums(dot) and dot.result.shape == inner.result.shape:
             return _summed_shifted(inner, side, dot, node.params["axes"])
     return None
+
+
+@movement_rule("reduce_sum", level="reassociate", must_pay=True)
+def sum_of_scaled_dot(node: Node, ctx: PassContext) -> Outcome:
+    """sum(w[:, None] * (A @ B) * 3, rows) → sum(w[:, None] * A, rows) @ B * 3
+
+    Weights of the rows or columns that are summed go to their factor, those of others and numbers to the
+    result (`python benchmarks/rewrites.py --only demand`).
+    """
+    axes = _plain(node.params["axes"])
+    parts = _scaled_dot(node, axes) if is_free(node) else None
+    if parts is None:
+        return None
+    dot, sides, weights, apart, negative = parts
+    if not (weights or apart or negative):
+        return None
+    divisors = tuple(sum(under for _, under in found) for found in (weights, apart))
+    return rewrite(
+        summed_scaled_dot,
+        *dot.operands,
+        *(value for value, _ in weights),
+        *(value for value, _ in apart),
+        sides=sides,
+        shape=tuple(dot.result.shape),
+        divisors=divisors,
+        axes=axes,
+        negative=negative,
+        params=_params(dot),
+        primitive=dot.primitive,
+    )
+
+
+_Scales = list[tuple[Value, bool]]
+
+
+def _scaled_dot(node: Node, axes: Axes) -> tuple[Node, tuple[int, ...], _Scales, _Scales, bool] | None:
+    """The product that a node sums up, times and over what, divisors last.
+
+    Returns:
+        The product; the factor that each weight of what is summed goes to; these weights, and whether they
+        divide; the same of what does not vary along the axes; whether all of it is negative.
+    """
+    source = node.operands[0]
+    minus = made_by(source, node, "neg")
+    parts = factors_of(source if minus is None else minus.operands[0])
+    if parts is None or (minus is not None and len(source.uses) != 1):
+        return None
+    dots = [made_by(v, node, "dot_general") for v, under in parts if not under and v.shape == source.shape]
+    dot = next((d for d in dots if d is not None and _sums(d)), None)
+    if dot is None or not jnp.issubdtype(source.dtype, np.floating):
+        return None
+    ranks = (dot.operands[0].ndim, dot.operands[1].ndim)
+    places = [places_of(dot.params["dimension_numbers"], ranks, side) for side in (0, 1)]
+    weights: _Scales = []
+    apart: _Scales = []
+    sides: list[int] = []
+    for value, under in sorted(parts, key=lambda part: part[1]):
+        if value is dot.result:
+            continue
+        varying = varies(value, source.ndim)
+        if value.dtype != source.dtype:
+            return None
+        if not varying & {*axes}:
+            apart.append((bare(value, source.ndim), under))
+            continue
+        side = next((side for side in (0, 1) if varying <= {*places[side]}), None)
+        if side is None:
+            return None
+        sides.append(side)
+        weights.append((bare(value, source.ndim), under))
+    return dot, tuple(sides), weights, apart, minus is not None
+
+
+def places_of(numbers: Any, ranks: Sequence[int], side: int) -> list[int]:
+    """For each dimension of a factor, the dimension of the product that it is; -1 for those summed over."""
+    summed, batch = numbers
+    free = [[d for d in range(ranks[s]) if d not in summed[s] and d not in batch[s]] for s in (0, 1)]
+    first = len(batch[0]) + (len(free[0]) if side else 0)
+    found = [-1] * ranks[side]
+    for place, d in enumerate(batch[side]):
+        found[d] = place
+    for place, d in enumerate(free[side]):
+        found[d] = first + place
+    return found
 
 
 def _sums(dot: Node) -> bool:
@@ -105,6 +191,42 @@ def summed_dot(
     return bind(*factors, primitive=primitive, params=tuple(settings.items()))
 
 
+def summed_scaled_dot(
+    a: jax.Array,
+    b: jax.Array,
+    *scales: jax.Array,
+    sides: tuple[int, ...],
+    shape: tuple[int, ...],
+    divisors: tuple[int, int],
+    axes: Axes,
+    negative: bool,
+    params: tuple[tuple[str, Any], ...],
+    primitive: Any,
+) -> jax.Array:
+    """The sums of a product times weights of what is summed, times what is apart from it."""
+    count = len(sides)
+    factors = [a, b]
+    for i, (side, weight) in enumerate(zip(sides, scales[:count], strict=True)):
+        places = places_of(dict(params)["dimension_numbers"], (a.ndim, b.ndim), side)
+        spread = _as_factor(weight, places, factors[side].shape)
+        under = i >= count - divisors[0]
+        factors[side] = lax.div(factors[side], spread) if under else lax.mul(factors[side], spread)
+    total = summed_dot(factors[0], factors[1], axes=axes, params=params, primitive=primitive)
+    kept = tuple(d for d in range(len(shape)) if d not in axes)
+    total = scaled(total, scales[count:], divisors[1], kept, shape)
+    signed: jax.Array = -total if negative else total
+    return signed
+
+
+def _as_factor(weight: jax.Array, places: Sequence[int], shape: tuple[int, ...]) -> jax.Array:
+    """A weight of a product, with ones where it does not vary, as one of the factor of this shape."""
+    order = [d for d in places if d >= 0]
+    kept = sorted(order)
+    bare = lax.squeeze(weight, [d for d in range(weight.ndim) if d not in order])
+    bare = lax.transpose(bare, [kept.index(d) for d in order])
+    return lax.broadcast_in_dim(bare, shape, [at for at, d in enumerate(places) if d >= 0])
+
+
 def summed_shifted_dot(
     a: jax.Array,
     b: jax.Array,
@@ -119,13 +241,13 @@ def summed_shifted_dot(
 ) -> jax.Array:
     """The sums of a product and of what is added to it or taken from it."""
     total = summed_dot(a, b, axes=axes, params=params, primitive=primitive)
-    shifts = _sum_of_broadcast(shift, axes, shape)
+    shifts = sum_of_broadcast(shift, axes, shape)
     if op == "add":
         return lax.add(total, shifts)
     return lax.sub(shifts, total) if side else lax.sub(total, shifts)
 
 
-def _sum_of_broadcast(x: jax.Array, axes: Axes, shape: tuple[int, ...]) -> jax.Array:
+def sum_of_broadcast(x: jax.Array, axes: Axes, shape: tuple[int, ...]) -> jax.Array:
     """The sum over `axes` of `x` broadcast to `shape`."""
     if x.ndim != len(shape):
         x = lax.broadcast_in_dim(x, (1,) * len(shape), ())
@@ -137,4 +259,4 @@ def _sum_of_broadcast(x: jax.Array, axes: Axes, shape: tuple[int, ...]) -> jax.A
     return jnp.broadcast_to(total * np.asarray(copies, total.dtype), wide)
 
 
-RULES: Final[tuple[Rule, ...]] = (sum_of_dot, sum_of_shifted_dot)
+RULES: Final[tuple[Rule, ...]] = (sum_of_dot, sum_of_scaled_dot, sum_of_shifted_dot)

@@ -6,17 +6,25 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 import jax
+import numpy as np
 from jax import lax
 
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.simplify._fourier.sources import half, is_worth_it, lengths_of, real_source, transform
-from lepton_jax.passes.simplify._movement.common import movement_rule
+from lepton_jax.passes.simplify._movement.common import bind, movement_rule
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
 _MOST_NODES: Final = 16
 
+_EVEN: Final = frozenset({"abs", "square", "integer_pow", "real", "sqrt", "convert_element_type"})
+"""What makes a Hermitian array of one, among them magnitudes, real and even, and powers of these."""
+
 Step = tuple[Any, ...]
+
+
+def _params(maker: Node) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(maker.params.items()))
 
 
 @dataclass
@@ -59,6 +67,11 @@ class _Spectrum:
             return self._leaf(value)
         if maker.op == "broadcast_in_dim":
             return self._broadcast(maker)
+        if maker.op in _EVEN:
+            if maker.op == "sqrt" and np.issubdtype(value.dtype, np.complexfloating):
+                return None  # two roots of a negative number, not conjugates: -1 twice gives 1j twice
+            place = self.add(maker.operands[0])
+            return None if place is None else ("apply", place, maker.primitive, _params(maker))
         if maker.op not in ("mul", "add", "sub", "neg", "conj"):
             return None
         places = [self.add(operand) for operand in maker.operands]
@@ -99,8 +112,9 @@ class _Spectrum:
 def filter_of_real(node: Node, ctx: PassContext) -> Outcome:
     """real(ifft(fft(x) * fft(w))) → irfft(rfft(x) * rfft(w)) for real x and w
 
-    Also with sums, differences, conjugates and real factors, over one dimension, where there are at least
-    four transforms. 1.4× and more (`python benchmarks/rewrites.py --only fourier`).
+    Also with sums, differences, conjugates, real factors and magnitudes (`abs(fft(x)) ** 2`), over one
+    dimension, where there are at least four transforms. 1.4× and more
+    (`python benchmarks/rewrites.py --only fourier`).
     """
     outer = transform(node.operands[0], node, lax.FftType.IFFT)
     if outer is None or len(outer.result.uses) != 1 or len(lengths_of(outer)) != 1:
@@ -134,9 +148,14 @@ def _run(
     dtype: Any,
 ) -> jax.Array:
     if name == "number":
-        return lax.convert_element_type(values[operands[0]], dtype)
+        factor: jax.Array = values[operands[0]]
+        return factor
     if name == "fft":
         return half(values[operands[0]], (length,), dtype)
+    if name == "apply":
+        place, primitive, params = operands
+        applied: jax.Array = bind(made[place], primitive=primitive, params=params)
+        return applied
     if name == "broadcast":
         inner = made[operands[0]]
         return lax.broadcast_in_dim(inner, (*operands[1], length // 2 + 1), operands[2])

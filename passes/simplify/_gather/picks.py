@@ -112,7 +112,7 @@ def sum_with_one_hot(node: Node, ctx: PassContext) -> Outcome:
 
     Measured on a 2-core CPU, `python benchmarks/rewrites.py --only gather`.
     """
-    value = node.operands[0]
+    value = _unwidened(node.operands[0])
     product = product_of(value) if is_product(value) else None
     if product is None or product.hot.axis not in node.params["axes"]:
         return None
@@ -135,8 +135,18 @@ def sum_with_one_hot(node: Node, ctx: PassContext) -> Outcome:
         recipes=recipes,
         negative=product.negative,
         axes=tuple(node.params["axes"]),
-        dtype=value.dtype,
+        dtype=node.operands[0].dtype,
     )
+
+
+def _unwidened(value: Value) -> Value:
+    """What is cast to a wider floating type to be added up: of one-hot rows one element alone counts."""
+    node = value.node
+    if node is None or node.op != "convert_element_type" or len(value.uses) != 1:
+        return value
+    inner = node.operands[0]
+    floats = all(jnp.issubdtype(v.dtype, jnp.floating) for v in (inner, value))
+    return inner if floats and inner.dtype.itemsize < value.dtype.itemsize else value
 
 
 def _recipe(value: Value, shape: tuple[int, ...], axis: int, values: list[Value], depth: int) -> Recipe:
@@ -186,7 +196,7 @@ def _picked(
     total = math.prod(made[1:], start=made[0]) if made else jnp.ones(full, dtype)
     if not any(recipe[0] == "pick" for recipe in recipes):
         total = lax.select(is_position(numbers, shape[axis]), total, jnp.zeros_like(total))
-    total = lax.neg(total) if negative else total
+    total = (lax.neg(total) if negative else total).astype(dtype)
     further = tuple(kept.index(d) for d in axes if d != axis)
     return total.sum(further).astype(dtype) if further else total
 

@@ -22,6 +22,35 @@ _PLAIN: Final = frozenset(
 )
 
 
+@movement_rule("concatenate", level="exact", backends=("cpu", "gpu"))
+def stack_of_units(node: Node, ctx: PassContext) -> Outcome:
+    """jnp.array([sum(where(i == k, x, 0)) for k in range(n)]) → jnp.stack([...])
+
+    Of masked sums and what is computed of them alone, so that the rules for stacks see it.
+    """
+    axis = int(node.params["dimension"])
+    if len(node.operands) < _FEWEST or node.result.shape[axis] != len(node.operands) or not is_free(node):
+        return None
+    parts = [_without_unit(value, axis) for value in node.operands]
+    if not all(part is not None and _is_of_masked_sums(part) for part in parts):
+        return None
+    return rewrite(stack, *(part for part in parts if part is not None), axis=axis)
+
+
+def _without_unit(value: Value, axis: int) -> Value | None:
+    """What a value is but for its dimension `axis`, of size one."""
+    node = value.node
+    if node is None or node.op not in ("broadcast_in_dim", "reshape") or len(value.uses) != 1:
+        return None
+    inner = node.operands[0]
+    return inner if inner.shape == value.shape[:axis] + value.shape[axis + 1 :] else None
+
+
+def stack(*parts: jax.Array, axis: int) -> jax.Array:
+    """The parts, one after the other along a new axis."""
+    return jax.numpy.stack(parts, axis)
+
+
 @movement_rule("stack", level="exact", backends=("cpu", "gpu"))
 def stack_of_arithmetic(node: Node, ctx: PassContext) -> Outcome:
     """stack([sum(where(i == k, x, 0)) / sum(i == k) for k in range(n)]) → stack([...]) / stack([...])
@@ -108,4 +137,4 @@ def arithmetic_of_stacks(
     return bind(*operands, primitive=primitive, params=params)
 
 
-RULES: Final[tuple[Rule, ...]] = (stack_of_arithmetic,)
+RULES: Final[tuple[Rule, ...]] = (stack_of_units, stack_of_arithmetic)

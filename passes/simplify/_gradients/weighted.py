@@ -59,7 +59,7 @@ def sum_of_weighted(node: Node, ctx: PassContext) -> Outcome:
     found = _weighted(node)
     if found is None or not found.weights or not 1 <= len(found.full) <= 2:
         return None
-    if len(found.full) == 1 and not exists(found.full[0]):
+    if len(found.full) == 1 and (not exists(found.full[0]) or _is_only_summed(found.full[0])):
         return None
     if len(found.full) == 2 and not _is_shared(node, found.full):
         return None
@@ -124,13 +124,13 @@ def _weighted(node: Node) -> Weighted | None:
 def weighted(source: Value, axes: Axes) -> Weighted | None:
     """A product as the sum over some axes sees it; None if a factor is none that it knows."""
     negative = source.node is not None and source.node.op == "neg"
-    parts = _factors(source.node.operands[0] if negative and source.node is not None else source)
+    parts = factors_of(source.node.operands[0] if negative and source.node is not None else source)
     if parts is None:
         return None
     full: list[Value] = []
     sides: list[list[Value]] = [[], [], [], []]
     for value, under in sorted(parts, key=_is_divisor):
-        varying = _varies(value, source.ndim)
+        varying = varies(value, source.ndim)
         if varying & {*axes} and not varying <= {*axes}:
             if under or value.shape != source.shape:
                 return None
@@ -145,7 +145,7 @@ def _is_divisor(part: tuple[Value, bool]) -> bool:
     return part[1]
 
 
-def _factors(source: Value) -> list[tuple[Value, bool]] | None:
+def factors_of(source: Value) -> list[tuple[Value, bool]] | None:
     """The factors of a product, and whether each is a divisor; None where there are too many."""
     found: list[tuple[Value, bool]] = []
     stack = [source]
@@ -165,7 +165,7 @@ def _factors(source: Value) -> list[tuple[Value, bool]] | None:
     return found
 
 
-def _varies(value: Value, ndim: int) -> set[int]:
+def varies(value: Value, ndim: int) -> set[int]:
     """The axes along which a factor varies."""
     return {d for d, n in enumerate(bare(value, ndim).shape) if n != 1}
 
@@ -182,6 +182,11 @@ def bare(value: Value, ndim: int) -> Value:
 def exists(value: Value) -> bool:
     """Whether a value is in memory in any case."""
     return value.node is None or value.node.op not in ELEMENTWISE
+
+
+def _is_only_summed(value: Value) -> bool:
+    """Whether a value is a product of matrices that nothing else reads: its factors can be summed instead."""
+    return value.op == "dot_general" and len(value.uses) == 1
 
 
 def _is_shared(node: Node, full: tuple[Value, ...]) -> bool:

@@ -138,6 +138,16 @@ def transpose_of_broadcast(node: Node, ctx: PassContext) -> Outcome:
     return rewrite(transposed_broadcast, x, order=order, shape=shape, dims=tuple(sorted(dims)))
 
 
+@movement_rule("tile")
+def tile_of_units(node: Node, ctx: PassContext) -> Outcome:
+    """tile(x, (1, n, 1)) → broadcast_in_dim(x), where all that is repeated has size one"""
+    (x,), repeats = node.operands, node.params["reps"]
+    repeated = [d for d, n in enumerate(repeats) if n != 1]
+    if len(repeats) != x.ndim or not repeated or any(x.shape[d] != 1 for d in repeated):
+        return None
+    return rewrite(broadcast, x, shape=node.result.shape, dims=tuple(range(x.ndim)))
+
+
 def _scalar(value: Value, node: Node) -> Value | None:
     """The scalar that `value` repeats."""
     inner = broadcast_of(value, node)
@@ -169,6 +179,7 @@ RULES: Final[tuple[Rule, ...]] = (
     broadcast_of_unit_view,
     unit_view_of_broadcast,
     transpose_of_broadcast,
+    tile_of_units,
     elementwise_with_broadcast_scalar,
     select_by_broadcast_scalar,
 )

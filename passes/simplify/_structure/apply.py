@@ -88,6 +88,10 @@ class Operator:
         order = np.argsort(rows) if turned else np.array(rows)
         return jnp.take(x, jnp.asarray(order, jnp.int32), axis=axis, mode="clip")
 
+    def ones(self, x: jax.Array, axis: int, turned: bool, m: int, n: int) -> jax.Array:
+        shape = (*x.shape[:axis], n if turned else m, *x.shape[axis + 1 :])
+        return jnp.broadcast_to(jnp.sum(x, axis, keepdims=True, dtype=x.dtype), shape)
+
     def dense(self, x: jax.Array, axis: int, turned: bool, i: int) -> jax.Array:
         matrix = self.arrays[i]
         contract = 0 if turned else 1

@@ -11,6 +11,7 @@ A recipe is a nested tuple of operations and numbers of arrays, so that it can b
     ("kron", r, s)               the Kronecker product of r and s
     ("rows", i, n)               the rows of the identity of n rows in the order i
     ("permutation", rows)        the same with known numbers
+    ("ones", m, n)               ones everywhere
     ("dense", i)                 the matrix i
 """
 
@@ -29,7 +30,9 @@ Recipe = tuple[Any, ...]
 _DEEPEST: Final = 6
 
 _SHAPED: Final = frozenset({"convert_element_type", "select_n", "eq"})
-_BUILT: Final = frozenset({"mul", "neg", "add", "sub", "add_any", "transpose", "reshape", "gather", *_SHAPED})
+_BUILT: Final = frozenset(
+    {"broadcast_in_dim", "mul", "neg", "add", "sub", "add_any", "transpose", "reshape", "gather", *_SHAPED}
+)
 
 
 class Reader:
@@ -57,6 +60,8 @@ class Reader:
             return None
         if node.op in _SHAPED:
             return self.shaped(value, node)
+        if node.op == "broadcast_in_dim":
+            return self.ones(node.operands[0], value.shape) if node.operands[0].ndim == 0 else None
         if node.op == "gather":
             return self.rows(node)
         if node.op == "reshape":
@@ -126,12 +131,24 @@ class Reader:
         column, row = sides
         return None if column is None or row is None else ("outer", self.number(column), self.number(row))
 
+    def ones(self, number: Value, shape: tuple[int, ...]) -> Recipe:
+        """A matrix with one number everywhere."""
+        return ("number", self.number(number), ("ones", *shape))
+
     def total(self, node: Node, depth: int) -> Recipe | None:
-        if any(v.shape != node.result.shape for v in node.operands):
-            return None
-        found = [self.read(v, depth - 1) or self.product(v, depth) for v in node.operands]
+        shape = node.result.shape
+        if any(v.ndim and v.shape != shape for v in node.operands):
+            return None  # a row or a column, repeated
+        found = [
+            (self.ones(v, shape) if v.ndim == 0 else None)
+            or self.read(v, depth - 1)
+            or self.product(v, depth)
+            for v in node.operands
+        ]
         if all(recipe is None for recipe in found):
             return None
+        if None in found and any(recipe is not None and _has_ones(recipe) for recipe in found):
+            return None  # W - c times x is nothing but rounding where W is near c
         parts = [r or ("dense", self.number(v)) for r, v in zip(found, node.operands, strict=True)]
         return ("sub" if node.op == "sub" else "add", *parts)
 
@@ -189,6 +206,10 @@ class Reader:
             return None
         parts = [self.read(v, depth - 1) or ("dense", self.number(v)) for v in (sides[0, 2], sides[1, 3])]
         return ("kron", *parts, (p, q, r, s))
+
+
+def _has_ones(recipe: Recipe) -> bool:
+    return recipe[0] == "ones" or any(isinstance(part, tuple) and part and _has_ones(part) for part in recipe)
 
 
 def diagonal_vector(value: Value) -> Value | None:

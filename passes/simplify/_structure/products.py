@@ -20,8 +20,9 @@ def product_with_structure(node: Node, ctx: PassContext) -> Outcome:
     """Products with a matrix whose form is known, without forming it.
 
     eye(n) @ A → A, diag(v) @ A → v[:, None] * A, A @ diag(v) → A * v, eye(n)[p] @ A → A[p],
-    kron(A, B) @ x → two small products, (diag(d) + U @ V.T) @ x → d * x + U @ (V.T @ x), and what is composed
-    of these with sums, differences, transposes and numbers.
+    kron(A, B) @ x → two small products, (diag(d) + U @ V.T) @ x → d * x + U @ (V.T @ x),
+    (eye(n) - ones((n, n)) / n) @ x → x - sum(x) / n, and what is composed of these with sums, differences,
+    transposes and numbers.
 
     For one matrix without batches, contracted along one dimension. What its zeros would have made
     of infinities and NaN in the other operand, does not happen.

@@ -88,8 +88,33 @@ def _lines(d: Draw) -> Program:
     return P(jax.vmap(form, over), *args, places, prepare=SIMPLIFIED, drops=_DROPS)
 
 
+def _rows_of_each(d: Draw) -> Program:
+    b, n, k, m = d.size(2), d.size(2), d.size(1), d.size(2)
+    h, w = d.wide((b, 4 * n, k)), d.wide((k, m))
+    forms = (
+        lambda h, w, i: jnp.take_along_axis(h @ w, i[:, None, None], 1),
+        lambda h, w, i: jnp.take_along_axis(h @ w, i[:, None, None], 1, mode="fill", fill_value=2.0),
+        lambda h, w, i: (h @ w)[jnp.arange(b), i],
+    )
+    return P(d.pick(*forms), h, w, jnp.asarray(d.places((b,), 4 * n)), prepare=SIMPLIFIED, drops=_DROPS)
+
+
+def _summed_scaled(d: Draw) -> Program:
+    a, b = _pair(d, least=2)
+    rows, columns = d.like((a.shape[0], 1), a.dtype), d.like((1, b.shape[1]), a.dtype)
+    forms = (
+        lambda a, b, r, c: lax.reduce_sum(r * (a @ b), (0,)),
+        lambda a, b, r, c: lax.reduce_sum((a @ b) * c * 3, (0, 1)),
+        lambda a, b, r, c: lax.reduce_sum(-((a @ b) * r * c), (1,)),
+    )
+    return P(d.pick(*forms), a, b, rows, columns, prepare=SIMPLIFIED, overflows=_NEAR)
+
+
+LEVELS: Final[Any] = {"rows-by-number": "reassociate"}
+
 MAKERS: Final[Makers] = {
-    "line-of-each-dot": (_lines, _lines),
+    "rows-by-number": (_lines, _lines, _rows_of_each, _rows_of_each),
+    "sum-of-scaled-dot": (_summed_scaled, _summed_scaled),
     "sum-of-dot": (_summed, _summed_batches),
     "sum-of-shifted-dot": (_summed_shifted,),
     "diagonal-of-dot": (_diagonal,),
@@ -99,7 +124,7 @@ MAKERS: Final[Makers] = {
 }
 
 ALIKE: Final[Makers] = {
-    "line-of-each-dot": (
+    "rows-by-number": (
         lambda d: P(
             jax.vmap(lambda a, b, i: (lambda y: (y[i], y))(a @ b)),
             *(d.wide((3, 4, 5)), d.wide((3, 5, 6)), jnp.array([0, 1, 2])),
@@ -115,6 +140,10 @@ ALIKE: Final[Makers] = {
             lambda a, b: jnp.sum(a @ b, 0), d.floats((2, 3), "bfloat16"), d.floats((3, 4), "bfloat16")
         ),
         lambda d: P(lambda a, b: jnp.max(a @ b, 0), *_pair(d)),
+    ),
+    "sum-of-scaled-dot": (
+        lambda d: P(lambda a, b: jnp.sum((a @ b) * (a @ b), 0), *_pair(d, least=2)),
+        lambda d: P(lambda a, b: (lambda y: (jnp.sum(2 * y, 0), y))(a @ b), *_pair(d)),
     ),
     "sum-of-shifted-dot": (lambda d: P(lambda a, b: jnp.sum(a @ b * b[0], 0), *_pair(d)),),
     "diagonal-of-dot": (

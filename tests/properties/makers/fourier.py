@@ -73,6 +73,7 @@ MAKERS: Final[Makers] = {
             _large(d),
             d.like((4096,), "float32"),
         ),
+        lambda d: _program(lambda x: jnp.fft.ifft(jnp.abs(jnp.fft.fft(x)) ** 2).real, _large(d)),
     ),
 }
 

@@ -109,6 +109,13 @@ MAKERS: Final[Makers] = {
     "sum-by-class": (_by_class,),
     "stack-of-masked-sums": (_stacked,),
     "stack-of-arithmetic": (lambda d: P(_means, _index(d, 6), d.wide((6,)), prepare=SIMPLIFIED),),
+    "stack-of-units": (
+        lambda d: _program(
+            lambda i, x: jnp.array([jnp.sum(jnp.where(i == k, x, 0)) for k in range(4)]),
+            _index(d, 6),
+            d.wide((6,)),
+        ),
+    ),
     "sum-by-masks": (_masked,),
 }
 
@@ -144,6 +151,13 @@ ALIKE: Final[Makers] = {
     "stack-of-arithmetic": (
         lambda d: _program(
             lambda i, x: jnp.stack([jnp.max(jnp.where(i == k, x, 0)) / 2.0 for k in range(8)]),
+            _index(d, 3),
+            d.wide((3,)),
+        ),
+    ),
+    "stack-of-units": (
+        lambda d: _program(
+            lambda i, x: jnp.array([jnp.max(jnp.where(i == k, x, 0)) for k in range(8)]),
             _index(d, 3),
             d.wide((3,)),
         ),

@@ -88,6 +88,11 @@ MAKERS: Final[Makers] = {
         on("floats", lambda d, x: jnp.log(d.either(jnp.add, 1.0, jnp.exp(x))), along=1.0),
         on("floats", lambda d, x: jnp.log1p(jnp.exp(x)), along=1.0),
     ),
+    "pick-with-units": (
+        lambda d: (lambda x: P(jax.vmap(lambda x, i: x[i]), x, _labels(d, *x.shape), prepare=SIMPLIFIED))(
+            d.anything((d.size(2), d.size(2)))
+        ),
+    ),
     "pick-by-row-number": (_of_row,),
     "add-by-row-number": (_into_row,),
     "pick-of-arithmetic": (_arithmetic, _arithmetic),
@@ -117,6 +122,9 @@ ALIKE: Final[Makers] = {
     "softplus-written-out": (
         on("floats", lambda d, x: jnp.log1p(jnp.exp(-jnp.abs(x)))),
         on("floats", lambda d, x: jnp.log(2.0 + jnp.exp(x))),
+    ),
+    "pick-with-units": (
+        lambda d: P(jax.vmap(lambda x, i: x[i]), d.floats((3, 5, 2)), _labels(d, 3, 5), prepare=SIMPLIFIED),
     ),
     "pick-by-row-number": (
         lambda d: P(

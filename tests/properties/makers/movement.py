@@ -145,6 +145,7 @@ MAKERS: Final[Makers] = {
         ),
         on(_arg(0, 0), lambda d, x: lax.reshape(lax.broadcast_in_dim(x, (2, 3), ()), (3, 2))),
     ),
+    "tile-of-units": (on(lambda d: d.anything((2, 1, 3)), lambda d, x: jnp.tile(x, (1, d.whole(2, 4), 1))),),
     "transpose-of-broadcast": (
         on(
             _arg(0, 1),
@@ -189,6 +190,7 @@ ALIKE: Final[Makers] = {
             lambda d, x: lax.reshape(lax.broadcast_in_dim(x, (3, 2), (1,)), (2, 3)),
         ),
     ),
+    "tile-of-units": (on(lambda d: d.anything((2, 1, 3)), lambda d, x: jnp.tile(x, (2, 3, 1))),),
     "transpose-of-broadcast": (
         on(
             lambda d: d.anything((2, 3)),

@@ -60,6 +60,22 @@ def _batched(d: Draw) -> Program:
     return P(fun, *args, prepare=SIMPLIFIED, drops=_ZEROS)
 
 
+def _centred(d: Draw) -> Program:
+    n = 8  # a power of two: of equal numbers nothing is left, as in the plain program
+    forms = (
+        lambda a: (jnp.eye(n) - jnp.ones((n, n)) / n) @ a,
+        lambda a: a.T @ jnp.full((n, 3), 2.0),
+    )
+    return P(
+        d.pick(*forms),
+        d.like((n, 3), "float32"),
+        prepare=SIMPLIFIED,
+        drops=_ZEROS,
+        overflows="sums in another order",
+        along=1.0,
+    )
+
+
 def _zeros(d: Draw) -> Program:
     x = d.like((_ROWS, 3), d.pick("int32", "float32"))
     return P(
@@ -154,7 +170,7 @@ def _lemma(d: Draw) -> Program:
 
 
 MAKERS: Final[Makers] = {
-    "product-with-structure": (_structured,),
+    "product-with-structure": (_structured, _centred),
     "product-with-batched-structure": (_batched,),
     "product-with-zeros": (_zeros,),
     "product-with-inverse": (_solve(_inverse),),
