@@ -14,7 +14,7 @@ from lepton_jax._inputs import name_inputs
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax._sharded.hints import droppers
 from lepton_jax.ir import _jax, collection
-from lepton_jax.ir.cost import graph_cost, seconds
+from lepton_jax.ir.cost import program_seconds
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.graph import Graph
 from lepton_jax.ir.importer import from_jaxpr
@@ -66,7 +66,7 @@ class Program:
         rates = get_target(self.options.target)
         manager = PassManager(Pipeline.parse(_XLA_DOES), rates, self.options.level)
         plain, _ = manager.run(self.jaxpr, self.name)
-        return seconds(graph_cost(plain), rates), seconds(graph_cost(self.graph), rates)
+        return program_seconds(plain, rates), program_seconds(self.graph, rates)
 
 
 _XLA_DOES: Final = "cleanup,invariant"

@@ -139,20 +139,28 @@ def describe_calibration() -> str:
 
     rates, file = calibrate()
     builtin = TARGETS.get(rates.platform)
-    lines = [f"{'':<32}{'measured':>12}{'built in':>12}"]
+    lines = [f"{'':<40}{'measured':>12}{'built in':>12}"]
 
     def line(what: str, measured: float, known: float | None) -> None:
-        lines.append(f"{what:<32}{measured:>12.3g}" + ("" if known is None else f"{known:>12.3g}"))
+        lines.append(f"{what:<40}{measured:>12.3g}" + ("" if known is None else f"{known:>12.3g}"))
 
     for dtype, rate in rates.flops.items():
         line(f"{dtype} products, operations/s", rate, None if builtin is None else builtin.flops.get(dtype))
     for field, what in (
         ("vector_flops", "elementwise, operations/s"),
         ("bytes_per_second", "memory, bytes/s"),
+        ("fresh_bytes_per_second", "memory used for the first time, bytes/s"),
         ("seconds_per_node", "starting an operation, s"),
+        ("seconds_per_fusion", "starting a kernel of XLA's, s"),
         ("seconds_per_iteration", "one round of a loop, s"),
+        ("seconds_per_compiled_iteration", "one round of a compiled loop, s"),
     ):
-        line(what, getattr(rates, field), None if builtin is None else getattr(builtin, field))
+        measured = getattr(rates, field)
+        if measured is not None:
+            line(what, measured, None if builtin is None else getattr(builtin, field))
+    for size, rate in rates.caches:
+        known = None if builtin is None else dict(builtin.caches).get(size)
+        line(f"arrays up to {size / 2**20:.3g} MiB, bytes/s", rate, known)
     lines.append(
         f"kept in {file}" if file is not None else "could not be written: set LEPTON_CACHE to a folder"
     )

@@ -112,7 +112,13 @@ def test_the_summary_counts_what_the_aims_are_about() -> None:
     found = rewrites.summary([*rows, row("e", 3.0, 3.0)])
     assert (found["cases"], found["paying"], found["slower"]) == (5, 3, 1)
     assert found["near"] == pytest.approx(2 / 3)
-    assert found["rank_correlation"] == pytest.approx(1.0)
+    assert found["rank_correlation"] == found["rank_correlation_of_programs"] == pytest.approx(1.0)
+    timed = {**row("f", 1.5, 1.0), "measured_saving_seconds": -3.0}
+    found = rewrites.summary([*rows, timed])
+    assert found["rank_correlation"] == found["rank_correlation_of_programs"] == pytest.approx(0.7)
+    assert found["rank_correlation_of_predicted"] == pytest.approx(1.0)  # of a, b and f
+    same = rewrites.summary([*rows, {**timed, "same_program": ["naive"]}])
+    assert same["rank_correlation"] == pytest.approx(0.7) and same["rank_correlation_of_programs"] > 0.95
     chance = [{**row("a", 0.9, 1.2), "same_program": ["naive", "optimum"]}, row("b", 1.0, 1.0)]
     found = rewrites.summary(chance)
     assert (found["near"], found["slower"]) == (1.0, 0)

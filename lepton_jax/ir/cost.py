@@ -2,12 +2,17 @@
 
 The numbers are for choosing between two forms of the same computation, not for telling
 the time. Loops count as body times trip count; a dimension that is not known counts as 1.
+
+There are two estimates. `seconds` of a `Cost` adds up operations as if each ran by itself: rules ask for
+it, of a few operations whose neighbours may yet change. `program_seconds` is that of a whole program, and
+knows what XLA computes together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lepton_jax.ir._cost.kernels import Program
 from lepton_jax.ir._cost.leaves import leaf_cost
 from lepton_jax.ir._cost.model import NOTHING
 from lepton_jax.ir._cost.model import Cost as Cost
@@ -27,6 +32,21 @@ def seconds(cost: Cost, rates: Rates) -> float:
     others = cost.flops - sum(flops for _, flops in cost.dot_flops)
     busy = max(products + max(others, 0.0) / rates.vector_flops, cost.bytes / rates.bytes_per_second)
     return busy + cost.nodes * rates.seconds_per_node + cost.iterations * rates.seconds_per_iteration
+
+
+def program_seconds(graph: Graph, rates: Rates) -> float:
+    """The estimated time of running a program once, as the kernels that XLA makes of it.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from lepton_jax.ir import trace
+        >>> from lepton_jax.targets import CPU
+        >>> x = jnp.ones((1024, 1024))
+        >>> one, two = (program_seconds(trace(f, x), CPU) for f in (lambda x: x + 1, lambda x: (x + 1) * 2))
+        >>> one == two  # the product is computed where the sum is
+        True
+    """
+    return Program(rates).graph(graph).alone
 
 
 def graph_cost(graph: Graph) -> Cost:

@@ -22,7 +22,8 @@ def _per_dtype(**rates: float) -> Mapping[str, float]:
 
 
 # Two cores with AVX-512, VNNI and AMX: 4096×4096 products at 256 rows take 55 ms in float32,
-# 16 in bfloat16 and 6 in int8; weights stream in at 30 to 42 GB/s.
+# 16 in bfloat16 and 6 in int8; weights stream in at 30 to 42 GB/s. Kernels of XLA's, compiled loops, caches
+# and fresh memory are those of two cores with AVX-512, as `lepton calibrate` finds them.
 CPU: Final = Rates(
     name="cpu",
     platform="cpu",
@@ -33,6 +34,10 @@ CPU: Final = Rates(
     bytes_per_second=40e9,
     seconds_per_node=0.5e-6,
     seconds_per_iteration=1e-6,
+    seconds_per_fusion=0.3e-6,
+    seconds_per_compiled_iteration=10e-9,
+    caches=((2.0**20, 160e9), (2.0**24, 80e9)),
+    fresh_bytes_per_second=5e9,
 )
 
 # An H200: 8192×8192 products at 4096 rows reach 731 TFLOP/s in bfloat16, 1010 TOP/s in int8 and

@@ -33,6 +33,11 @@ def test_measured_rates_are_used_from_then_on(own_cache: Path) -> None:
     numbers = [*rates.flops.values(), rates.vector_flops, rates.bytes_per_second]
     assert all(number > 1e6 for number in numbers)
     assert 0 < rates.seconds_per_node < 1e-3 and 0 < rates.seconds_per_iteration < 1e-3
+    assert rates.seconds_per_fusion and rates.seconds_per_compiled_iteration
+    assert rates.seconds_per_compiled_iteration <= rates.seconds_per_iteration
+    ((size, cached),) = rates.caches
+    assert size == 8 * SMALL.caches[0] and cached >= rates.bytes_per_second
+    assert rates.fresh_bytes_per_second and rates.fresh_bytes_per_second <= rates.bytes_per_second
     file.unlink()
     assert get_target() is CPU
 

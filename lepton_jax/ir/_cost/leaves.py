@@ -22,7 +22,7 @@ _WEIGHTS: Final[Mapping[str, float]] = {
 }
 
 # Operations that only rename: they neither compute nor move anything.
-_FREE: Final = frozenset(
+FREE: Final = frozenset(
     {
         "reshape",
         "squeeze",
@@ -66,7 +66,7 @@ def leaf_cost(node: Node) -> Cost:
     known = _FORMULAS.get(node.op)
     if known is not None:
         return known(node)
-    if node.op in _FREE:
+    if node.op in FREE:
         return NOTHING
     written = sum(size_of(value.shape) for value in node.results)
     flops = 0.0 if node.op in _MOVES else written * _WEIGHTS.get(node.op, 1.0)
@@ -182,7 +182,7 @@ def _triangular_solve(node: Node) -> Cost:
 
 
 _FORMULAS: Final[Mapping[str, Callable[[Node], Cost]]] = {
-    "dot_general": _dot,
+    **dict.fromkeys(("dot_general", "unsigned_product"), _dot),
     "ragged_dot": _ragged_dot,
     "ragged_dot_general": _ragged_dot,
     "conv_general_dilated": _conv,

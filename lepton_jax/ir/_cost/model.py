@@ -20,6 +20,14 @@ class Rates:
         bytes_per_second: of main memory.
         seconds_per_node: what starting an operation takes, whatever its size.
         seconds_per_iteration: what going once round a loop takes, besides the body.
+        seconds_per_fusion: what starting a kernel takes that XLA has written itself; as for any other
+            operation, if None.
+        seconds_per_compiled_iteration: what going once round a loop takes that is compiled to one kernel,
+            since nothing in it has to be started; None where no loop is.
+        caches: (bytes, bytes a second), from the smallest: arrays up to this size are read and written at
+            this rate. Larger ones go through main memory.
+        fresh_bytes_per_second: of writing arrays that large for the first time in a run, since the
+            system has to find the memory; as of other memory, if None.
     """
 
     name: str
@@ -29,6 +37,10 @@ class Rates:
     bytes_per_second: float
     seconds_per_node: float
     seconds_per_iteration: float
+    seconds_per_fusion: float | None = None
+    seconds_per_compiled_iteration: float | None = None
+    caches: tuple[tuple[float, float], ...] = ()
+    fresh_bytes_per_second: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
