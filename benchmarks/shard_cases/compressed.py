@@ -42,6 +42,7 @@ WAYS: Final[dict[str, dict[str, Any]]] = {
     "int8, no feedback": {"method": "int8", "feedback": False},
     "fp8_e4m3": {"method": "fp8_e4m3"},
     "PowerSGD, rank 8": {"method": "powersgd", "rank": 8},
+    "PowerSGD, rank 10": {"method": "powersgd", "rank": 10},
     "top 1 %": {"method": "topk", "share": 0.01},
 }
 QUICK_WAYS: Final = ("exact", "int8")
@@ -100,6 +101,7 @@ def _row(
         places = rng.integers(0, len(tokens) - recipe.context - 1, recipe.batch)
         batch = np.stack([tokens[at : at + recipe.context + 1] for at in places])
         params, state, value = train.step(params, state, batch)
+        value.block_until_ready()  # steps under way at once would wait for each other's threads on few cores
         if step % 100 == 0:
             said = f"step {step}, loss {float(value):.3f}, {time.perf_counter() - start:.0f} s"
             print(f"  {name}: {said}", file=sys.stderr, flush=True)

@@ -197,6 +197,12 @@ class _Decider:
     def saved(self, plan: Plan, roles: Roles) -> Decision:
         if self.sharding.specs:
             raise ValueError("shard: a saved plan says how all arrays lie: leave out the patterns beside it")
-        assignment = plan.layouts_of(self.graph, self.question.paths, self.mesh)
-        notes, on = plan.notes, self.jax_mesh
-        return Decision(self.graph, self.question.paths, roles, self.mesh, assignment, plan.way, notes, on)
+        paths, notes = self.question.paths, plan.notes
+        elsewhere = plan.inputs_of(self.graph, paths, self.mesh)
+        if elsewhere is None:
+            assignment: Mapping[Value, Layout] = plan.layouts_of(self.graph, paths, self.mesh)
+        else:
+            given, note = elsewhere
+            self.said.follow(given, {}, roles)
+            assignment, notes = self.propagated(given, roles, ()), (*notes, note)
+        return Decision(self.graph, paths, roles, self.mesh, assignment, plan.way, notes, self.jax_mesh)

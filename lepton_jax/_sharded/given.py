@@ -8,7 +8,7 @@ import jax
 from jax.sharding import NamedSharding
 
 from lepton_jax._sharded.question import Question
-from lepton_jax.ir import _jax
+from lepton_jax.ir import _jax, _primitives
 from lepton_jax.ir.graph import Value
 from lepton_jax.parallel.annotations import Annotator, Entry, Spec, matched, rules_of, spec_of
 from lepton_jax.parallel.constraints import hints
@@ -72,7 +72,7 @@ class Given:
         for node in hints(self.question.graph):
             self.hinted_values.append(node.result)
             what = f"the {node.op.replace('_', ' ')} at {_jax.summarize(node.source)}"
-            if node.op == _jax.SHARD_HINT:
+            if node.op == _primitives.SHARD_HINT:
                 self.pin(found, self.annotator, node.result, node.params["spec"], what)
                 continue
             sharding = node.params["sharding"]

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import jax
 
-from lepton_jax.ir import _jax
+from lepton_jax.ir import _jax, _primitives
 from lepton_jax.ir.graph import Graph
 from lepton_jax.rewrite import Instrument
 
@@ -51,7 +51,7 @@ def shard_hint(x: Array, spec: object) -> Array:
     if not _used:
         _jax.hide_frames(__file__)
     _used = True
-    return _jax.shard_hint(x, wanted)  # type: ignore[no-any-return]
+    return _primitives.shard_hint(x, wanted)  # type: ignore[no-any-return]
 
 
 _used = False
@@ -69,6 +69,6 @@ class DropHints(Instrument):
         """Let all who read a hint read the array."""
         for inner in graph.graphs(enter=lambda node: not node.op.startswith("custom_")):
             for node in inner:
-                if node.op == _jax.SHARD_HINT:
+                if node.op == _primitives.SHARD_HINT:
                     node.result.replace_uses(node.operands[0])
                     inner.erase(node)

@@ -123,7 +123,13 @@ class _Rounds:
         plan = self.spread.sharding.preset
         if isinstance(plan, Plan):
             plan.check_inputs(self.graph, self.roles.paths)
-            return self.written(count, plan.shares, dict.fromkeys(plan.gathered))
+            if plan.shares > 1 and self.convolves:
+                raise PlanError(
+                    f"this plan keeps {plan.shares} shares of the gradients of convolutions apart, which XLA "
+                    "computes wrongly over a mesh: make the plan again"
+                )
+            gathered = plan.gathered_of(self.graph, self.roles.paths)
+            return self.written(count, plan.shares, dict.fromkeys(gathered))
         each = self.written(count, 1)
         devices = self.devices(each.decision)
         if devices == 1:
@@ -131,15 +137,19 @@ class _Rounds:
         size = next(value.shape[dim] for value, dim in self.batch.items())
         if size // count % devices:
             usable = nearest(size // devices, count)
+            parts = "only the whole batch" if usable == "1" else f"{usable} micro-batches"
             raise MicrobatchError(
                 f"{self.path} has {size} examples, in {count} micro-batches {size // count} each, which do "
-                f"not divide over the {devices} devices that split the batch: {usable} micro-batches would do"
+                f"not divide over the {devices} devices that split the batch: {parts} would do"
             )
-        # Shares of a convolution's gradient come of a grouped one, which XLA computes wrongly when split.
-        convolves = any(node.op == "conv_general_dilated" for node in self.graph.walk())
-        best = each if convolves else self.better(each, self.written(count, devices))
+        best = each if self.convolves else self.better(each, self.written(count, devices))
         weights = self.weights(best.decision)
         return self.better(best, self.written(count, best.decision.shares, weights)) if weights else best
+
+    @property
+    def convolves(self) -> bool:
+        """Whether shares of gradients would come of grouped convolutions, which XLA splits wrongly."""
+        return any(node.op == "conv_general_dilated" for node in self.graph.walk())
 
     @property
     def path(self) -> str:

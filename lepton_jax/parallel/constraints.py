@@ -8,7 +8,7 @@ from typing import Any, Final
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from lepton_jax.ir import _jax
+from lepton_jax.ir import _jax, _primitives
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.importer import copy_equations, struct_of
 from lepton_jax.ir.regions import CALLS, LOOPS, slots
@@ -16,7 +16,7 @@ from lepton_jax.parallel.factors.elementwise import ELEMENTWISE
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.told import HINTS as HINTS
-from lepton_jax.parallel.told import is_kept_apart, needs, way
+from lepton_jax.parallel.told import is_kept_apart, needs, told_behind, way
 
 _TOLD: Final = frozenset(
     {
@@ -88,10 +88,15 @@ def constrain(graph: Graph, assignment: Mapping[Value, Layout], mesh: Mesh | Abs
                 continue  # the user's own constraint
             shardings = [NamedSharding(mesh, each.spec()) for each in way(value, assignment, spec)]
             apart = is_kept_apart(value, assignment, spec)
+            # Not in loops: behind them XLA would add up the sums as they are carried, widened as they may be.
+            if inner is graph and not shardings and not apart:
+                value = told_behind(value, assignment)
+                sharding = NamedSharding(mesh, assignment[value].spec())
+                after = after if value.node is None or value.node.next is None else value.node.next
             _write(value, [*shardings, sharding, *[None] * apart], inner, after, traces)
             count += 1 + len(shardings)
         for node in inner:
-            if node.op == _jax.SHARD_HINT:
+            if node.op == _primitives.SHARD_HINT:
                 node.result.replace_uses(node.operands[0])
                 inner.erase(node)
     return count
@@ -116,7 +121,7 @@ def part_hints(graph: Graph) -> None:
 
 
 def _open_hint(x: Any) -> list[Any]:
-    return [_jax.shard_hint(x, (None,) * x.ndim)]
+    return [_primitives.shard_hint(x, (None,) * x.ndim)]
 
 
 def hints(graph: Graph) -> Iterator[Node]:

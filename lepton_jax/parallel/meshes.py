@@ -119,7 +119,9 @@ def _sizes(mesh: Any) -> dict[str, int]:
         found: dict[str, int] = {}
         for part in mesh.split(","):
             name, sign, size = (each.strip() for each in part.partition("="))
-            if not sign or not size.isdecimal() or name in found:
+            if name in found:
+                raise ValueError(f"the mesh {mesh!r} names the axis {name!r} twice")
+            if not sign or not size.isdecimal():
                 raise ValueError(f"a mesh in words is as 'data=2,model=4', not {mesh!r}")
             found[name] = int(size)
         return found

@@ -14,6 +14,7 @@ from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.parallel._plan.arrays import Planned, activations, planned
 from lepton_jax.parallel._plan.drawing import draw
 from lepton_jax.parallel._plan.identity import PlanError, Program, all_values, mesh_differences
+from lepton_jax.parallel._plan.stored import numbers, packed, restored_layout, stored
 from lepton_jax.parallel._plan.table import golden_text, plan_text
 from lepton_jax.parallel.collectives import Collective
 from lepton_jax.parallel.layouts import Layout
@@ -102,10 +103,10 @@ class Plan:
             Program.of(graph, names),
             (*arrays, *activations(graph, assignment, mesh, most)),
             tuple(getattr(prediction, "collectives", ())),
-            _numbers(prediction, ("seconds", "compute", "communication", "exposed", "traffic"), float),
-            _numbers(prediction, ("arguments", "outputs", "peak"), int),
+            numbers(prediction, ("seconds", "compute", "communication", "exposed", "traffic"), float),
+            numbers(prediction, ("arguments", "outputs", "peak"), int),
             tuple(dict.fromkeys(notes)),
-            _stored(graph, assignment),
+            stored(graph, assignment),
             microbatches,
             shares,
             gathered,
@@ -121,6 +122,29 @@ class Plan:
         self.check_program(Program.of(graph, tuple(paths) or [f"input{i}" for i in range(len(graph.inputs))]))
         distinct, which = self.layouts
         return {value: distinct[i] for value, i in zip(all_values(graph), which, strict=True)}
+
+    def inputs_of(
+        self, graph: Graph, paths: Sequence[str], mesh: MeshSpec
+    ) -> tuple[dict[Value, Layout], str] | None:
+        """The layouts of the inputs, and a note, if another version of JAX traces the program otherwise.
+
+        None where the program is as it was, or another one.
+
+        Raises:
+            PlanError: the plan was made for another mesh.
+        """
+        self.check_mesh(mesh)
+        if not self.program.is_traced_otherwise(now := Program.of(graph, paths)):
+            return None
+        note = (
+            f"the plan was made with JAX {self.program.jax}; JAX {now.jax} traces the program otherwise: "
+            "inputs lie as planned, all else follows from them"
+        )
+        return {value: each.layout for value, each in zip(graph.inputs, self.arrays, strict=False)}, note
+
+    def gathered_of(self, graph: Graph, paths: Sequence[str]) -> tuple[int, ...]:
+        """`gathered`; none for another version of JAX, with which the loop may have other operands."""
+        return self.gathered if self.program.jax in ("", Program.of(graph, paths).jax) else ()
 
     def check_program(self, program: Program) -> None:
         """Check that the plan was made for this program.
@@ -212,7 +236,7 @@ class Plan:
         """Write the plan as JSON."""
         distinct, which = self.layouts
         kept = asdict(self) | {"lepton_plan": VERSION}
-        kept["layouts"] = {"distinct": [asdict(each) for each in distinct], "values": _packed(which)}
+        kept["layouts"] = {"distinct": [asdict(each) for each in distinct], "values": packed(which)}
         Path(path).write_text(json.dumps(kept, indent=1, default=list), encoding="utf-8")
 
     @classmethod
@@ -225,9 +249,9 @@ class Plan:
         """
         try:
             kept = json.loads(Path(path).read_text(encoding="utf-8"))
-            version = kept.get("lepton_plan")
-        except (ValueError, AttributeError) as error:
+        except ValueError as error:
             raise PlanError(f"{path} holds no plan: {error}") from error
+        version = kept.get("lepton_plan") if isinstance(kept, dict) else None
         if version != VERSION:
             found = "no plan" if version is None else f"a plan of version {version}"
             raise PlanError(f"{path} holds {found}; this Lepton reads plans of version {VERSION}")
@@ -237,42 +261,13 @@ class Plan:
             raise PlanError(f"{path} is a plan that was damaged: {error!r}") from error
 
 
-def _numbers(prediction: Any, names: Sequence[str], kind: type) -> dict[str, Any]:
-    found = {name: getattr(prediction, name, None) for name in names}
-    return {name: kind(value) for name, value in found.items() if value is not None}
-
-
-def _stored(graph: Graph, assignment: Mapping[Value, Layout]) -> tuple[tuple[Layout, ...], tuple[int, ...]]:
-    numbers: dict[Layout, int] = {}
-    which = []
-    for value in all_values(graph):
-        layout = assignment.get(value, Layout.whole(value.ndim))
-        which.append(numbers.setdefault(layout, len(numbers)))
-    return tuple(numbers), tuple(which)
-
-
-def _packed(numbers: Sequence[int]) -> list[list[int]]:
-    """Runs of one number: `[number, how often]`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][0] == number:
-            runs[-1][1] += 1
-        else:
-            runs.append([number, 1])
-    return runs
-
-
-def _layout(kept: Mapping[str, Any]) -> Layout:
-    return Layout(tuple(tuple(each) for each in kept["dims"]), tuple(kept["partial"]))
-
-
 def _restored(kept: Mapping[str, Any]) -> Plan:
     program = kept["program"]
     arrays = [
-        Planned(**{**each, "shape": tuple(each["shape"]), "layout": _layout(each["layout"])})
+        Planned(**{**each, "shape": tuple(each["shape"]), "layout": restored_layout(each["layout"])})
         for each in kept["arrays"]
     ]
-    distinct = tuple(_layout(each) for each in kept["layouts"]["distinct"])
+    distinct = tuple(restored_layout(each) for each in kept["layouts"]["distinct"])
     which = tuple(number for number, often in kept["layouts"]["values"] for _ in range(often))
     if which and max(which) >= len(distinct):
         raise ValueError("a value has a layout that is not there")
@@ -281,7 +276,10 @@ def _restored(kept: Mapping[str, Any]) -> Plan:
         tuple((name, size) for name, size in kept["axes"]),
         kept["chip"],
         Program(
-            tuple((path, each) for path, each in program["inputs"]), program["operations"], program["hash"]
+            tuple((path, each) for path, each in program["inputs"]),
+            program["operations"],
+            program["hash"],
+            program.get("jax", ""),
         ),
         tuple(arrays),
         tuple(Collective(**{**each, "axes": tuple(each["axes"])}) for each in kept["collectives"]),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from lepton_jax.ir import _jax
+from lepton_jax.ir import _primitives
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.parallel.factors import factors_of
 from lepton_jax.parallel.layouts import Layout
@@ -23,7 +23,7 @@ _MADE_ANEW: Final = PRODUCTS | {"gather"}
 
 _SLICES: Final = frozenset({"slice", "split", "dynamic_slice"})
 
-HINTS: Final = frozenset({_jax.SHARD_HINT, "sharding_constraint"})
+HINTS: Final = frozenset({_primitives.SHARD_HINT, "sharding_constraint"})
 """Operations that say how their operand shall lie: `lepton.shard_hint` and JAX's own."""
 
 
@@ -90,6 +90,29 @@ def is_kept_apart(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSp
     made = cheapest(node, before, [want], mesh)[0].results[0]
     moves = reshard(value.aval, made, want, mesh) if made.partial else ()
     return any(each.kind == "reduce-scatter" for each in moves)
+
+
+def told_behind(value: Value, assignment: Mapping[Value, Layout]) -> Value:
+    """The value behind which the constraint on a product stands: it, or its transpose, its only reader.
+
+    XLA multiplies the other way round and writes the transposed result at once, where nothing stands between.
+    Else gradients of weights lie otherwise than the weights, and these are copied for the update.
+
+    Args:
+        value: what shall have a constraint.
+        assignment: how values shall lie.
+    """
+    if value.node is None or value.node.op != "dot_general":
+        return value
+    while len(value.uses) == 1:
+        ((user, _),) = value.uses
+        if user.op != "transpose" or value not in assignment or user.result not in assignment:
+            break
+        turned = tuple(assignment[value].dims[dim] for dim in user.params["permutation"])
+        if assignment[user.result].dims != turned:
+            break
+        value = user.result
+    return value
 
 
 def _readers(value: Value) -> Iterator[Node]:

@@ -84,6 +84,38 @@ def test_a_product_that_is_gathered_is_told_how_it_is_made() -> None:
     assert found == [("dot_general", [P(("data", "model")), P("data")])]
 
 
+def test_a_product_that_is_only_transposed_is_told_behind_that() -> None:
+    """XLA then writes the transposed result; a constraint between hides it, as in gradients of weights."""
+
+    def of(fun: Callable[..., Any], **wanted: P) -> list[tuple[str, list[P]]]:
+        return constrained(fun, [(64, 32), (32, 16)], [P("data"), P()], {"dot_general": P("data"), **wanted})
+
+    assert of(lambda x, w: jnp.tanh((x @ w).T)) == [("transpose", [P(None, "data")])]
+    read = of(lambda x, w: (jnp.tanh((x @ w).T), jnp.sin(x @ w)))
+    assert read == [("transpose", [P(None, "data")]), ("dot_general", [P("data")])]
+    twice = of(lambda x, w: [jnp.tanh(y.T) + jnp.sin(y).T for y in [x @ w]])
+    assert twice == [("dot_general", [P("data")])]
+    otherwise = of(lambda x, w: jnp.tanh((x @ w).T), transpose=P("data"))
+    assert ("dot_general", [P("data")]) in otherwise
+
+
+def test_sums_that_a_loop_carries_are_told_where_they_are_made() -> None:
+    """Behind its transpose, XLA would send all of a gradient widened to what the loop carries."""
+
+    def sums(x: jax.Array, d: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda s, each: (s + (each[0].T @ each[1]).T, None), jnp.zeros((16, 32)), (x, d))[
+            0
+        ]
+
+    args = [jax.ShapeDtypeStruct((4, 64, size), "float32") for size in (32, 16)]
+    graph = inline_calls(trace(sums, *args))
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
+    given = {value: Layout.from_spec(P(None, "data"), 3) for value in graph.inputs}
+    constrain(graph, propagate(graph, given, MeshSpec.of(mesh)), mesh)
+    (body,) = next(node for node in graph if node.op == "scan").regions
+    assert {"dot_general"} == set(told(body)) - {"input"}
+
+
 def test_what_is_summed_over_is_split_alike_in_both_operands() -> None:
     """The gradient of a weight: else XLA gathers all of both."""
     found = constrained(

@@ -87,7 +87,7 @@ def test_a_partial_layout() -> None:
             "which the 8 devices along data[+]model do not divide; 8 they do",
         ),
         (lambda: MeshSpec.of("data=2,model"), "a mesh in words is as 'data=2,model=4', not 'data=2,model'"),
-        (lambda: MeshSpec.of("data=2,data=4"), "a mesh in words"),
+        (lambda: MeshSpec.of("data=2,data=4"), "the mesh 'data=2,data=4' names the axis 'data' twice"),
         (lambda: MeshSpec.of("data=x"), "a mesh in words"),
         (lambda: MeshSpec.of({"data": 0}), "sizes of at least 1, not 'data'=0"),
         (lambda: MeshSpec.of({"": 2}), "have names and sizes of at least 1, not ''=2"),

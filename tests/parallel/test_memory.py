@@ -20,6 +20,8 @@ from lepton_jax.parallel.aot.compile import compile_for
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction import Prediction, predict
+from lepton_jax.parallel.prediction.assignment import Assignment
+from lepton_jax.parallel.prediction.onchip import on_chip
 from lepton_jax.parallel.prediction.order import ordered
 from lepton_jax.parallel.prediction.spans import Spans
 from lepton_jax.parallel.prediction.walk import walk
@@ -173,6 +175,36 @@ def test_tables_of_few_columns_are_gathered_from_copies() -> None:
         return predicted(lambda table, ids: table[ids].sum(), args, TPU).temporaries
 
     assert rows(16) == 256 * MIB > MIB > rows(128)
+
+    def sums(ids: jax.Array, new: jax.Array) -> Any:
+        zeros = jnp.zeros((1 << 20, 16), new.dtype)
+        return jnp.sin(zeros.at[ids].add(new)) @ zeros.at[ids].add(2 * new).T[:, :8]
+
+    # Of two sums one lies in whole lanes, in the main memory; the other without gaps.
+    found = predicted(sums, (array(8, dtype="int32"), array(8, 16, dtype="bfloat16")), TPU).temporaries
+    assert 256 * MIB <= found < 2 * 256 * MIB
+
+
+def test_products_write_the_main_memory_of_v5p() -> None:
+    """From there they are fetched, while somebody reads them there."""
+
+    def run(a: jax.Array, b: jax.Array) -> Any:
+        h = a @ b  # 32 MiB
+        return (h.astype("float32") ** 2).sum(), h.max(), jnp.sin(h) @ a
+
+    args = array(4096, 1024, dtype="bfloat16"), array(1024, 4096, dtype="bfloat16")
+    graph = inline_calls(trace(run, *args))
+    found: dict[str, list[tuple[int, int]]] = {}
+    for chip in ("v5e", "v5p"):
+        mesh = MeshSpec.of("data=1", chip=chip)
+        spans = Spans(graph, walk(graph, {}, mesh), mesh)
+        product = spans.of[next(node.result for node in graph if node.op == "dot_general")]
+        places = Assignment(spans, on_chip(chip)).left
+        found[chip] = [(begin - product.born, end) for span, begin, end in places if span is product]
+    assert not found["v5e"]
+    ((begin, end),) = found["v5p"]
+    assert begin == 0
+    assert end < product.last
 
 
 def test_weights_of_attention_are_made_again_on_v5e_and_written_on_v5p() -> None:

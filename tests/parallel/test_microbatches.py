@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,10 @@ def test_gradients_of_convolutions_are_added_up_in_each_part() -> None:
 
     args = array(3, 3, 3, 8), array(32, 16, 16, 3)
     parts = lepton.optimize(conv_step, "none", params="kernel", mesh="data=8", shard="dp", microbatches=4)
-    assert parts.plan(*args).shares == 1
+    plan = parts.plan(*args)
+    assert plan.shares == 1
+    apart = lepton.Sharding(preset=dataclasses.replace(plan, shares=8))
+    with pytest.raises(PlanError, match="keeps 8 shares of the gradients of convolutions apart, which XLA"):
+        lepton.optimize(conv_step, "none", params="kernel", mesh="data=8", shard=apart).plan(*args)
     result = compare_trees(jax.jit(conv_step)(*args), parts(*args))
     assert result.ok, result

@@ -137,6 +137,24 @@ def test_plans_of_others_say_what_differs(
         PLAN.layouts_of(graph, paths, MeshSpec.of(mesh, chip="v5e"))
 
 
+def test_a_plan_of_another_jax_says_how_the_inputs_lie(tmp_path: Path) -> None:
+    file = tmp_path / "plan.json"
+    PLAN.save(file)
+    kept = json.loads(file.read_text())
+    otherwise = traced(fun=lambda params, x: jnp.sin(x @ params["a"]) @ params["b"])
+    assert Plan.load(file).inputs_of(otherwise, PATHS, MESH) is None, "another program"
+    kept["program"]["jax"] = "0.1.2"
+    file.write_text(json.dumps(kept))
+    older = Plan.load(file)
+    assert older == PLAN and older.inputs_of(GRAPH, PATHS, MESH) is None, "traced alike"
+    found = older.inputs_of(otherwise, PATHS, MESH)
+    assert found is not None and "made with JAX 0.1.2; " in found[1]
+    assert [str(found[0][value]) for value in otherwise.inputs] == ["[-, model]", "[model, -]", "[data, -]"]
+    assert older.inputs_of(traced(32), PATHS, MESH) is None, "other inputs"
+    with pytest.raises(PlanError, match="its axis 'data' has 4 devices"):
+        older.inputs_of(otherwise, PATHS, MeshSpec.of("data=4,model=2", chip="v5e"))
+
+
 def test_files_that_hold_no_plan(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="its devices are v5p, not v5e"):
         PLAN.check_mesh(MeshSpec.of("data=2,model=4", chip="v5p"))

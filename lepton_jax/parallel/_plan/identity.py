@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import jax
 
 from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.ir.printer import aval_text
@@ -26,11 +28,13 @@ class Program:
         inputs: path and type of each, as `("params/w", "float32[4,8]")`.
         operations: how many operations it has, those of loops once.
         hash: of its text.
+        jax: the version of JAX that traced it; empty where that is not known.
     """
 
     inputs: tuple[tuple[str, str], ...]
     operations: int
     hash: str
+    jax: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, graph: Graph, paths: Sequence[str]) -> Program:
@@ -38,7 +42,11 @@ class Program:
         kinds = (aval_text(value.aval) for value in graph.inputs)
         text = graph.to_text()
         digest = hashlib.sha256(text[text.index("(") :].encode()).hexdigest()[:16]
-        return cls(tuple(zip(paths, kinds, strict=True)), graph.num_nodes(), digest)
+        return cls(tuple(zip(paths, kinds, strict=True)), graph.num_nodes(), digest, jax.__version__)
+
+    def is_traced_otherwise(self, other: Program) -> bool:
+        """Whether another has the same inputs, and another version of JAX traces it to other operations."""
+        return self != other and self.inputs == other.inputs and "" != self.jax != other.jax
 
     def differences(self, other: Program) -> list[str]:
         """What is different in another program, in words; nothing if it is the same."""

@@ -154,8 +154,32 @@ def mixes(node: Node, finished: Value) -> MicrobatchError:
     return MicrobatchError(
         f"{node.op} ({where(node)}) computes on each example with what is known only after all of them, from "
         f"{made}, as batch norms, contrastive losses and functions of a mean loss do: the program cannot be "
-        "computed in parts of its batch"
+        f"computed in parts of its batch. {_OF_ONE if _follows_one(node, finished) else _OF_MANY}"
     )
+
+
+_OF_ONE: Final = (
+    "Where it is the gradient of a function of a mean, as its root, take the gradient of the mean itself and "
+    "multiply it by the function's derivative"
+)
+_OF_MANY: Final = (
+    "Norms over the features of each example, or statistics that are kept from earlier steps, can be"
+)
+
+
+def _follows_one(node: Node, finished: Value) -> bool:
+    """Whether an operation of the backward pass reads what is spread from a single number."""
+    waiting, seen = [finished], set[Value]()
+    while waiting and "transpose(" in node.scope:
+        value = waiting.pop()
+        if value in seen or value.is_const:
+            continue
+        seen.add(value)
+        if value.aval.size == 1:
+            return True
+        if value.node is not None and value.node.op in _PASSING:
+            waiting += value.node.operands
+    return False
 
 
 def maker(value: Value) -> Node | None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from lepton_jax.parallel.prediction.span import Span
 from lepton_jax.parallel.prediction.spans import Spans
+from lepton_jax.parallel.prediction.steps import OUTSIDE
 from lepton_jax.parallel.prediction.times import arithmetic
 
 FAR: Final = 8
@@ -45,6 +46,8 @@ class Assignment:
         self.left: list[tuple[Span, int, int]] = []
         self._capacity = capacity
         self._speed = rates.bytes_per_second
+        # Where products write the main memory, their results are copied while others read them there.
+        self._meanwhile = spans.mesh.chip.name in OUTSIDE
         self._moved = np.zeros(steps)
         for span in spans.found:
             for step in _touched(span):
@@ -77,7 +80,7 @@ class Assignment:
 
     def _place(self, span: Span) -> None:
         """Follow an array from reader to reader."""
-        inside = not span.argument and self._fits(span.born, span.born, span.bytes)
+        inside = not (span.argument or span.outside) and self._fits(span.born, span.born, span.bytes)
         gone = None if inside else span.born
         fetched, before = span.last, span.born
         for step in sorted(set(span.reads)):
@@ -86,7 +89,7 @@ class Assignment:
             near = self._seconds(before, step) < FAR * self._capacity / self._speed
             if not (inside and near and self._fits(before + 1, step, span.bytes)):
                 gone = before if gone is None else gone
-                inside = self._fetch(span, before, step)
+                inside = self._fetch(span, gone if self._meanwhile else before, step)
                 fetched = max(step - 1, gone) if inside else span.last
             before = step
         if gone is not None and not span.given:
@@ -96,13 +99,16 @@ class Assignment:
         self.main[begin : end + 1] += span.bytes
         self.left.append((span, begin, end))
 
-    def _fetch(self, span: Span, before: int, step: int) -> bool:
-        """Copy an array to the vector memory for who reads it in a step; False: there is no room or time."""
+    def _fetch(self, span: Span, since: int, step: int) -> bool:
+        """Copy an array to the vector memory for who reads it in a step; False: there is no room or time.
+
+        It may be copied since a step.
+        """
         for overlap in OVERLAP:
             begin = step - 1
-            while begin > before and self._seconds(begin, step) < overlap * span.bytes / self._speed:
+            while begin > since and self._seconds(begin, step) < overlap * span.bytes / self._speed:
                 begin -= 1
-            enough = begin >= before and self._seconds(begin, step) >= span.bytes / self._speed
+            enough = begin >= since and self._seconds(begin, step) >= span.bytes / self._speed
             if enough and self._fits(begin + 1, step, span.bytes):
                 return True
         return False

@@ -21,6 +21,7 @@ class Span:
         argument: whether it is an input.
         given: whether it has memory all the time, as inputs and outputs have.
         main: whether it is only ever in the main memory.
+        outside: whether it is made in the main memory, from which it may be fetched.
         shares: whether it may take the place of what it is made of, as what is made by elements does.
     """
 
@@ -30,6 +31,7 @@ class Span:
     argument: bool = False
     given: bool = False
     main: bool = False
+    outside: bool = False
     shares: bool = False
 
     @property

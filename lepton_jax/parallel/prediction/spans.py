@@ -133,7 +133,8 @@ class Spans(Steps):
         for value in written:
             self._make(value, node)
             self.of[value].born = early or self.of[value].born
-            self.of[value].shares = node.op in FUSED and value not in self._fusing.products
+            shares = self.of[value].shares = node.op in FUSED and value not in self._fusing.products
+            self.of[value].outside &= not (shares or node.op.startswith("reduce_"))
         if node.op == "gather" and self.tiled:
             self._rows(node, step)
         if node.op in IN_PLACE and node.operands[0] in self.of and written:
@@ -161,10 +162,15 @@ class Spans(Steps):
             count = self.mesh.size(*moved.axes) if kind == "reduce-scatter" else 1
             self.span(count * self.size(value)).reads.append(self.step(node))
         part = self._in_parts(value)
-        if part:  # the loop adds up both ways round
-            for _ in range(2):
-                self.early(part).main = True
+        for _ in range(2 if part else 0):  # the loop adds up both ways round
+            self.early(part).main = True
         self.of[value] = self.span(part or self.size(value))
+        if self.tiled and node.op == "scatter-add" and value.ndim > 1:
+            size = row_bytes(value, self.layout(value), self.mesh)
+            if size > self.of[value].bytes:  # each row takes whole lanes; what is read is a copy without gaps
+                self.of[value].bytes = size
+                self.of[value].reads.append(self.step(None))
+                self.of[value] = self.span(self.size(value))
 
     def _rows(self, node: Node, step: int) -> None:
         """Rows are gathered from a copy of a table whose rows take whole lanes.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction.events import Walked
-from lepton_jax.parallel.prediction.sizes import local_bytes, row_bytes
+from lepton_jax.parallel.prediction.sizes import local_bytes
 from lepton_jax.parallel.prediction.span import Span
+
+OUTSIDE: Final = frozenset({"v5p"})
+"""Chips whose vector memory only operations on elements write to, not products, collectives and copies."""
 
 
 class Steps:
@@ -47,8 +52,6 @@ class Steps:
     def _size(self, value: Value) -> int:
         if value.is_const:
             return 0
-        if self.tiled and value.node is not None and value.node.op == "scatter-add":
-            return row_bytes(value, self.layout(value), self.mesh)
         return local_bytes(value, self.layout(value), self.mesh)
 
     def share(self, node: Node) -> float:
@@ -57,7 +60,7 @@ class Steps:
 
     def span(self, size: int) -> Span:
         """An array that the last step makes."""
-        made = Span(size, len(self.nodes) - 1)
+        made = Span(size, len(self.nodes) - 1, outside=self.mesh.chip.name in OUTSIDE)
         self.found.append(made)
         return made
 
