@@ -81,12 +81,16 @@ class Products(Pass):
             wants it; `always` or `never`: whatever it is, so that prepared weights serve any number of rows;
             a word such as `yn`: those of the first product, not those of the second, the rest as in `auto`.
             `u` in such a word: those of a product of int8, as unsigned numbers; other int8 ones are signed.
+        unsigned: whether `auto` lets prepared weights of int8 be unsigned where that is faster, as constants
+            may be. The last run of this pass, which knows how weights were prepared, lets those be that no
+            run before it has turned.
     """
 
     name: ClassVar[str] = "products"
 
     level: Level | None = None
     turn: str = "auto"
+    unsigned: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,8 +129,11 @@ class Products(Pass):
         if dtype == "int8" and told == "n":
             told = "y"  # its weights are turned in any case
         product = product_of(node, weight)
-        shifts = may_turn and told == "" and (ctx.is_bound or product.weight.value.is_const)
-        shifts = shifts and not _is_looked_up(product.weight.value, early)
+        is_last = (
+            self.unsigned and ctx.is_bound and (node.rule is None or node.rule.rule not in _RULES.values())
+        )
+        prepared = product.weight.value.is_const or is_last
+        shifts = may_turn and told == "" and prepared and not _is_looked_up(product.weight.value, early)
         form = (
             _form_of(product, dtype, may_turn and told != "n", ctx, told=told, shifts=shifts)
             if product.x.value.is_static

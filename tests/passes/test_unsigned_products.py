@@ -209,3 +209,16 @@ def test_tables_that_are_looked_up_too_are_kept_once(monkeypatch: pytest.MonkeyP
     prepared = f.prepare(table, tokens)
     np.testing.assert_array_equal(f.apply(prepared, tokens), tied(table, tokens))
     assert [str(leaf.dtype) for leaf in jax.tree.leaves(prepared)] == ["int8"]
+
+
+def test_a_pipeline_may_name_the_pass_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, "avx512_vnni")
+    f: Any = lepton.optimize(plain, "products", params=0)
+    prepared = f.prepare(W, int8(16, 128))
+    assert [str(leaf.dtype) for leaf in jax.tree.leaves(prepared)] == ["int8"]  # what it turns stays as it is
+    for rows in (1, 300):
+        x = int8(rows, 128)
+        np.testing.assert_array_equal(f.apply(prepared, x), plain(W, x))
+    any_rows = jax.export.symbolic_shape("rows, 128")
+    exported = jax.export.export(f.jit_of(prepared))(prepared, jax.ShapeDtypeStruct(any_rows, "int8"))
+    np.testing.assert_array_equal(exported.call(prepared, x), plain(W, x))
