@@ -24,7 +24,7 @@ interpreter `--peers-python` names; those that are not installed are left out.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,9 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = [name for name in ([options.only] if options.only else SUITE.cases()) if compare.has(name)]
     if not chosen:
         parser.error(f"the other tools have no models of {options.only}")
-    with contextlib.ExitStack() as stack:
-        run = stack.enter_context(compare.comparison(options.peers_python))
-        SUITE.run(options, chosen, run, " --peers")
+    SUITE.run(options, chosen, functools.partial(compare.measure, options.peers_python), " --peers")
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import statistics
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,43 +92,40 @@ class Peer:
             self.process.stdout.close()
 
 
-@contextlib.contextmanager
-def comparison(python: str = sys.executable) -> Iterator[Callable[[bool, str], list[Row]]]:
-    """Start the processes; inside, the function given measures a case.
+def measure(python: str, quick: bool, case: str) -> list[Row]:
+    """A row for each problem of a case and each way to run it.
 
-    It takes `quick` (small sizes and two rounds) and the name of the case, and gives a row for each problem
-    and each way to run it. The ratios are medians over rounds of the row's seconds divided by Lepton's in
-    the same round: above one, Lepton is faster. The error is relative to the float32 result of JAX.
+    The processes are started anew for each problem, so that none keeps what it held for the last one. The
+    ratios are medians over rounds of the row's seconds divided by Lepton's in the same round: above one,
+    Lepton is faster. The error is relative to the float32 result of JAX.
 
     Args:
         python: the interpreter that has the peers; Lepton runs in this one.
+        quick: small sizes and two rounds.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        peers = [Peer("lepton", sys.executable, folder / "lepton.log")]
-        try:
-            peers += start(python, folder)
-            yield functools.partial(measure, peers, folder)
-            for peer in peers:
-                if peer.spun > SPINNING:
-                    print(f"{peer.tool} kept {peer.spun:.0%} of a core busy while others ran")
-        finally:
-            for peer in peers:
-                peer.close()
-
-
-def measure(peers: Sequence[Peer], folder: Path, quick: bool, case: str) -> list[Row]:
-    """The rows of a case."""
     found: list[Row] = []
+    missing: set[str] = set()
     for name in problems.names(case, quick):
-        built = problem_rows(peers, name, quick, folder)
-        found += compare(built, name, 2 if quick else ROUNDS)
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            peers, lacking = start(python, folder)
+            for peer in peers:
+                stack.callback(peer.close)
+            problems.problem(name, quick).save(folder)
+            built = [(peer, row) for peer in peers for row in load(peer, folder)]
+            found += compare(built, name, 2 if quick else ROUNDS)
+        missing.update(lacking)
+        for peer in peers:
+            if peer.spun > SPINNING:
+                print(f"{name}: {peer.tool} kept {peer.spun:.0%} of a core busy while others ran")
+    if missing:
+        print(f"not measured: {', '.join(sorted(missing))} not installed in {python} ({INSTALL})\n")
     return found
 
 
-def start(python: str, folder: Path) -> list[Peer]:
-    """The peers that are installed; says which are not."""
-    there, missing = [], []
+def start(python: str, folder: Path) -> tuple[list[Peer], list[str]]:
+    """Lepton and the peers that are installed, and what those that are not would need."""
+    there, missing = [Peer("lepton", sys.executable, folder / "lepton.log")], []
     for tool in PEERS:
         peer = Peer(tool, python, folder / f"{tool}.log")
         if lacking := peer.ask("missing"):
@@ -137,15 +133,15 @@ def start(python: str, folder: Path) -> list[Peer]:
             peer.close()
         else:
             there.append(peer)
-    if missing:
-        print(f"not measured: {', '.join(missing)} not installed in {python} ({INSTALL})\n")
-    return there
+    return there, missing
 
 
-def problem_rows(peers: Sequence[Peer], name: str, quick: bool, folder: Path) -> list[tuple[Peer, Row]]:
-    """What each peer has built for a problem, one peer after another."""
-    problems.problem(name, quick).save(folder)
-    return [(peer, row) for peer in peers for row in peer.ask("load", str(folder))]
+def load(peer: Peer, folder: Path) -> list[Row]:
+    """What a peer builds for a problem; one row if its process ends at it, for want of memory, say."""
+    try:
+        return list(peer.ask("load", str(folder)))
+    except RuntimeError as error:
+        return [{"variant": peer.tool, "failed": str(error)[:120]}]
 
 
 def compare(built: Sequence[tuple[Peer, Row]], name: str, rounds: int) -> list[Row]:
