@@ -15,6 +15,7 @@ from lepton_jax._options import Options, StaticArguments
 from lepton_jax._prepared import Form, Prepared, PrepareError
 from lepton_jax._stage import Program, dynamic_leaves, forget_tracers, kind_of, manager_for, trace_call
 from lepton_jax.ir import _jax
+from lepton_jax.ir._varying import marking
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.split import Split, split
 from lepton_jax.ir.structure import content_key
@@ -30,7 +31,7 @@ def last_passes(turn: str = "auto", on_mesh: bool = False) -> str:
             of a merged product that are cut out of it.
     """
     merge = "" if on_mesh else "merge-products,"
-    last = f"products{{turn={turn},unsigned=true}},early,cse,dce"
+    last = f"products{{turn={turn},unsigned=true}},early,cse,dce,updates"
     return f"cse,requantize,cse,{merge}integer-convolution,weight-only,{last}"
 
 
@@ -153,7 +154,8 @@ def prepare_leaves(bound: Bound, leaves: Sequence[Any]) -> Prepared:
     """Run `prepare` on the parameters, flat."""
 
     def prepare(*params: Any) -> list[Any]:
-        return evaluate(bound.parts.prepare, params)
+        with marking(params):
+            return evaluate(bound.parts.prepare, params)
 
     return Prepared(jax.jit(prepare)(*leaves, *bound.seen), bound.form)
 
@@ -167,7 +169,9 @@ def apply_bound(bound: Bound, prepared: Prepared, late: Sequence[Any]) -> Any:
     if prepared.form.key != bound.form.key:
         raise PrepareError(_differs(prepared.form, bound.form))
     _check_kept(bound, prepared)
-    results = evaluate(bound.parts.apply, [*prepared.arrays, *late])
+    given = [*prepared.arrays, *late]
+    with marking(given):
+        results = evaluate(bound.parts.apply, given)
     return jax.tree.unflatten(bound.out_tree, results)
 
 

@@ -16,7 +16,7 @@ from lepton_jax.numerics.cache import DECODED, ENCODED
 Axes = frozenset[int]
 """Axes along which all elements share a scale: there the scale has size one."""
 
-_SAME: Final = frozenset({"copy", "copy_p", "stop_gradient", "name"})
+_SAME: Final = frozenset({"copy", "copy_p", "stop_gradient", "name", "optimization_barrier"})
 
 
 def is_mark(node: Node, mark: str) -> bool:
