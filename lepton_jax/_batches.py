@@ -55,6 +55,23 @@ def check_arrays(inputs: Iterable[Any], number: int) -> None:
             )
 
 
+def check_dtypes(batch: list[Any], sample: list[Any], number: int) -> None:
+    """Raise where a batch has integers in the place of the sample's floats, or floats in that of integers.
+
+    Raises:
+        CalibrationError: the message names the batch and both dtypes.
+    """
+    if len({jax.tree.structure(batch), jax.tree.structure(sample)}) > 1:
+        return
+    for found, wanted in zip(jax.tree.leaves(batch), jax.tree.leaves(sample), strict=True):
+        kinds = [jnp.result_type(leaf) for leaf in (found, wanted)]
+        if len({jnp.issubdtype(kind, jnp.inexact) for kind in kinds}) > 1:
+            raise CalibrationError(
+                f"calibration batch {number} has {kinds[0]} where the sample has {kinds[1]}: "
+                "give batches of what the model will be called with"
+            )
+
+
 def is_finite(array: Any) -> bool:
     """Whether all elements are finite; on the CPU NumPy looks, and nothing is compiled for that.
 

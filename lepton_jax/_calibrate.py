@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from lepton_jax._batches import CalibrationError as CalibrationError
-from lepton_jax._batches import batches_of, check_arrays, is_finite
+from lepton_jax._batches import batches_of, check_arrays, check_dtypes, is_finite
 from lepton_jax._inputs import name_inputs
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax._stage import call_key, dynamic_leaves, manager_for, trace_call
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.graph import Graph
 from lepton_jax.ir.regions import erase_dead_nodes
-from lepton_jax.rewrite import Watch, over_loops
+from lepton_jax.rewrite import LeptonError, Watch, over_loops
 
 _NAMED: Final = 8
 
@@ -30,6 +30,7 @@ def calibrate(
     static: StaticArguments,
     params: Any,
     batches: Iterable[Any],
+    sample: Sequence[Any] | None = None,
 ) -> Calibration:
     """Run batches through a program in floats and collect what its passes asked for.
 
@@ -39,6 +40,7 @@ def calibrate(
         static: its static arguments.
         params: the parameters.
         batches: of each the inputs after the parameters: a tuple, or a single array or tree.
+        sample: of the inputs, whose dtypes batches are to have, floats where there are floats.
 
     Raises:
         CalibrationError: there are no batches, one does not fit the function, or a site saw nothing, NaN or
@@ -48,7 +50,9 @@ def calibrate(
     totals: list[Any] | None = None
     watches: tuple[Watch, ...] = ()
     for number, batch in enumerate(batches_of(batches, "calibration")):
-        check_arrays((each for i, each in enumerate(batch, 1) if i not in static.positions), number)
+        check_arrays(_arrays(batch, static), number)
+        if sample is not None:
+            check_dtypes(_arrays(batch, static), _arrays(sample, static), number)
         args = (params, *batch)
         key = call_key(static, args, {})
         if key not in programs:
@@ -69,6 +73,11 @@ def calibrate(
         if not wrong:
             raise
         raise CalibrationError(f"{', '.join(wrong)} has NaN or infinite elements ({error})") from error
+
+
+def _arrays(inputs: Sequence[Any], static: StaticArguments) -> list[Any]:
+    """The inputs after the parameters that are not static."""
+    return [each for i, each in enumerate(inputs, 1) if i not in static.positions]
 
 
 def calibrate_weights(
@@ -117,6 +126,8 @@ def _program(
     inputs = name_inputs(fun, options.params, static, args, {})
     try:
         jaxpr, _ = trace_call(fun, static, args, {})
+    except LeptonError:  # it says itself what is wrong
+        raise
     except Exception as error:
         shapes = ", ".join(str(jax.typeof(leaf)) for leaf in jax.tree.leaves(list(args[1:])))
         given = "the sample" if number is None else f"calibration batch {number}"

@@ -193,7 +193,7 @@ def compile(
     )
     optimized: Optimized[Any, Any] = Optimized(function, options)
     if calibration is not None:
-        optimized.preparer.calibrate(params, calibration)
+        optimized.preparer.calibrate(params, calibration, sample)
     elif any(step.reads_weights for step in options.pipeline.passes()):
         optimized.preparer.calibrate_weights((params, *sample))
     prepared = optimized.prepare(params, *sample)

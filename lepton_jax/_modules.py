@@ -12,6 +12,9 @@ import jax
 import numpy as np
 
 from lepton_jax._prepared import PrepareError
+from lepton_jax.ir.paths import leaf_paths
+from lepton_jax.rewrite import PassManager, Pipeline
+from lepton_jax.targets import get_target
 
 
 def as_function(model: Any, args: Sequence[Any]) -> tuple[Callable[..., Any], Any, tuple[Any, ...]]:
@@ -57,29 +60,58 @@ def _of_nnx(owner: Any, model: Any) -> tuple[Callable[..., Any], Any]:
     definition, state = nnx.split(owner)
     method = _method_name(owner, model)
 
-    def call(params: Any, *args: Any, **kwargs: Any) -> Any:
+    def plain(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         module = nnx.merge(definition, params)
-        result = getattr(module, method)(*args, **kwargs)
-        _check_unchanged(params, nnx.to_pure_dict(nnx.state(module)))
+        return getattr(module, method)(*args, **kwargs), module
+
+    def call(params: Any, *args: Any, **kwargs: Any) -> Any:
+        result, module = plain(params, *args, **kwargs)
+        changed = _changed(params, nnx.to_pure_dict(nnx.state(module)))
+        if not changed:
+            return result
+        counts = set(leaf_paths("", nnx.to_pure_dict(nnx.state(module, nnx.RngCount))))
+        if written := [path for path in changed if path not in counts]:
+            raise PrepareError(
+                f"the call changes the module's {_shown(written[0])}: call module.eval() before"
+            )
+        drawn = leaf_paths("", nnx.to_pure_dict(nnx.state(module, nnx.RngState)))
+        if read := _read(lambda params: plain(params, *args, **kwargs)[0], params, drawn):
+            raise PrepareError(
+                "the result depends on random numbers that the call draws from the module's "
+                f"{_shown(read[0])}: call module.eval() before, or draw them outside and hand them over"
+            )
         return result
 
     return _named(call, type(owner).__name__), nnx.to_pure_dict(state)
 
 
-def _check_unchanged(before: Any, after: Any) -> None:
-    """Raise where a call has written into its module.
+def _changed(before: Any, after: Any) -> list[str]:
+    """The paths of the arrays of a module that a call has written.
 
     Raises:
-        PrepareError: with the path of the first array.
+        PrepareError: there are more of them than before.
     """
-    old, _ = jax.tree_util.tree_flatten_with_path(before)
-    new = jax.tree.leaves(after)
+    old, new = jax.tree.leaves(before), jax.tree.leaves(after)
     if len(old) != len(new):
         raise PrepareError("the call adds state to the module: call the module once before")
-    for (path, left), right in zip(old, new, strict=True):
-        if left is not right:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
-            raise PrepareError(f"the call changes the module's {name}: call module.eval() before")
+    triples = zip(leaf_paths("", before), old, new, strict=True)
+    return [path for path, left, right in triples if left is not right]
+
+
+def _read(fun: Callable[[Any], Any], params: Any, among: Sequence[str]) -> list[str]:
+    """The paths of those arrays that a function's results depend on.
+
+    A recurrent network draws a key for its first state, which is nothing but zeros.
+    """
+    manager = PassManager(Pipeline.parse("inline,dce"), get_target(None))
+    graph, _ = manager.run(jax.make_jaxpr(fun)(params), "call")
+    wanted = set(among)
+    pairs = zip(leaf_paths("", params), graph.inputs, strict=True)
+    return [path for path, value in pairs if path in wanted and value.uses]
+
+
+def _shown(path: str) -> str:
+    return path.strip("/")
 
 
 def _holds_equinox(tree: Any) -> bool:

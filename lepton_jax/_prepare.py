@@ -17,6 +17,7 @@ from lepton_jax._inputs import argument_names, name_inputs
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax._prepared import Form, Prepared, PrepareError, shape_of
 from lepton_jax._stage import Program, call_key, dynamic_leaves
+from lepton_jax.ir import _jax
 from lepton_jax.rewrite import LeptonError
 
 _MOST_PROGRAMS: Final = 64
@@ -52,7 +53,10 @@ class Preparer:
         found = self._bound.get(key)
         if found is None:
             args, kwargs = self._shapes(args, kwargs)  # where arrays lie makes no other program
-            found = self._bound[key] = self._bind(args, kwargs, form)
+            inside = (args, kwargs)
+            if around.manual_axes:
+                inside = jax.tree.map(_jax.in_shard_map, inside)
+            found = self._bound[key] = self._bind(inside[0], inside[1], form)
             self.note_call(args, kwargs)
             if len(self._bound) > _MOST_PROGRAMS:
                 self._bound.popitem(last=False)
@@ -69,9 +73,9 @@ class Preparer:
             return first
         return next((program for program in programs if program.form.key == form.key), first)
 
-    def calibrate(self, params: Any, batches: Iterable[Any]) -> None:
+    def calibrate(self, params: Any, batches: Iterable[Any], sample: Sequence[Any]) -> None:
         """Run batches through the program and keep what its passes asked to see."""
-        self.calibration = calibrate(self._fun, self._options, self._static, params, batches)
+        self.calibration = calibrate(self._fun, self._options, self._static, params, batches, sample)
 
     def calibrate_weights(self, args: Sequence[Any]) -> None:
         """Keep what the passes ask for of the weights alone, where there are no batches."""

@@ -21,6 +21,7 @@ from lepton_jax._stage import call_key, dynamic_leaves, manager_for, trace_call
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.split import split
 from lepton_jax.rewrite import Pass, Pipeline, UsageError
+from lepton_jax.rewrite.context import UNREAD
 from lepton_jax.rewrite.trial import Trials, Tried
 
 _LAST: Final = "cse,early,cse,dce"
@@ -78,7 +79,7 @@ def sensitivity(
     seen_by = Trials()
     calibration = calibrate(function, _on_trial(plain, seen_by), static, params, batches)
     runs = _Runs(function, plain, static, params, calibration, len({site.name for site in seen_by.sites}))
-    return Sensitivity(_ranked(runs, batches, metric), plain.pipeline)
+    return Sensitivity(_ranked(runs, batches, metric), plain.pipeline, runs.left)
 
 
 def _on_trial(options: Options, record: Trials, last: str = "") -> Options:
@@ -102,6 +103,7 @@ class _Runs:
         self._calibration = calibration
         self._programs: dict[Any, tuple[Callable[..., Any], Trials]] = {}
         self.count = count
+        self.left: tuple[tuple[str, str], ...] = ()
 
     def program(self, batch: tuple[Any, ...]) -> tuple[Callable[..., Any], Trials]:
         """A function of flags and inputs to the results and the estimates, and its sites."""
@@ -124,9 +126,10 @@ class _Runs:
         paths = name_inputs(self._fun, options.params, self._static, (self._params, *batch), {}).paths
         names = (*paths[:given], inputs.paths[given], *paths[given:])
         seen: list[Any] = []
-        graph, _ = manager_for(options).run(
+        graph, report = manager_for(options).run(
             jaxpr, "trial", inputs.params, names, calibration=self._calibration, seen=seen, is_bound=True
         )
+        self.left = tuple((s.name, s.reason) for s in report.sites if not s.done and s.reason != UNREAD)
         parts = split(graph, inputs.params | set(range(len(leaves), len(leaves) + len(seen))))
         kept = jax.jit(lambda *early: evaluate(parts.prepare, early))(*leaves[:given], *seen)
         size = tree.num_leaves

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from lepton_jax.numerics.formats import get_format
 from lepton_jax.rewrite import Pass, Pipeline, UsageError
 from lepton_jax.rewrite.trial import Trials
+
+_NAMED: Final = 8
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,12 @@ class Sensitivity:
     Attributes:
         rows: of the sites.
         pipeline: that they were quantised by.
+        left: parameters that were not tried, and why; none that no product, convolution or gather reads.
     """
 
     rows: tuple[SiteDamage, ...]
     pipeline: Pipeline
+    left: tuple[tuple[str, str], ...] = ()
 
     def mixed(
         self,
@@ -151,6 +155,8 @@ class Sensitivity:
         for row in self.rows:
             estimate = "-" if row.estimate is None else f"{row.estimate:.3g}"
             lines.append(f"{row.name:<{width}}  {row.error:>9.3g}  {estimate:>9}  {row.saved:>12,}")
+        lines += [f"{name} is not tried: {reason}" for name, reason in self.left[:_NAMED]]
+        lines += [f"and {len(self.left) - _NAMED} more are not"] * (len(self.left) > _NAMED)
         return "\n".join([*lines, f"quantised by {self.pipeline}"])
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lepton_jax.rewrite import pass_names
+from tests.properties._families import rules
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FIGURES = set(DOCS.glob("measured*.md"))  # written by benchmarks
@@ -33,3 +34,11 @@ def test_every_pass_is_described() -> None:
     table = (DOCS / "passes.md").read_text(encoding="utf-8")
     described = set(re.findall(r"^\| \[?`([\w-]+)`", table, re.MULTILINE))
     assert described == set(pass_names())
+
+
+def test_every_rewrite_rule_is_on_a_page() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "rewrites").glob("*.md")))
+    rooms = ("/simplify/", "/loops/", "/fuse/", "/lower/_convolution/", "/lower/convolution.py")
+    ours = [name for name, rule in rules().items() if any(room in rule.where for room in rooms)]
+    assert len(ours) > 200
+    assert [name for name in sorted(ours) if f"`{name}`" not in pages] == []

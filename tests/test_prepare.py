@@ -252,6 +252,17 @@ class Block(nnx.Module):
         return 2 * self(x)
 
 
+class Recurrent(nnx.Module):
+    """It draws a key for each first state, which is zeros."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.first = nnx.RNN(nnx.LSTMCell(3, 4, rngs=rngs), rngs=rngs)
+        self.second = nnx.RNN(nnx.GRUCell(4, 4, rngs=rngs), rngs=rngs)
+
+    def __call__(self, x: Any) -> Any:
+        return self.second(self.first(x))
+
+
 def _mapped(mlp: Any, x: Any) -> Any:
     """Of a module whose activation functions are leaves as well."""
     return jax.vmap(mlp)(x)
@@ -261,6 +272,9 @@ def test_compile_takes_functions_and_modules() -> None:
     module = Block(nnx.Rngs(0))
     with pytest.raises(PrepareError, match=r"changes the module's .*: call module.eval\(\)"):
         lepton.compile(module, X)
+    with pytest.raises(PrepareError, match="random numbers that the call draws from the module's rngs/count"):
+        lepton.compile(module.dropout, X)
+    recurrent, sequence = Recurrent(nnx.Rngs(0)), jnp.stack([X, -X])
     module.eval()  # type: ignore[no-untyped-call]
     mlp = equinox.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
     dense = linen.Dense(4)
@@ -268,6 +282,7 @@ def test_compile_takes_functions_and_modules() -> None:
     cases: list[tuple[tuple[Any, ...], Callable[[Any], Any], Any]] = [
         ((forward, PARAMS, X), lambda x: forward(PARAMS, x), X),
         ((module, X), module, X),
+        ((recurrent, sequence), recurrent, sequence),
         ((module.double, X), module.double, X),
         ((mlp, X[0]), mlp, X[0]),
         ((_mapped, mlp, X), jax.vmap(mlp), X),

@@ -20,6 +20,7 @@ import numpy as np
 from jax._src import config as _config
 from jax._src import source_info_util as _source_info
 from jax.extend.core import primitives as _primitives
+from jax.sharding import NamedSharding
 
 Literal = jex.Literal
 DropVar = jex.DropVar
@@ -141,6 +142,30 @@ def varying_axes(x: Any) -> frozenset[str]:
     aval = x if isinstance(x, ShapedArray) else jax.typeof(x)
     kind = getattr(aval, "manual_axis_type", None)
     return frozenset(kind.varying if kind is not None else getattr(aval, "vma", ()))
+
+
+def in_shard_map(x: Any) -> Any:
+    """A shape on the mesh of the `shard_map` around, as arrays in it are; all else as it is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not isinstance(x, jax.ShapeDtypeStruct) or not mesh.manual_axes:
+        return x
+    return jax.ShapeDtypeStruct(
+        x.shape, x.dtype, weak_type=x.weak_type, sharding=NamedSharding(mesh, jax.P())
+    )
+
+
+def aval_off_mesh(aval: Any) -> Any:
+    """What there is to an abstract value but the mesh around its trace."""
+    if not isinstance(aval, ShapedArray):
+        return aval
+    return (aval.shape, aval.dtype, aval.weak_type, sharding_off_mesh(aval.sharding))
+
+
+def sharding_off_mesh(value: Any) -> Any:
+    """None in place of a sharding that names a mesh and splits nothing; all else as it is."""
+    if not isinstance(value, NamedSharding) or not isinstance(value.mesh, jax.sharding.AbstractMesh):
+        return value
+    return None if all(part is None for part in value.spec) else value
 
 
 @functools.cache

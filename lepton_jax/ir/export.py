@@ -13,8 +13,10 @@ from typing import Any
 
 import jax
 
-from lepton_jax.ir import _jax
+from lepton_jax.ir import _jax, _varying
 from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.importer import from_jaxpr
+from lepton_jax.ir.structure import VARY
 
 Flat = Callable[..., list[Any]]
 
@@ -58,6 +60,12 @@ def bind(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
     """Run one node on arrays or tracers."""
     if node.regions and not node.is_pristine():
         return _REBUILD[node.op](node, operands)
+    if _varying.is_marking():
+        if node.op in _REBUILD:
+            return _REBUILD[node.op](node, operands)
+        if node.op == VARY:
+            return _varying.widened(operands, [frozenset(node.params["axes"])])
+        operands = _varying.alike(operands)
     raw = node.params if node.raw is None else node.raw
     results = node.primitive.bind(*operands, **node.primitive.get_bind_params(raw))
     return results if node.primitive.multiple_results else [results]
@@ -74,9 +82,10 @@ def _scan(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
 
     def step(state: list[Any], xs: list[Any]) -> tuple[list[Any], list[Any]]:
         out = evaluate(body, [*fixed, *state, *xs])
-        return out[:carry], out[carry:]
+        return _varying.as_varied_as(out[:carry], state), out[carry:]
 
     init, xs = list(operands[consts : consts + carry]), list(operands[consts + carry :])
+    init = _varying.settled(lambda state: step(state, [x[0] for x in xs])[0], init)
     length = None if xs else p["length"]  # JAX compares a given length, which fails for symbolic ones
     state, ys = jax.lax.scan(step, init, xs, length=length, reverse=p["reverse"], unroll=p["unroll"])
     return [*state, *ys]
@@ -88,11 +97,12 @@ def _while(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
     for_cond, for_body, init = operands[:nc], operands[nc : nc + nb], list(operands[nc + nb :])
     if cond.outputs[0].shape:
         return _batched_while(node, for_cond, for_body, init)
-    return jax.lax.while_loop(
-        lambda state: evaluate(cond, [*for_cond, *state])[0],
-        lambda state: evaluate(body, [*for_body, *state]),
-        init,
-    )
+
+    def step(state: list[Any]) -> list[Any]:
+        return _varying.as_varied_as(evaluate(body, [*for_body, *state]), state)
+
+    init = _varying.settled(step, init)
+    return jax.lax.while_loop(lambda state: evaluate(cond, [*for_cond, *state])[0], step, init)
 
 
 def _batched_while(
@@ -110,8 +120,10 @@ def _batched_while(
 
 
 def _cond(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
+    operands = _varying.alike(operands) if _varying.is_marking() else operands
     avals = [jax.typeof(x) for x in operands[1:]]
-    closed = [_jax.trace_flat(to_callable(region), avals) for region in node.regions]
+    branches = [_varying.as_varied_as_first(to_callable(region), operands) for region in node.regions]
+    closed = [_jax.trace_flat(branch, avals) for branch in branches]
     if any(_jax.parts(jaxpr)[1] for jaxpr in closed):
         return _cond_with_consts(node, operands, closed)
     return _bind_new(node, operands, branches=tuple(closed))
@@ -177,13 +189,14 @@ def _shard_map(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
 
 def _custom_jvp(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
     """The new body with the old rule: the tangent is that of the node as it was traced."""
-    old = _verbatim(node)
-    fun = jax.custom_jvp(to_callable(node.regions[0]))
+    old, is_marking = _verbatim(node), _varying.is_marking()
+    operands = _varying.alike(operands) if is_marking else operands
+    fun = jax.custom_jvp(_varying.as_varied_as_first(to_callable(node.regions[0]), operands))
 
-    def rule(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+    def tangents_of(primals: Any, tangents: Any) -> Any:
         return jax.jvp(old, tuple(primals), tuple(tangents))
 
-    fun.defjvp(rule)
+    fun.defjvp(functools.partial(_marked, tangents_of) if is_marking else tangents_of)
     return fun(*operands)
 
 
@@ -193,11 +206,32 @@ def _custom_vjp(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
     Its first operands are what the user's function closes over; JAX does not let them be differentiated.
     """
     count = node.params["num_consts"]
+    if is_marking := _varying.is_marking():
+        operands = _varying.alike(operands)
     closed, free = operands[:count], operands[count:]
-    old = functools.partial(_verbatim(node), *closed)
-    fun = jax.custom_vjp(functools.partial(to_callable(node.regions[0]), *closed))
-    fun.defvjp(lambda *args: jax.vjp(old, *args), lambda pull, cotangents: pull(cotangents))
+    body = functools.partial(_varying.as_varied_as_first(to_callable(node.regions[0]), operands), *closed)
+    fun = jax.custom_vjp(body)
+    if is_marking:  # what the rule keeps is not known beforehand: it is computed again
+
+        def pulled(closed: Any, args: Any, cotangents: Any) -> Any:
+            return jax.vjp(functools.partial(_verbatim(node), *closed), *args)[1](cotangents)
+
+        fun.defvjp(lambda *args: (fun(*args), args), functools.partial(_marked, pulled, closed))
+    else:
+        old = functools.partial(_verbatim(node), *closed)
+        fun.defvjp(lambda *args: jax.vjp(old, *args), lambda pull, cotangents: pull(cotangents))
     return fun(*free)
+
+
+def _marked(fun: Callable[..., Any], *args: Any) -> Any:
+    """A function of arrays that vary alike, which is traced as if they did not vary."""
+    leaves, tree = jax.tree.flatten(args)
+    shapes = [_jax.in_shard_map(jax.ShapeDtypeStruct(jax.numpy.shape(x), x.dtype)) for x in leaves]
+    closed, out = jax.make_jaxpr(fun, return_shape=True)(*jax.tree.unflatten(tree, shapes))
+    with _varying.marking(leaves):
+        results = evaluate(from_jaxpr(closed, "marked"), leaves)
+        results = _varying.widened(results, [_varying.axes_of(leaves[0])] * len(results))
+    return jax.tree.unflatten(jax.tree.structure(out), results)
 
 
 def _verbatim(node: Node) -> Flat:

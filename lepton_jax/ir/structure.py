@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -13,6 +14,9 @@ from lepton_jax.ir import _jax
 from lepton_jax.ir.graph import Graph, Node, Value
 
 COMMUTATIVE: Final = frozenset({"add", "mul", "max", "min", "and", "or", "xor", "eq", "ne", "add_any"})
+
+VARY: Final = "pvary"
+"""JAX's mark that an array, the same on all devices of a `shard_map`, is to be taken for one that differs."""
 
 _NOTHING: Final[Mapping[Value, Value]] = {}
 
@@ -100,10 +104,22 @@ def content_key(graph: Graph) -> Any:
     """A hashable key that graphs of the same structure with equal constants share, whoever traced them.
 
     Functions and the like among the parameters count as equal where they are the same object; a graph
-    that has no key is equal to itself alone. The mesh around the trace does not count.
+    that has no key is equal to itself alone. The mesh around the trace does not count, nor along which of its
+    axes values vary in a `shard_map`.
     """
     key = _graph_key(graph, _content)
     return graph if key is None else key
+
+
+def _is_mark(node: Node) -> bool:
+    """Whether a node tells JAX where an array lies in a `shard_map` and does nothing else."""
+    return node.op == VARY or (
+        node.op == "reshard" and _jax.sharding_off_mesh(node.params["dst_sharding"]) is None
+    )
+
+
+def _off_mesh(params: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: _jax.sharding_off_mesh(value) for name, value in params.items()}
 
 
 def _content(value: Value) -> Any:
@@ -116,23 +132,31 @@ def _content(value: Value) -> Any:
 
 def _graph_key(graph: Graph, constant: Callable[[Value], Any] = operand_key) -> Any | None:
     inner = graph_key if constant is operand_key else functools.partial(_graph_key, constant=constant)
-    numbers: dict[Value, int] = {}
+    numbers: dict[Value, Any] = {}
+    fresh = itertools.count()
 
     def number(value: Value) -> Any:
         if value.is_const:
             return constant(value)
-        return numbers.setdefault(value, len(numbers))
+        if value not in numbers:
+            numbers[value] = next(fresh)
+        return numbers[value]
 
     for value in graph.inputs:
         number(value)
-    lines: list[Any] = [tuple(v.aval for v in graph.inputs)]
+    is_content = constant is not operand_key
+    avals = (_jax.aval_off_mesh(v.aval) if is_content else v.aval for v in graph.inputs)
+    lines: list[Any] = [tuple(avals)]
     for node in graph:
-        params = params_key(node.params)
+        if is_content and _is_mark(node):
+            numbers.update(zip(node.results, map(number, node.operands), strict=True))
+            continue
+        params = params_key(_off_mesh(node.params) if is_content else node.params)
         regions = [inner(region) for region in node.regions]
         if params is None or node.effects or any(key is None for key in regions):
             return None
         operands = tuple(map(number, node.operands))
-        context = node.context if constant is operand_key else _jax.context_off_mesh(node.context)
+        context = _jax.context_off_mesh(node.context) if is_content else node.context
         lines.append((node.op, context, params, operands, tuple(regions), len(node.results)))
         for value in node.results:
             number(value)

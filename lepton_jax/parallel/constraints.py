@@ -16,7 +16,7 @@ from lepton_jax.parallel.factors.elementwise import ELEMENTWISE
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.told import HINTS as HINTS
-from lepton_jax.parallel.told import is_kept_apart, needs, told_behind, way
+from lepton_jax.parallel.told import is_in_place, is_kept_apart, needs, told_behind, way
 
 _TOLD: Final = frozenset(
     {
@@ -61,9 +61,10 @@ def constrain(graph: Graph, assignment: Mapping[Value, Layout], mesh: Mesh | Abs
 
     Hints are replaced by constraints. Element-wise operations and transposes get one where their result lies
     otherwise than their operands; what only adds or drops dimensions of size 1 gets none, since it lies as
-    its operand does and XLA moves it about. Products, look-ups and joins get more where XLA would not compute
-    them as they are meant (`told`). Arrays that are parts of sums get none: XLA adds them up where they are
-    needed whole. Layouts of arrays of one element are left to XLA.
+    its operand does and XLA moves it about, and what lies as it shall whatever else there is gets none.
+    Products, look-ups and joins get more where XLA would not compute them as they are meant (`told`). Arrays
+    that are parts of sums get none: XLA adds them up where they are needed whole. Layouts of arrays of one
+    element are left to XLA.
 
     Args:
         graph: it is changed.
@@ -153,7 +154,7 @@ def _places(graph: Graph, assignment: Mapping[Value, Layout]) -> Iterator[tuple[
         assert node.next is not None
         if node.op == "broadcast_in_dim" and node.operands[0].is_const:  # a constant lies as its readers want
             continue
-        if _follows(node, assignment):
+        if _follows(node, assignment) or is_in_place(node, assignment):
             continue
         if node.op in HINTS or node.op in _TOLD or _changes(node, assignment):
             yield from ((value, node.next) for value in node.results if node.op in HINTS or _is_told(value))

@@ -6,12 +6,13 @@ the result first; where the counts of dimensions that go together differ, it gat
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from lepton_jax.ir import _primitives
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.parallel.factors import factors_of
+from lepton_jax.parallel.factors.elementwise import ELEMENTWISE
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.resharding import reshard, stops
@@ -90,6 +91,41 @@ def is_kept_apart(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSp
     made = cheapest(node, before, [want], mesh)[0].results[0]
     moves = reshard(value.aval, made, want, mesh) if made.partial else ()
     return any(each.kind == "reduce-scatter" for each in moves)
+
+
+def is_in_place(node: Node, assignment: Mapping[Value, Layout]) -> bool:
+    """Whether XLA lays what a product or a broadcast makes as it shall lie, whatever else there is.
+
+    So it is where all that is split are dimensions that go through it; of broadcasts where operations on
+    elements read it. Constraints would do harm there: where scores of attention have one, and what their
+    gradient is made of another, XLA keeps the scores widened.
+
+    Args:
+        node: any operation.
+        assignment: how values shall lie.
+    """
+    if node.op not in ("dot_general", "broadcast_in_dim"):
+        return False
+    result, kept = node.results[0], list[tuple[Value, Sequence[int]]]()
+    if node.op == "dot_general":
+        batch = node.params["dimension_numbers"][1]
+        kept += [*zip(node.operands, batch, strict=True), (result, range(len(batch[0])))]
+    else:
+        (value, *_), places = node.operands, node.params["broadcast_dimensions"]
+        if value.shape != tuple(result.shape[place] for place in places):
+            return False
+        if any(user.op not in ELEMENTWISE for user, _ in result.uses):
+            return False
+        kept += [(value, range(value.ndim)), (result, places)]
+    found = set()
+    for each, dims in kept:
+        layout = assignment.get(each)
+        if each.is_const or layout is None or layout.partial:
+            return False
+        if any(names for dim, names in enumerate(layout.dims) if dim not in dims):
+            return False
+        found.add(tuple(layout.dims[dim] for dim in dims))
+    return len(found) == 1 and any(found.pop())
 
 
 def told_behind(value: Value, assignment: Mapping[Value, Layout]) -> Value:

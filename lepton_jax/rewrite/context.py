@@ -59,6 +59,10 @@ class Miss:
         return _jax.summarize(self.source)
 
 
+UNREAD: Final = "no product, convolution or gather of rows reads it"
+"""Why nothing was done to a parameter that is no weight."""
+
+
 @dataclass(frozen=True, slots=True)
 class Site:
     """A place in the program that a compression pass has looked at: what it did there, or why nothing.

@@ -13,7 +13,7 @@ from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.regions import add_constant, editable, trip_count
 from lepton_jax.ir.shards import axes_over, shard_maps_around
 from lepton_jax.passes.loops._parts.scan import add_scanned, add_stacked, is_plain_scan
-from lepton_jax.passes.loops._parts.shards import part_of, parts_together
+from lepton_jax.passes.loops._parts.shards import part_of, parts_together, varied_as
 from lepton_jax.rewrite import PassContext, over_loops, rewrite
 from lepton_jax.rewrite.replacement import Rewrite, write_before
 
@@ -160,8 +160,11 @@ def lift(
 
 def _add_result(node: Node, value: Value, graph: Graph, nothing: Callable[[Value], Rewrite]) -> Value:
     for region in node.regions:
-        found = [value] if region is graph else write_before(nothing(value), region.ret, _RULE)
-        region.set_outputs([*region.outputs, *found])
+        found = value
+        if region is not graph:
+            (empty,) = write_before(nothing(value), region.ret, _RULE)
+            found = varied_as(value, empty, region.ret, _RULE)
+        region.set_outputs([*region.outputs, found])
     result = Value(value.aval, node, len(node.results))
     node.set_results([*node.results, result])
     node.raw = None

@@ -11,6 +11,7 @@ from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.ir.paths import choose, matches
 from lepton_jax.passes._weights.uses import OPS, WeightUse, weight_uses
 from lepton_jax.rewrite import Pass, PassContext, Site, UsageError
+from lepton_jax.rewrite.context import UNREAD
 
 _CLOSED: Final = frozenset({"shard_map", "pallas_call", "custom_partitioning"})
 """Operations with programs of their own in which no weights are looked for."""
@@ -167,7 +168,7 @@ def _why_unused(param: Value, on_shards: bool) -> str:
     for node, _ in param.uses:
         if node.op in _CLOSED and not (on_shards and node.op == "shard_map"):
             return f"it is read in a {node.op}, where weights stay as they are"
-    return "no product, convolution or gather of rows reads it"
+    return UNREAD
 
 
 def _any_matches(patterns: str, paths: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 import lepton_jax as lepton
@@ -203,3 +204,13 @@ def test_dimensions_of_size_one_come_and_go_untold() -> None:
         {},
     )
     assert dict(found)["broadcast_in_dim"] == [P("model")]
+
+
+@pytest.mark.parametrize(("split", "words"), [(P("data"), []), (P(None, "model"), ["dot_general"])])
+def test_products_and_broadcasts_whose_batch_alone_is_split_are_not_told(split: P, words: list[str]) -> None:
+    def scores(q: jax.Array, k: jax.Array) -> jax.Array:
+        products = jnp.einsum("bik,bjk->bij", q, k)
+        return products - jax.lax.broadcast_in_dim(jnp.sin(q[..., 0]), products.shape, (0, 1))
+
+    found = constrained(scores, [(8, 16, 4), (8, 16, 4)], [split, split], {"dot_general": split})
+    assert [name for name, _ in found if name in ("dot_general", "broadcast_in_dim")] == words

@@ -326,6 +326,27 @@ def test_gathers_hide_behind_work_and_sums_within_layers_do_not() -> None:
     assert tensor.seconds == max(tensor.compute, tensor.traffic) + tensor.exposed
 
 
+def test_sums_of_gradients_and_gathers_beside_look_ups_are_waited_for_within_a_slice() -> None:
+    def gradient(w: Any, x: Any) -> Any:
+        return w - x.T @ x, x @ w
+
+    for outer in ((), ("data",)):
+        mesh = MeshSpec.of("data=2", chip="v5e", outer=outer)
+        found = predicted(gradient, (shape(2048, 2048), shape(1 << 20, 2048)), (P(), P("data")), mesh)
+        assert [(each.kind, each.axes) for each in found.collectives] == [("all-reduce", ("data",))]
+        assert found.exposed == pytest.approx(0 if outer else found.communication)
+    table, ids, w = shape(1 << 16, 1024), shape(1 << 16, dtype="int32"), shape(1024, 1024)
+
+    def twice(params: Tree, ids: Any) -> Any:
+        table, w, again = params
+        return table[ids] @ w @ again
+
+    mesh = MeshSpec.of("data=2", chip="v5e")
+    found = predicted(twice, ((table, w, w), ids), ((P(), P("data"), P("data")), P("data")), mesh)
+    first, second = (move.collective.seconds(mesh) for move in found.moves)
+    assert first == second == pytest.approx(found.exposed) and found.communication == first + second
+
+
 def test_it_can_be_read() -> None:
     text = str(
         predicted(

@@ -198,6 +198,24 @@ def test_ep_sends_tokens_to_experts() -> None:
     assert sent == {"[expert, data, -, -]"}
 
 
+def test_ep_splits_experts_that_all_see_every_token() -> None:
+    """The first product has no batch of experts: its weights go with those of the second."""
+
+    def loss(params: Any, x: jax.Array) -> jax.Array:
+        hidden = jax.nn.gelu(jnp.einsum("btd,edf->ebtf", x, params["up"]))
+        made = jnp.einsum("ebtf,efd->ebtd", hidden, params["down"])
+        return jnp.mean(jnp.einsum("ebtd,bte->btd", made, jax.nn.softmax(x @ params["router"])) ** 2)
+
+    sizes = {"down": (4, 32, 16), "router": (16, 4), "up": (4, 16, 32)}
+    params = {name: jax.ShapeDtypeStruct(size, jnp.float32) for name, size in sizes.items()}
+    x = jax.ShapeDtypeStruct((8, 8, 16), jnp.float32)
+    graph = inline_calls(trace(jax.grad(loss), params, x))
+    roles = roles_of(graph, [*leaf_paths("params", params), "x"])
+    layouts = layouts_for("ep", graph, roles, MeshSpec.of("data=2,expert=4", chip="v5e"))
+    down, router, up = (str(layouts[value]) for value in graph.inputs[:3])
+    assert (up, down, router) == ("[expert, -, -]", "[expert, -, -]", "[-, -]")
+
+
 def test_the_decoder_of_flax() -> None:
     config = DecoderConfig(vocabulary=32, context=8, layers=1, heads=4, width=16)
     model, params = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))

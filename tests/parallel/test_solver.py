@@ -157,21 +157,32 @@ def test_decisions_grow_with_layers_and_not_with_operations() -> None:
 
 
 def tower(params: Any, ids: jax.Array, x: jax.Array) -> jax.Array:
-    """Two tables and a layer: few bytes by columns, little time with some weights gathered."""
+    """Two tables and two layers: few bytes by columns, little time with some weights gathered."""
     found = [table[ids[:, i]] for i, table in enumerate(params["tables"])]
     y = jax.nn.relu(jnp.concatenate([*found, x], -1) @ params["w1"]) @ params["w2"]
     return jnp.mean(y.astype(jnp.float32) ** 2)
 
 
-def test_the_fewest_bytes_are_fewer_than_those_of_the_fastest_and_of_presets_that_share_the_work() -> None:
-    rows, width = 1 << 17, 2048
+def towers(width: int, out: int, batch: int) -> tuple[Graph, Roles]:
     params = {
-        "tables": [Shape((rows, 128), jnp.bfloat16)] * 2,
+        "tables": [Shape((1 << 17, 128), jnp.bfloat16)] * 2,
         "w1": Shape((320, width), jnp.bfloat16),
-        "w2": Shape((width, 64), jnp.bfloat16),
+        "w2": Shape((width, out), jnp.bfloat16),
     }
-    batch = Shape((8192, 2), jnp.int32), Shape((8192, 64), jnp.bfloat16)
-    graph, roles = program(jax.grad(tower), params, *batch)
+    ids, x = Shape((batch, 2), jnp.int32), Shape((batch, 64), jnp.bfloat16)
+    return program(jax.grad(tower), params, ids, x)
+
+
+def test_of_what_a_search_cannot_tell_apart_fewer_bytes_are_taken_where_they_are_no_slower() -> None:
+    graph, roles = towers(2048, 64, 8192)
+    fast, few = (solve(graph, roles, MESH, objective=each) for each in ("time", "bytes"))
+    other = next(each for each in fast.candidates if each.name == "auto")
+    assert fast.status == "bytes" and fast.sent == few.sent < 0.95 * other.sent
+    assert fast.predicted == few.predicted < other.predicted.seconds
+
+
+def test_the_fewest_bytes_are_fewer_than_those_of_the_fastest_and_of_presets_that_share_the_work() -> None:
+    graph, roles = towers(4096, 1024, 32768)
     fast, few = (solve(graph, roles, MESH, objective=each) for each in ("time", "bytes"))
     assert few.sent < 0.95 * fast.sent and few.predicted > fast.predicted
     assert few.sent == sum(
@@ -182,7 +193,7 @@ def test_the_fewest_bytes_are_fewer_than_those_of_the_fastest_and_of_presets_tha
         assert each.sent >= few.sent or each.predicted.flops > most, each.name
     assert few.candidates[0].predicted.flops <= most
     assert few.status == "optimal" and few.cost == pytest.approx(few.objective, rel=1e-3) and few.gap <= 1e-3
-    assert f"bound, {few.bound / 1e6:.4g} MB" in str(few) and str(few).startswith("optimal: 3.67 MB sent")
+    assert f"bound, {few.bound / 1e6:.4g} MB" in str(few) and str(few).startswith("optimal: 22.94 MB sent")
     assert few.notes[0].startswith(f"the fastest layouts: {fast.sent / 1e6:.4g} MB sent, ")
     with pytest.raises(ValueError, match="time or bytes, not 'speed'"):
         solve(graph, roles, MESH, objective="speed")
@@ -196,7 +207,7 @@ def test_bytes_of_the_search_are_those_of_the_prediction_and_memory_is_kept() ->
     assert free.sent == pytest.approx(free.objective, rel=1e-3) and free.status == "optimal"
     peak = free.candidates[0].peak
     tight = solve(graph, roles, MESH, objective="bytes", memory=int(0.9 * peak))
-    assert not tight.missing and tight.sent > free.sent
+    assert not tight.missing and tight.sent >= free.sent
     assert tight.candidates[0].peak <= 0.9 * peak
 
 

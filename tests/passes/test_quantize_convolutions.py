@@ -108,5 +108,23 @@ def test_groups_in_other_layouts_one_after_another(groups: int) -> None:
     def run(p: Any, x: Any) -> Any:
         return convolution(layout)(p["b"], jax.nn.relu(inner(p["a"], x)))
 
-    model = lepton.compile(run, params, x, passes="cleanup,quantize{activations=dynamic}", strict=True)
+    model = lepton.compile(
+        run, params, x, passes="cleanup,quantize{activations=dynamic}", target="cpu", strict=True
+    )
     assert sqnr(run(params, x), model(x)) > 30
+    slow = [site.name for site in model.report().passes.sites if "no faster" in site.reason]
+    assert slow == ["p/a"]
+
+
+def test_what_is_said_of_groups() -> None:
+    """Few groups of many channels are convolved one by one, depthwise ones shifted: both in integers."""
+    for groups, channels, said in (
+        (2, 64, ""),
+        (16, 16, ""),
+        (4, 16, "such groups are convolved in float32"),
+    ):
+        fun = convolution(NHWC, feature_group_count=groups)
+        run = lepton.optimize(fun, "cleanup,quantize{activations=dynamic}", params="w", target="cpu")
+        run.trace(floats(3, 3, channels // groups, 32), floats(1, 9, 9, channels))
+        (site,) = run.report.sites
+        assert site.done and site.reason.startswith(said) and bool(site.reason) == bool(said), groups

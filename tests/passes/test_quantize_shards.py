@@ -87,6 +87,21 @@ def test_each_device_has_codes_of_its_part_and_calibration_sees_what_all_see() -
     assert sqnr(exact, model(X)) > 14
 
 
+def test_calibration_sees_branches() -> None:
+    """A branch that is not taken has seen nothing, on all devices."""
+
+    def branch(w: Any, x: Any) -> Any:
+        return lax.cond(x.sum() > 1e3, lambda x: x, lambda x: jnp.tanh(x @ w), x)
+
+    def fun(w: Any, x: Any) -> Any:
+        inner: Any = jax.shard_map(branch, mesh=MESH, in_specs=(P(), P("data")), out_specs=P("data"))
+        return inner(w, x)
+
+    passes = "default,quantize{activations=static}"
+    model = lepton.compile(fun, PARAMS["whole"], X, passes=passes, calibration=[X], strict=True)
+    assert sqnr(branch(PARAMS["whole"], X), model(X)) > 30
+
+
 @pytest.mark.parametrize("check", [True, False])
 def test_codes_are_made_in_line(check: bool) -> None:
     run = lepton.optimize(spread(check), "default,quantize{activations=dynamic}", params="p", strict=True)
@@ -104,6 +119,12 @@ def test_rounded_in_line_with_gradients_and_left_on_trial() -> None:
     np.testing.assert_allclose(value, f.apply(f.prepare(PARAMS, X), X).sum(), rtol=1e-4, atol=1e-4)
     with pytest.raises(lepton.CalibrationError, match="p/up: it is read in a shard_map, where weights stay"):
         lepton.sensitivity(fun, PARAMS, X, data=[X], passes="quantize")
+    headed = {**PARAMS, "head": PARAMS["down"].T.copy()}
+    found = lepton.sensitivity(
+        lambda p, x: fun({n: p[n] for n in PARAMS}, x) @ p["head"], headed, X, data=[X], passes="quantize"
+    )
+    assert [row.name for row in found.rows] == ["p/head"] and {name for name, _ in found.left} >= NAMES
+    assert "p/up is not tried: it is read in a shard_map" in str(found)
 
 
 def test_step_sizes_are_learned_for_each_part() -> None:

@@ -46,13 +46,17 @@ def calibrated(batches: Any, params: Any = PARAMS) -> Any:
         ([jax.ShapeDtypeStruct((4, 32), jnp.float32)], "batch 0 has shapes"),
         ([X, X[:, :3]], r"batch 1 does not fit the function \(float32\[4,3\]\); a batch is a tuple"),
         ([X[:0]], "params/up: calibration saw no number"),
+        (
+            [X, X.astype(jnp.int32)],
+            "calibration batch 1 has int32 where the sample has float32",
+        ),
         ([X.at[0, 0].set(jnp.nan)], "params/up: calibration saw 1 NaN"),
     ],
 )
 def test_calibration(batches: Any, message: str) -> None:
     with pytest.raises(lepton.CalibrationError, match=message):
         calibrated(batches)
-    if "saw" not in message:
+    if "saw" not in message and "sample" not in message:
         with pytest.raises(
             lepton.CalibrationError, match=message.replace("calibration", "(data|calibration)")
         ):

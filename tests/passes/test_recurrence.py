@@ -226,6 +226,19 @@ def test_forbidden_steps_of_a_path() -> None:
     assert solved(f, X, DONE)["clamped-recurrence"] == 1
 
 
+def test_gradients_of_bounds_know_which_operand_was_taken() -> None:
+    def step(levels: Any, xt: Any) -> Any:
+        level, best = levels
+        return (jnp.clip(level + xt, -1.0, 1.0), jnp.maximum(best + xt, xt)), levels
+
+    def slopes(x: Any) -> Any:
+        weights = jnp.cos(jnp.arange(x.size)).reshape(x.shape)
+        start = jnp.zeros(3), jnp.zeros(3)
+        return jax.grad(lambda x: sum((y * weights).sum() for y in lax.scan(step, start, x)[1]))(x)
+
+    assert alike(slopes, X, passes=FULL, grad=False)[1].rules["clamped-recurrence"] == 2
+
+
 def test_whole_numbers_wrap_around() -> None:
     def f(seed: Any) -> Any:
         def step(state: Any, _: None) -> Any:

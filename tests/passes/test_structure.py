@@ -113,6 +113,16 @@ LOOKALIKES = [
         "no gain",
     ),
     Program(
+        "residual",
+        lambda w, u, v, x: (w - u @ v) @ x,
+        shaped((S, S), (S, 2), (2, S), (S,)),
+        RULE,
+        "only rounding may be left",
+    ),
+    Program(
+        "less-a-number", lambda u, v, x: (u @ v - 3.0) @ x, shaped((S, 2), (2, S), (S,)), RULE, "may cancel"
+    ),
+    Program(
         "not-kron",
         lambda a, b, v: (a[:, None, :, None] * b[None, :, None, :]).reshape(192, 90) @ v,
         shaped((16, 12), (9, 10), (90,)),

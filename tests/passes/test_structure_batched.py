@@ -53,9 +53,10 @@ def test_batches_of_matrices_of_known_form() -> None:
 
 
 def test_batches_that_have_no_form() -> None:
-    programs = {
+    programs: dict[str, Any] = {
         "triangle": (lambda d, a: each(lambda d, a: jnp.tril(a) @ d)(d, a), (D, A)),
         "off the diagonal": (lambda d, a: each(lambda d, a: jnp.diag(d, 1)[:6, :6] @ a)(d, a), (D, A)),
+        "residual": (lambda a, u, v, d: each(lambda a, u, v, d: (a - u @ v.T) @ d)(a, u, v, d), (A, U, V, D)),
         "dense": (lambda d, a: each(lambda d, a: (a + a.T) @ d)(d, a), (D, A)),
     }
     with profit.disregarded():

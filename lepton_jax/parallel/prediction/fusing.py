@@ -54,20 +54,26 @@ class Fusing:
         moved: Collection[Value],
         within_products: bool,
         repeats: bool = True,
+        nests: bool = False,
+        apart: Collection[Node] = (),
     ) -> None:
         """Nothing is followed yet.
 
         Args:
             size: bytes of a value.
-            moved: values that are sent.
+            moved: values that are sent, or parts of a sum that is.
             within_products: whether operations run within products.
             repeats: whether several products each take the same exponentials.
+            nests: whether convolutions run within others that alone read them, as their kernels.
+            apart: products that are computed in parts.
         """
         self.same: dict[Value, Value] = {}
         self._size = size
         self._moved = moved
         self._within_products = within_products
         self._repeats = repeats
+        self._nests = nests
+        self._apart = apart
         self._roots: dict[Value, tuple[Value, ...]] = {}
         self._place: dict[Node, int] = {}
         self._kept: set[Value] = set()
@@ -99,6 +105,7 @@ class Fusing:
         """Which results of a node are written; none where it runs within another."""
         if self._within_products and node.op in PRODUCTS:
             self._absorb(node)
+            self._nest(node)
         return [value for value in node.results if self.made_of(value) == (value,)]
 
     def runs(self, node: Node, written: Collection[Value]) -> bool:
@@ -133,8 +140,11 @@ class Fusing:
         return all(map(_reads_elements, readers)) and bytes * (count - 1) < self._size(value) * (count + 1)
 
     def _is_softmax(self, value: Value, roots: Iterable[Value]) -> bool:
-        """Whether several products read exponentials of one array, which each would take for itself."""
-        if self._repeats or _products(value) < 2:
+        """Whether several products read exponentials of one array that not each of them takes for itself.
+
+        A product that can run within another takes none: within a product within a product nothing else runs.
+        """
+        if _products(value) < 2 or (self._repeats and not any(map(self._is_nested, _read_by(value)))):
             return False
         if sum(2 * self._size(root) >= self._size(value) for root in roots) != 1:
             return False
@@ -148,6 +158,12 @@ class Fusing:
             ahead += [operand for operand in node.operands if operand not in seen]
             seen.update(node.operands)
         return False
+
+    def _is_nested(self, product: Node) -> bool:
+        """Whether a product can run within another that alone reads what it makes."""
+        value = product.results[0]
+        readers = _read_by(value)
+        return len(readers) == 1 and _uses(value) == 1 and readers[0] not in self._apart
 
     def _is_read_whole(self, value: Value, readers: Collection[Node]) -> bool:
         """Whether a product reads an array that is not made within it."""
@@ -167,6 +183,22 @@ class Fusing:
             for each in (*within, end):
                 self._roots.pop(each, None)
             self.products[end] = product
+
+    def _nest(self, product: Node) -> None:
+        """Let a convolution run within another that alone reads it as its kernel, as gradients of kernels do.
+
+        So it is where products write the main memory: nothing of it is written and read there.
+        """
+        if not self._nests or product.op != "conv_general_dilated":
+            return
+        value = next((end for end, node in self.products.items() if node is product), product.results[0])
+        readers = [(node.op, place) for node, place in value.uses]
+        if value in self._kept or value in self._moved or readers != [(product.op, 1)]:
+            return
+        self.products.pop(value, None)
+        for each in (value, product.results[0]):
+            self._within.add(each)
+            self._roots.pop(each, None)
 
     def _meeting(self, value: Value) -> tuple[list[Value], Value] | None:
         """The values between one and the first that all that is made of it goes into."""
@@ -217,10 +249,23 @@ class Fusing:
 
 def _products(value: Value) -> int:
     """How many products read a value, by whatever name."""
-    return sum(
-        1 if node.op in PRODUCTS else sum(map(_products, node.results)) if node.op in RENAMED else 0
-        for node, _ in value.uses
-    )
+    return len(_read_by(value))
+
+
+def _read_by(value: Value) -> list[Node]:
+    """The products that read a value, by whatever name."""
+    found: list[Node] = []
+    for node, _ in value.uses:
+        if node.op in PRODUCTS:
+            found.append(node)
+        elif node.op in RENAMED:
+            found += [each for result in node.results for each in _read_by(result)]
+    return found
+
+
+def _uses(value: Value) -> int:
+    """How often a value is read, by whatever name."""
+    return sum(sum(map(_uses, node.results)) if node.op in RENAMED else 1 for node, _ in value.uses)
 
 
 def _reads_elements(node: Node) -> bool:

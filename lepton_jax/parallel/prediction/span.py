@@ -1,13 +1,8 @@
-"""An array in memory, and the copies in which arrays are read that lie otherwise."""
+"""An array in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-
-from lepton_jax.ir.graph import Node, Value
-from lepton_jax.parallel.layouts import Layout
-from lepton_jax.parallel.prediction.events import Walked
 
 
 @dataclass(slots=True, eq=False)
@@ -38,17 +33,3 @@ class Span:
     def last(self) -> int:
         """The step after which nobody reads it."""
         return max((self.born, *self.reads))
-
-
-def gathers(walked: Walked) -> Mapping[tuple[Value, Node], Layout]:
-    """Who has which value brought to lie otherwise before reading it; not what is sent part by part."""
-    found: dict[tuple[Value, Node], Layout] = {}
-    counts: dict[Value, int] = {}
-    for move in walked.moves:
-        layouts: Sequence[Layout] = walked.held.get(move.value, ())
-        if not layouts or move.node is None or move.collective.kind == "collective-permute":
-            continue
-        if (move.value, move.node) not in found:
-            which = counts[move.value] = counts.get(move.value, -1) + 1
-            found[move.value, move.node] = layouts[min(which, len(layouts) - 1)]
-    return found

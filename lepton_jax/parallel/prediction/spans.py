@@ -13,10 +13,12 @@ from lepton_jax.ir.regions import LOOPS, Slot, slots
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction.events import Walked
 from lepton_jax.parallel.prediction.fusing import CALLS, FUSED, Fusing
+from lepton_jax.parallel.prediction.lookups import Lookups
 from lepton_jax.parallel.prediction.order import ordered
+from lepton_jax.parallel.prediction.sending import Sending
 from lepton_jax.parallel.prediction.sizes import local_bytes, row_bytes
-from lepton_jax.parallel.prediction.span import Span, gathers
-from lepton_jax.parallel.prediction.steps import Steps
+from lepton_jax.parallel.prediction.span import Span
+from lepton_jax.parallel.prediction.steps import OUTSIDE, Steps
 from lepton_jax.parallel.prediction.windows import PRODUCTS
 
 IN_PLACE: Final = frozenset(
@@ -38,17 +40,15 @@ class Spans(Steps):
     def __init__(self, graph: Graph, walked: Walked, mesh: MeshSpec) -> None:
         super().__init__(walked, mesh)
         self.of: dict[Value, Span] = {}
-        sent = [move for move in walked.moves if move.value not in walked.held]
-        self._moved = {move.value: move.collective for move in sent}
-        self._scattered = {
-            move.node: move.collective.bytes
-            for move in sent
-            if move.node is not None
-            and move.node.op in PRODUCTS
-            and move.collective.kind == "collective-permute"
-        }
-        self._fusing = Fusing(self.size, self._moved, self.tiled, mesh.chip.name not in ONCE)
-        self._gathers = gathers(walked)
+        self._sending = Sending(walked)
+        self._fusing = Fusing(
+            self.size,
+            {*self._sending.moved, *self._sending.sums},
+            self.tiled,
+            mesh.chip.name not in ONCE,
+            mesh.chip.name in OUTSIDE,
+            self._sending.apart,
+        )
         self._copies: dict[Value, Span] = {}
         self._sliced: set[Value] = set()
         self._waiting: dict[Value, Span] = {}
@@ -59,6 +59,7 @@ class Spans(Steps):
         self._summed: set[Value] = set()
         self._looped: set[Value] = set()
         self._product = 0
+        self._lookups = Lookups(self)
         self._follow(graph)
 
     def _follow(self, graph: Graph) -> None:
@@ -67,15 +68,13 @@ class Spans(Steps):
                 self.of[value] = self.span(self.size(value))
                 self.of[value].argument = self.of[value].given = True
         self._fusing.keep(graph.outputs)
-        for move in self.walked.moves:
-            node = move.node
-            if node is not None and node.op in PRODUCTS and move.collective.kind == "collective-permute":
-                # A loop over parts reads whole operands.
-                self._fusing.keep(v for v in node.operands if v.node is not None and v.node.op in FUSED)
+        for node in self._sending.apart:  # a loop over parts reads whole operands
+            self._fusing.keep(v for v in node.operands if v.node is not None and v.node.op in FUSED)
         self._graph(graph)
         self._catch_up(list(self._later))
         self.step(None)
         self._join()
+        self._lookups.settle()
         for value in graph.outputs:
             if value in self.of:
                 self.of[value].given = True
@@ -110,7 +109,7 @@ class Spans(Steps):
         It is made when it is needed: the gradients of weights after all that others wait for.
         """
         product = self._fusing.products.get(value, value.node)
-        return 0 if product is None else self._scattered.get(product, 0)
+        return 0 if product is None else self._sending.scattered.get(product, 0)
 
     def _catch_up(self, values: Collection[Value]) -> None:
         """Run what could wait."""
@@ -124,10 +123,11 @@ class Spans(Steps):
         early = self._update(node, written)
         done = next((self._fusing.products[v] for v in written if v in self._fusing.products), node)
         step = early or self.step(done)
+        copied = () if done is node else self._read_copies(done, step)
         for value in node.operands:
             copy = self._copy(value, node)
             if copy is None:
-                self._read(value, step)
+                self._read(value, step, copied)
             else:
                 copy.reads.append(step)
         for value in written:
@@ -153,7 +153,7 @@ class Spans(Steps):
         return max((self.of[root].born for root in roots if root in self.of), default=0)
 
     def _make(self, value: Value, node: Node) -> None:
-        parts, moved = self.walked.parts.get(value), self._moved.get(value)
+        parts, moved = self.walked.parts.get(value), self._sending.moved.get(value)
         kind = "" if moved is None else moved.kind
         if parts is not None and kind != "collective-permute":
             self._waiting[value] = self.of[value] = self.span(local_bytes(value, parts, self.mesh))
@@ -173,25 +173,15 @@ class Spans(Steps):
                 self.of[value] = self.span(self.size(value))
 
     def _rows(self, node: Node, step: int) -> None:
-        """Rows are gathered from a copy of a table whose rows take whole lanes.
-
-        It is made while the indices are brought, if they are.
-        """
+        """Rows are looked up in a table."""
         table, *indices = node.operands
         roots = self._fusing.made_of(table)
         if table.ndim < 2 or not any(root in self.of and self.of[root].argument for root in roots):
             return
-        size = row_bytes(table, self.layout(table), self.mesh)
-        if size > self.size(table):
-            made = self.early(size)
-            made.born = made.born if any(map(self._is_brought, indices)) else step
-
-    def _is_brought(self, value: Value) -> bool:
-        """Whether an array, or what it is made of by elements, comes from other devices."""
-        if self.walked.held.get(value) or value in self._moved:
-            return True
-        node = value.node
-        return node is not None and node.op in FUSED and any(map(self._is_brought, node.operands))
+        layout = self._sending.gathers.get((indices[0], node)) or self.layout(indices[0])
+        ids = layout.local_shape(indices[0].shape, self.mesh)[:-1]
+        brought = any(map(self._sending.is_brought, indices))
+        self._lookups.add(node, step, self.of[node.results[0]], ids, brought)
 
     def _join(self) -> None:
         """Sums that are joined at once wait for each other: parts and sums are there together.
@@ -208,9 +198,21 @@ class Spans(Steps):
             self.of[value] = self.span(self.size(value))
         self._waiting.clear()
 
-    def _read(self, value: Value, step: int) -> None:
-        """Read what a value is made of."""
+    def _read_copies(self, product: Node, step: int) -> Collection[Value]:
+        """Read the copies that a product reads within which others run; what they are copies of."""
+        copied: set[Value] = set()
+        for value in product.operands:
+            copy = self._copy(value, product)
+            if copy is not None:
+                copy.reads.append(step)
+                copied.update(self._fusing.made_of(value))
+        return copied
+
+    def _read(self, value: Value, step: int, copied: Collection[Value] = ()) -> None:
+        """Read what a value is made of, but for that of which copies are read."""
         for root in self._fusing.made_of(value):
+            if root in copied:
+                continue
             if root in self._later:
                 self._catch_up([root])
             if root in self._waiting:
@@ -229,7 +231,7 @@ class Spans(Steps):
 
         A TPU makes it while the product before runs.
         """
-        layout = self._gathers.get((value, node))
+        layout = self._sending.gathers.get((value, node))
         if layout is None:
             return self._copies.get(value) if node.op in PRODUCTS else None
         made = self._copies[value] = self.span(local_bytes(value, layout, self.mesh))

@@ -5,10 +5,15 @@ of the parameters, begins as soon as the links are free, and whoever needs it wa
 outputs wait for, as the sum of a gradient, begins when its operand is there, and nobody waits. All else, as
 the sums within the layers of tensor parallelism, waits and is waited for ("How to Scale Your Model", Austin
 et al., 2025, chapter 5). In a loop the links are busy for what they do in one step, each step alike.
+
+On TPUs XLA gathers ahead within products (its asynchronous collective fusions), not beside look-ups: what the
+first product reads is waited for. Sums of gradients wait too, unless a loop over the parts sends them while
+it multiplies (`prediction.windows`), or they go from slice to slice.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +23,7 @@ from lepton_jax.ir.graph import Node
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction.events import Move, Walked
 from lepton_jax.parallel.prediction.fusing import FUSED
+from lepton_jax.parallel.prediction.windows import PRODUCTS
 from lepton_jax.targets.rates import Target
 
 
@@ -65,6 +71,7 @@ def _spent(node: Node, share: float, rates: Target) -> tuple[float, float]:
 def _exposed(found: Walked, mesh: MeshSpec) -> float:
     """The seconds in which nothing but links is at work."""
     now = free = worked = 0.0
+    first = math.inf if mesh.chip.rates.platform == "tpu" else 0.0  # when the first product begins
     loops: dict[int, list[Node | Move]] = {}
     for event in found.events:
         often = found.loop_of(event)
@@ -72,13 +79,22 @@ def _exposed(found: Walked, mesh: MeshSpec) -> float:
             loops.setdefault(often, []).append(event)
         elif isinstance(event, Move):
             spent = event.collective.seconds(mesh) * event.collective.times
-            begin = free if event.ahead else max(free, now)
+            begin = max(free, min(first, now)) if event.ahead else max(free, now)
             free = begin + spent
-            now = now if event.after else max(now, free)
+            now = now if _hides(event, mesh) else max(now, free)
         else:
             spent = max(_spent(event, found.shares[event], mesh.chip.rates))
+            first = min(first, now) if event.op in PRODUCTS else first
             now, worked = now + spent, worked + spent
     return max(now, free) - worked + sum(_exposed_in(events, found, mesh) for events in loops.values())
+
+
+def _hides(move: Move, mesh: MeshSpec) -> bool:
+    """Whether the program goes on while this is sent, though not before it is."""
+    each = move.collective
+    if not move.after or mesh.chip.rates.platform != "tpu" or each.kind == "collective-permute":
+        return move.after
+    return any(mesh.axis(name).link.kind == "dcn" for name in each.axes)
 
 
 def _exposed_in(events: Sequence[Node | Move], found: Walked, mesh: MeshSpec) -> float:
@@ -89,7 +105,7 @@ def _exposed_in(events: Sequence[Node | Move], found: Walked, mesh: MeshSpec) ->
             work += max(_spent(event, found.shares[event], mesh.chip.rates)) * found.times[event]
             continue
         spent = event.collective.seconds(mesh) * event.collective.times
-        if event.ahead or event.after:
+        if event.ahead or _hides(event, mesh):
             beside += spent
         else:
             waits += spent

@@ -5,7 +5,7 @@ GShard (Lepikhin et al., 2020, arXiv 2006.16668).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from lepton_jax.ir.graph import Value
 from lepton_jax.parallel.factors.elementwise import ELEMENTWISE
@@ -27,7 +27,9 @@ def arrange(work: Work) -> Arrangement:
     pin_batch(work, batch)
     parts = work.mesh.size(*axes)
     origins = origins_of(work)
-    found = list(_experts(work, work.together(1), origins))
+    alone = work.together(1)
+    found = list(_experts(work, alone, origins))
+    found += _beside(work, alone, origins, found)
     if not found:
         raise PresetError(
             "shard='ep' finds no experts: no parameter has a leading dimension that a product keeps in both "
@@ -104,6 +106,24 @@ def _experts(work: Work, together: Together, origins: Origins) -> Iterator[tuple
             for dim in _dims_of_experts(use, k, value, dims):
                 origin = places[dim]
                 if origin >= 0 and together.find((work.graph.inputs[position], origin)) not in together.fixed:
+                    yield position, origin, use
+
+
+def _beside(
+    work: Work, together: Together, origins: Origins, found: Collection[tuple[int, int, Use]]
+) -> Iterator[tuple[int, int, Use]]:
+    """Other parameters of these experts: the first product has no batch of them where all see every token."""
+    known = {together.find((work.graph.inputs[position], dim)) for position, dim, _ in found}
+    taken = {(position, dim) for position, dim, _ in found}
+    for use in work.program.uses:
+        if use.node.op != "dot_general":
+            continue
+        for value in use.node.operands:
+            position, places = origins.get(value, (-1, ()))
+            for origin in places if value.ndim > 2 else ():
+                if origin < 0 or (position, origin) in taken:
+                    continue
+                if together.find((work.graph.inputs[position], origin)) in known:
                     yield position, origin, use
 
 

@@ -22,9 +22,12 @@ from lepton_jax.parallel.solver.solution import Candidate, Solution, Status
 
 _OVERLAPS: Final = 3
 """How often the search is repeated with hidden communication counted less."""
+_WAITED: Final = 0.05
+"""Where no more of a step than this is waited for, fewer bytes are not looked for."""
 _FEW: Final = 4
 """Candidates of which a solution tells."""
 OVERLAPPED: Final = "auto, overlapped"
+FEWER: Final = "auto, fewer bytes"
 BY_TIME: Final = "auto by time"
 
 
@@ -86,7 +89,7 @@ class Contest:
         Raises:
             CannotWin: no layouts of the model take less than `beat` seconds.
         """
-        return self._solution(self._fastest(self.start + self.seconds, beat), TIME)
+        return self._solution(self._or_fewer(self._fastest(self.start + self.seconds, beat)), TIME)
 
     def _fastest(self, end: float, beat: float = math.inf) -> _Outcome:
         fitting = Fitting(self.task, self._model(TIME), self._rank, end)
@@ -102,6 +105,17 @@ class Contest:
     def by_bytes(self) -> Solution:
         """What sends the fewest bytes and shares the arithmetic as well as the fastest."""
         first = self._fastest(self.start + self.seconds / 2)
+        fitting, found, own = self._fewest(first)
+        others = [each if each in self.rivals else replace(each, name=BY_TIME) for each in first.whole]
+        objective = fitting.model.problem.value(found.labels)
+        best, pieces = self._best(fitting, own, others)
+        solution = self._solution(_Outcome(fitting, found, own, others, best, pieces, objective), BYTES)
+        fast = min([first.best, *([own] if fitting.pieces == 1 else [])], key=self._rank)
+        spent = f"{fast.sent / 1e6:.4g} MB sent, {fast.predicted.seconds * 1e3:.4g} ms predicted"
+        return replace(solution, notes=(f"the fastest layouts: {spent}", *solution.notes))
+
+    def _fewest(self, first: _Outcome) -> tuple[Fitting, Search, Candidate]:
+        """What a search by bytes finds that shares the arithmetic as well as the best of the first."""
         most = (1 + SPARE) * first.best.predicted.flops
 
         def rank(each: Candidate) -> tuple[float, ...]:
@@ -111,13 +125,22 @@ class Contest:
         fitting = Fitting(self.task, self._model(BYTES), rank, self.start + self.seconds)
         keep_shared(fitting.model, first.best.assignment)
         found, own = fitting.run(first.found.labels, fitting.model.nearest(first.best.assignment))
-        others = [each if each in self.rivals else replace(each, name=BY_TIME) for each in first.whole]
-        objective = fitting.model.problem.value(found.labels)
-        best, pieces = self._best(fitting, own, others)
-        solution = self._solution(_Outcome(fitting, found, own, others, best, pieces, objective), BYTES)
-        fast = first.best
-        spent = f"{fast.sent / 1e6:.4g} MB sent, {fast.predicted.seconds * 1e3:.4g} ms predicted"
-        return replace(solution, notes=(f"the fastest layouts: {spent}", *solution.notes))
+        return fitting, found, own
+
+    def _or_fewer(self, first: _Outcome) -> _Outcome:
+        """The fastest, after layouts with fewer bytes were looked at too.
+
+        What a search knows of a time is a sum over operations and collectives, each alone; of layouts
+        that are as good by that it finds any. `predict` may say that those with fewer bytes are faster.
+        """
+        waited = first.best.predicted
+        if first.pieces > 1 or first.fitting.left < 0.1 or waited.exposed <= _WAITED * waited.seconds:
+            return first
+        fitting, _, own = self._fewest(first)
+        if fitting.pieces > 1:
+            return first
+        others = [*first.others, replace(own, name=FEWER)]
+        return replace(first, others=others, best=self._best(first.fitting, first.own, others)[0])
 
     def _best(self, fitting: Fitting, own: Candidate, others: Sequence[Candidate]) -> tuple[Candidate, int]:
         """The best of what was found, and into how many parts the batch is cut for it."""
@@ -155,7 +178,7 @@ class Contest:
 
     def _status(self, best: Candidate, found: Search, gap: float) -> Status:
         if best.name != "auto":
-            known: dict[str, Status] = {OVERLAPPED: "overlap", BY_TIME: "time"}
+            known: dict[str, Status] = {OVERLAPPED: "overlap", BY_TIME: "time", FEWER: "bytes"}
             return known.get(best.name, "preset")
         return "optimal" if gap <= self.task.gap else "greedy" if found.finished else "time limit"
 

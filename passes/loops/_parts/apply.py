@@ -8,6 +8,7 @@ from typing import Any
 from lepton_jax.ir.facts import facts_of
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.loops._counted.places import step_of
+from lepton_jax.passes.loops._parts.compared import is_compared
 from lepton_jax.passes.loops._parts.piece import cut
 from lepton_jax.passes.loops._parts.plan import Step, is_tame
 from lepton_jax.passes.loops._parts.scan import (
@@ -57,7 +58,8 @@ def solve_carry(node: Node, step: Step) -> None:
     for (_, new), (after, _, _) in zip(step.pairs, solved, strict=True):
         replace_stacked(node, new, after)
     for place, (_, new), (after, _, _) in zip(places, step.pairs, solved, strict=True):
-        if _is_read(Scan(node), new, place):
+        scan = Scan(node)
+        if _is_read(scan, new, place) and not is_compared(scan, new):
             new.replace_uses(add_scanned(node, after, new))
     for (carry, _), (_, before, _) in zip(step.pairs, solved, strict=True):
         if carry.uses:

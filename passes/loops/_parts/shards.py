@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -14,12 +14,10 @@ from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.inline import inline_call, is_plain_call
 from lepton_jax.ir.regions import erase_dead_nodes
 from lepton_jax.ir.shards import axes_of_spec, axes_over, context_of, inside_avals
+from lepton_jax.ir.structure import VARY
 from lepton_jax.passes.loops._parts.piece import Piece, cut
 from lepton_jax.rewrite import rewrite
 from lepton_jax.rewrite.replacement import write_before
-
-_VARY: Final = "pvary"
-"""JAX's mark that an array, the same on all devices, is to be taken for one that differs."""
 
 
 def before_shards(node: Node, values: Sequence[Value], rule: str) -> None:
@@ -52,10 +50,8 @@ def before_shards(node: Node, values: Sequence[Value], rule: str) -> None:
         )
         (whole,) = write_before(made, node, rule)
         part = part_of(node, whole, axes, rule)
-        if wider := tuple(sorted(varying_axes(value.aval) - varying_axes(part.aval))):
-            assert part.node is not None and part.node.next is not None
-            (part,) = write_before(rewrite(_varied, part, axes=wider), part.node.next, rule)
-        value.replace_uses(part)
+        assert part.node is not None and part.node.next is not None
+        value.replace_uses(varied_as(value, part, part.node.next, rule))
     erase_dead_nodes(body)
     _drop_unread(node)
 
@@ -66,7 +62,7 @@ def _less_varied(graph: Graph, axes: tuple[str, ...]) -> Graph:
         for node in calls:  # whose regions others have too
             inline_call(node)
     for node in list(graph.walk()):
-        if node.op != _VARY or node.graph is None:
+        if node.op != VARY or node.graph is None:
             continue
         kept = tuple(axis for axis in node.params["axes"] if axis in axes)
         if kept:
@@ -97,6 +93,19 @@ def _on_shards(
     )
     found: jax.Array = spread(*args)
     return found
+
+
+def varied_as(value: Value, other: Value, before: Node, rule: str) -> Value:
+    """A value, made before a node to vary along the mesh axes along which another value varies.
+
+    Args:
+        value: that varies.
+        other: that is to.
+        before: where the result is made.
+        rule: what does it.
+    """
+    wider = tuple(sorted(varying_axes(value.aval) - varying_axes(other.aval)))
+    return write_before(rewrite(_varied, other, axes=wider), before, rule)[0] if wider else other
 
 
 def _varied(x: jax.Array, *, axes: tuple[str, ...]) -> jax.Array:

@@ -13,6 +13,7 @@ from jax import lax
 
 from lepton_jax.ir.cost import size_of
 from lepton_jax.ir.graph import Node
+from lepton_jax.passes.lower._convolution.depthwise import MOST_TAPS
 from lepton_jax.passes.lower._convolution.window import Ints, Window, taps_of, window_of, work_of
 from lepton_jax.passes.lower._layout import row_major
 from lepton_jax.rewrite import node_rule
@@ -23,6 +24,7 @@ _LEAST_WORK: Final = 2**18
 
 _FEW_GROUPS: Final = 4
 _MANY_CHANNELS: Final = 32
+_MOST_SHARED: Final = 16
 
 ROWS: Final = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 """NHWC, HWIO, NHWC."""
@@ -99,3 +101,11 @@ def moved(x: jax.Array, order: Ints, grouped: bool = False) -> jax.Array:
 def is_taken_apart(window: Window, channels: int) -> bool:
     """Whether there are few groups of many channels each, which are convolved one by one."""
     return 1 < window.groups <= _FEW_GROUPS and channels >= _MANY_CHANNELS
+
+
+def is_shifted(node: Node, window: Window) -> bool:
+    """Whether it is depthwise, or nearly, so that it is the sum of its taps' shifted images."""
+    channels, outputs = channels_of(node, window), node.operands[1].shape[window.rhs[0]] // window.groups
+    if window.groups == 1 or window.lhs != window.out or channels * outputs > _MOST_SHARED:
+        return False
+    return min(channels, outputs) == 1 and number_of_taps(node, window) <= MOST_TAPS

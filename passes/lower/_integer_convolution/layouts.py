@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from lepton_jax.ir.graph import Node
-from lepton_jax.passes.lower._convolution.depthwise import MOST_TAPS, sum_of_shifts
+from lepton_jax.passes.lower._convolution.depthwise import sum_of_shifts
 from lepton_jax.passes.lower._convolution.products import pointwise
 from lepton_jax.passes.lower._convolution.window import Window, window_of
 from lepton_jax.passes.lower._integer_convolution.common import (
@@ -17,6 +17,7 @@ from lepton_jax.passes.lower._integer_convolution.common import (
     convolve,
     integer_rule,
     is_by_rows,
+    is_shifted,
     is_taken_apart,
     moved,
     number_of_taps,
@@ -24,8 +25,6 @@ from lepton_jax.passes.lower._integer_convolution.common import (
 from lepton_jax.passes.lower._integer_convolution.floats import groups_in_floats
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
-
-_MOST_SHARED: Final = 16
 
 
 @integer_rule()
@@ -36,10 +35,7 @@ def integer_depthwise_as_shifts(node: Node, ctx: PassContext) -> Outcome:
     (`python benchmarks/forms.py --only convolutions`).
     """
     window = window_of(node)
-    channels, outputs = channels_of(node, window), node.operands[1].shape[window.rhs[0]] // window.groups
-    if window.groups == 1 or window.lhs != window.out or channels * outputs > _MOST_SHARED:
-        return None
-    if min(channels, outputs) != 1 or number_of_taps(node, window) > MOST_TAPS:
+    if not is_shifted(node, window):
         return None
     return rewrite(
         sum_of_shifts, *node.operands, window=window, shape=node.result.shape, dtype=node.result.dtype

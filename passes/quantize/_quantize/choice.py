@@ -16,6 +16,8 @@ from lepton_jax.numerics.quantize import Scheme, padding
 from lepton_jax.passes._weights.moments import ChannelsSeen, HessianSeen, conv_hessian
 from lepton_jax.passes._weights.uses import GEOMETRY, WeightUse, indexed_axis
 from lepton_jax.passes._weights.watching import Watcher
+from lepton_jax.passes.lower._convolution.window import window_of
+from lepton_jax.passes.lower._integer_convolution.common import channels_of, is_shifted, is_taken_apart
 from lepton_jax.passes.quantize._quantize import convolutions, dots, tables
 from lepton_jax.passes.quantize._quantize.blocks import channels_of_block
 from lepton_jax.passes.quantize._quantize.training import Trained, rounding_of, watchers_of
@@ -164,7 +166,11 @@ def _in_floats(node: Node, reason: str | None, ctx: PassContext) -> str:
         return (
             "volumes and images with holes are convolved in float32 on a cpu, no faster: skip leaves it out"
         )
-    if groups != 1 or has_dot_products():
+    if groups != 1:
+        window = window_of(node)
+        fast = is_shifted(node, window) or is_taken_apart(window, channels_of(node, window))
+        return "" if fast else "such groups are convolved in float32 on a cpu, no faster: skip leaves it out"
+    if has_dot_products():
         return ""
     shape = node.operands[1].shape
     taps = tuple(shape[d] for d in numbers.rhs_spec[2:])

@@ -21,7 +21,7 @@ _RESHAPES: Final = frozenset({"squeeze", "expand_dims", "broadcast_in_dim"})
 
 def step_of(node: Node) -> Step | None:
     """What an operation does with places, if it does nothing else."""
-    if not node.results or len(node.operands) != 1:
+    if len(node.results) != 1 or len(node.operands) != 1:
         return None
     before, after = node.operands[0], node.result
     if node.op == "transpose":

@@ -15,7 +15,7 @@ from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.simplify._chains.labels import can_reorder
 from lepton_jax.passes.simplify._movement.common import is_free, movement_rule, spread_from
 from lepton_jax.passes.simplify._structure.apply import times
-from lepton_jax.passes.simplify._structure.operators import Reader, Recipe
+from lepton_jax.passes.simplify._structure.operators import Reader, Recipe, may_cancel
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
@@ -181,10 +181,14 @@ class BatchedReader:
     def total(self, node: Node, depth: int) -> Recipe | None:
         if any(v.shape != node.result.shape for v in node.operands):
             return None
+        held = len(self.values)
         found = [self.read(v, depth - 1) or self.product(v) for v in node.operands]
         if all(recipe is None for recipe in found):
             return None
         parts = [r or ("dense", self.number(v)) for r, v in zip(found, node.operands, strict=True)]
+        if may_cancel(node.op, *parts):
+            del self.values[held:], self.batched[held:]
+            return None
         return ("sub" if node.op == "sub" else "add", *parts)
 
     def product(self, value: Value) -> Recipe | None:

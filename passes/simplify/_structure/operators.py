@@ -139,6 +139,7 @@ class Reader:
         shape = node.result.shape
         if any(v.ndim and v.shape != shape for v in node.operands):
             return None  # a row or a column, repeated
+        held = len(self.values)
         found = [
             (self.ones(v, shape) if v.ndim == 0 else None)
             or self.read(v, depth - 1)
@@ -147,9 +148,10 @@ class Reader:
         ]
         if all(recipe is None for recipe in found):
             return None
-        if None in found and any(recipe is not None and _has_ones(recipe) for recipe in found):
-            return None  # W - c times x is nothing but rounding where W is near c
         parts = [r or ("dense", self.number(v)) for r, v in zip(found, node.operands, strict=True)]
+        if may_cancel(node.op, *parts):
+            del self.values[held:]
+            return None
         return ("sub" if node.op == "sub" else "add", *parts)
 
     def product(self, value: Value, depth: int) -> Recipe | None:
@@ -208,8 +210,27 @@ class Reader:
         return ("kron", *parts, (p, q, r, s))
 
 
+def may_cancel(op: str, first: Recipe, second: Recipe) -> bool:
+    """Whether two matrices are full and, as people write such sums, near each other: W - U @ V, U @ V - c.
+
+    What is left of them is small, and so is its error; of W @ x - U @ (V @ x) nothing but rounding may be.
+    """
+    near = op == "sub" or _has_ones(first) or _has_ones(second)
+    return near and _is_full(first) and _is_full(second)
+
+
 def _has_ones(recipe: Recipe) -> bool:
-    return recipe[0] == "ones" or any(isinstance(part, tuple) and part and _has_ones(part) for part in recipe)
+    return recipe[0] == "ones" or any(map(_has_ones, _parts(recipe)))
+
+
+def _is_full(recipe: Recipe) -> bool:
+    """Whether a matrix has numbers everywhere."""
+    parts = [_is_full(part) for part in _parts(recipe)]
+    return recipe[0] in ("ones", "outer", "dense") or (all(parts) if recipe[0] == "kron" else any(parts))
+
+
+def _parts(recipe: Recipe) -> list[Recipe]:
+    return [part for part in recipe if isinstance(part, tuple) and part and isinstance(part[0], str)]
 
 
 def diagonal_vector(value: Value) -> Value | None:

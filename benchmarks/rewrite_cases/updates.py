@@ -44,7 +44,7 @@ def layers(q: Any, new: Any, keys: Any, values: Any, position: Any, update: Any)
     """A step of several layers: the cache [layers, batch, heads, length, width]."""
 
     def body(q: Any, cache: Any) -> Any:
-        out, *cache = step(q, new, *cache, position, update)
+        out, *cache = step(q, new, cache[0], cache[1], position, update)
         return out, cache
 
     return lax.scan(body, q, (keys, values))
