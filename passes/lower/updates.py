@@ -27,7 +27,7 @@ def update_once(node: Node, ctx: PassContext) -> Outcome:
 
     Where something else reads the updated array too, and the product drops dimensions of size one of it: XLA
     for CPUs makes the update twice, once in either shape, and copies x for both, given away or not. From jax
-    0.11 on; before, XLA drops the barrier as well. Steps of a decoder at one row: 1.6× to 9×
+    0.11 on; before, XLA drops the barrier as well. Steps of a decoder at one row: 1.4× to 4.6×
     (`python benchmarks/rewrites.py --only updates`).
     """
     value = node.result
