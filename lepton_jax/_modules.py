@@ -116,13 +116,13 @@ def _shown(path: str) -> str:
 
 def _holds_equinox(tree: Any) -> bool:
     """Whether there is an Equinox module in a tree, with leaves that are no arrays."""
-    package = sys.modules.get("equinox")
-    if package is None or all(map(_is_array, jax.tree.leaves(tree))):
+    if all(map(_is_array, jax.tree.leaves(tree))):
         return False
-    kind: type = package.Module
-    return any(
-        isinstance(leaf, kind) for leaf in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind))
-    )
+    return any(map(_is_module, jax.tree.leaves(tree, is_leaf=_is_module)))
+
+
+def _is_module(x: Any) -> bool:
+    return _is_a(x, "equinox", "Module")
 
 
 def _is_array(leaf: Any) -> bool:
@@ -143,15 +143,12 @@ def _of_tree(fun: Callable[..., Any], tree: Any) -> tuple[Callable[..., Any], An
 
 
 def _of_equinox(owner: Any, model: Any) -> tuple[Callable[..., Any], Any]:
-    import equinox
-
-    params, rest = equinox.partition(owner, _is_array)
     method = _method_name(owner, model)
 
     def call(params: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(equinox.combine(params, rest), method)(*args, **kwargs)
+        return getattr(params, method)(*args, **kwargs)
 
-    return _named(call, type(owner).__name__), params
+    return _of_tree(_named(call, type(owner).__name__), owner)
 
 
 def _named(call: Callable[..., Any], name: str) -> Callable[..., Any]:

@@ -128,8 +128,7 @@ class _Rounds:
                     f"this plan keeps {plan.shares} shares of the gradients of convolutions apart, which XLA "
                     "computes wrongly over a mesh: make the plan again"
                 )
-            gathered = plan.gathered_of(self.graph, self.roles.paths)
-            return self.written(count, plan.shares, dict.fromkeys(gathered))
+            return self.written(count, plan.shares, dict.fromkeys(plan.gathered_of()))
         each = self.written(count, 1)
         devices = self.devices(each.decision)
         if devices == 1:

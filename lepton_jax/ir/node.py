@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -88,6 +88,19 @@ class Value:
     def users(self) -> list[Node]:
         """The nodes that read it, each once, in order."""
         return list(dict.fromkeys(node for node, _ in self.uses))
+
+    def readers(self, through: Callable[[Node], bool]) -> Iterator[tuple[Node, int]]:
+        """The nodes that read it, and as which operand.
+
+        Args:
+            through: nodes that do not count: in their place stand those that read their results.
+        """
+        for node, position in self.uses:
+            if through(node):
+                for result in node.results:
+                    yield from result.readers(through)
+            else:
+                yield node, position
 
     def replace_uses(self, new: Value) -> None:
         """Let every reader of this value read `new` instead."""

@@ -134,7 +134,10 @@ class Plan:
             PlanError: the plan was made for another mesh.
         """
         self.check_mesh(mesh)
-        if not self.program.is_traced_otherwise(now := Program.of(graph, paths)):
+        if self.program.is_of_this_jax:
+            return None
+        now = Program.of(graph, paths)
+        if not self.program.is_traced_otherwise(now):
             return None
         note = (
             f"the plan was made with JAX {self.program.jax}; JAX {now.jax} traces the program otherwise: "
@@ -142,9 +145,9 @@ class Plan:
         )
         return {value: each.layout for value, each in zip(graph.inputs, self.arrays, strict=False)}, note
 
-    def gathered_of(self, graph: Graph, paths: Sequence[str]) -> tuple[int, ...]:
+    def gathered_of(self) -> tuple[int, ...]:
         """`gathered`; none for another version of JAX, with which the loop may have other operands."""
-        return self.gathered if self.program.jax in ("", Program.of(graph, paths).jax) else ()
+        return self.gathered if self.program.is_of_this_jax else ()
 
     def check_program(self, program: Program) -> None:
         """Check that the plan was made for this program.

@@ -83,7 +83,7 @@ def is_kept_apart(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSp
     node = value.node
     if node is None or node.op not in PRODUCTS or mesh.chip.rates.platform != "tpu" or not value.is_static:
         return False
-    if not any(user.op in _SLICES for user in _readers(value)):
+    if not any(user.op in _SLICES for user, _ in value.readers(_is_hint)):
         return False
     before, want = _lie(node.operands, assignment), assignment.get(value, Layout.whole(value.ndim))
     if any(layout.partial for layout in (*before, want)):
@@ -151,13 +151,9 @@ def told_behind(value: Value, assignment: Mapping[Value, Layout]) -> Value:
     return value
 
 
-def _readers(value: Value) -> Iterator[Node]:
-    """Who reads a value, as it is or behind what only says how it lies."""
-    for user, _ in value.uses:
-        if user.op in HINTS:
-            yield from _readers(user.result)
-        else:
-            yield user
+def _is_hint(node: Node) -> bool:
+    """Whether a node only says how an array lies."""
+    return node.op in HINTS
 
 
 def needs(node: Node, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> Iterator[tuple[int, Layout]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,6 @@ from lepton_jax.structured.depth_importance import DepthImportance, block_change
 from lepton_jax.structured.report import GroupReport
 from lepton_jax.structured.smaller import Change, Program
 from lepton_jax.structured.subject import Subject
-
-Gone = Mapping[Group | Block, Sequence[int]]
-"""The layers of a scan that go; of a block 0, itself."""
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import jax
 from jax import lax
 
-from lepton_jax.ir.graph import Node, Value
+from lepton_jax.ir.graph import Node
 from lepton_jax.passes.simplify._movement.common import changed, movement_rule
 from lepton_jax.passes.simplify._movement.views import VIEWS, is_view, only_moves_units
 from lepton_jax.rewrite import PassContext, Rule, RulePass, rewrite
@@ -35,7 +35,7 @@ def update_once(node: Node, ctx: PassContext) -> Outcome:
         return None
     if value.aval.size * value.dtype.itemsize < _LEAST_BYTES:
         return None
-    readers = list(_readers(value))
+    readers = list(value.readers(_only_reshapes))
     if not any(_drops_units(reader, position) for reader, position in readers):
         return None
     if any(reader.op == "optimization_barrier" for reader, _ in readers):
@@ -43,13 +43,9 @@ def update_once(node: Node, ctx: PassContext) -> Outcome:
     return rewrite(_pinned, *node.operands, **changed(node))
 
 
-def _readers(value: Value) -> Iterator[tuple[Node, int]]:
-    """What reads a value, as which operand, through what only adds, drops or moves dimensions of size one."""
-    for reader, position in value.uses:
-        if reader.op in VIEWS and is_view(reader) and only_moves_units(reader):
-            yield from _readers(reader.result)
-        else:
-            yield reader, position
+def _only_reshapes(node: Node) -> bool:
+    """Whether an operation does nothing but add, drop or move dimensions of size one."""
+    return node.op in VIEWS and is_view(node) and only_moves_units(node)
 
 
 def _drops_units(node: Node, position: int) -> bool:

@@ -81,16 +81,6 @@ SHIFTED: list[tuple[str, Program]] = [
     ("plus an array", lambda x, w, b: jnp.sum(x @ w + jnp.sin(x), 1)),
 ]
 
-
-def test_sums_of_shifted_products() -> None:
-    args = array((4, 96, 64)), array((64, 64), seed=1), array((64,), seed=2)
-    found = all_kept({name: (fun, args) for name, fun in SHIFTED}, passes=PASSES)
-    for name, (graph, report) in found.items():
-        assert report.rules["sum-of-shifted-dot"] == 1, name
-        dots = [node for node in graph if node.op == "dot_general"]
-        assert all(node.result.aval.size < 4 * 96 * 64 for node in dots), name
-
-
 SCALED: list[tuple[str, Program]] = [
     ("numbers", lambda x, w, b: jnp.sum(2 * (x @ w) / 3, 0)),
     ("weights of rows", lambda x, w, b: jnp.sum(x[..., :1] * (x @ w), 1)),
@@ -101,11 +91,14 @@ SCALED: list[tuple[str, Program]] = [
 ]
 
 
-def test_sums_of_scaled_products() -> None:
+@pytest.mark.parametrize(
+    ("rule", "programs"), [("sum-of-shifted-dot", SHIFTED), ("sum-of-scaled-dot", SCALED)]
+)
+def test_sums_of_products_shifted_and_scaled(rule: str, programs: list[tuple[str, Program]]) -> None:
     args = array((4, 96, 64)), array((64, 64), seed=1), array((64,), seed=2)
-    found = all_kept({name: (fun, args) for name, fun in SCALED}, passes=PASSES)
+    found = all_kept({name: (fun, args) for name, fun in programs}, passes=PASSES)
     for name, (graph, report) in found.items():
-        assert report.rules["sum-of-scaled-dot"] == 1, name
+        assert report.rules[rule] == 1, name
         dots = [node for node in graph if node.op == "dot_general"]
         assert all(node.result.aval.size < 4 * 96 * 64 for node in dots), name
 

@@ -19,7 +19,6 @@ from lepton_jax.ir._cost.model import Rates
 from lepton_jax.ir._cost.sizes import size_of
 from lepton_jax.ir._cost.steps import (
     REDUCTIONS,
-    RUNNING,
     Array,
     Step,
     read_by,
@@ -122,7 +121,7 @@ class Program:
         if self._is_cpu and op.startswith("scatter"):
             return _SCATTERED * step.reads[-1].size
         if self._is_cpu and op in _ON_CPU:
-            return _ON_CPU[op] * (step.reads[0].size if op in REDUCTIONS | RUNNING else step.results[0].size)
+            return _ON_CPU[op] * (step.reads[0].size if op in REDUCTIONS else step.results[0].size)
         return step.flops
 
     def _products(self, step: Step) -> float:

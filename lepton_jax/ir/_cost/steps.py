@@ -19,14 +19,14 @@ REDUCTIONS: Final = frozenset(
     {"reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce", "reduce_and", "reduce_or"}
     | {"reduce_xor", "argmax", "argmin"}
 )
-RUNNING: Final = frozenset({"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"})
+_RUNNING: Final = frozenset({"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"})
 _LIBRARY: Final = frozenset(
     {"dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated", "sort", "top_k"}
     | {"approx_top_k", "fft", "triangular_solve", "cholesky", "lu", "qr", "geqrf", "householder_product"}
     | {"svd", "eigh", "eig", "schur", "hessenberg", "tridiagonal", "reduce_window", "reduce_window_sum"}
     | {"reduce_window_max", "reduce_window_min", "select_and_gather_add", "pure_callback", "io_callback"}
     | {"call_hi_primitive", "pallas_call", "ffi_call"}
-    | RUNNING
+    | _RUNNING
 )
 _RUN_ONCE: Final = CALLS | {"remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 _APPLIES_ITS_REGION: Final = frozenset({"reduce", "reduce_window", "sort"})
@@ -39,14 +39,12 @@ class Array:
     Attributes:
         bytes: that it takes; 0 for a number that the program holds.
         size: its elements.
-        maker: the step that makes it; None for what the program is given.
         users: the steps that read it.
         is_output: whether the program hands it back.
     """
 
     bytes: int
     size: int
-    maker: Step | None = None
     users: list[Step] = field(default_factory=list)
     is_output: bool = False
 
@@ -78,7 +76,7 @@ def steps_of(graph: Graph) -> list[Step]:
     return steps
 
 
-def is_product_with_vector(node: Node) -> bool:
+def _is_product_with_vector(node: Node) -> bool:
     """Whether a product has one row, or one column: XLA for CPUs writes a loop for these."""
     if node.op != "dot_general":
         return False
@@ -109,7 +107,7 @@ def _walk(graph: Graph, known: dict[Value, Array], steps: list[Step]) -> list[Ar
             known[node.results[0]] = reads[0]
         else:
             step = Step(node, _kind(node), 0.0 if _runs_regions(node) else leaf_cost(node).flops, reads, [])
-            step.results += [Array(bytes_of(v), size_of(v.shape), step) for v in node.results]
+            step.results += [Array(bytes_of(v), size_of(v.shape)) for v in node.results]
             known.update(zip(node.results, step.results, strict=True))
             for array in reads:
                 array.users.append(step)
@@ -134,7 +132,7 @@ def _kind(node: Node) -> Kind:
         return "region"
     if node.op in REDUCTIONS:
         return "reduction"
-    if node.op.startswith("scatter") or is_product_with_vector(node):
+    if node.op.startswith("scatter") or _is_product_with_vector(node):
         return "loop"
     return "library" if node.op in _LIBRARY else "fused"
 

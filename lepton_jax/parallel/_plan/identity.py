@@ -44,6 +44,11 @@ class Program:
         digest = hashlib.sha256(text[text.index("(") :].encode()).hexdigest()[:16]
         return cls(tuple(zip(paths, kinds, strict=True)), graph.num_nodes(), digest, jax.__version__)
 
+    @property
+    def is_of_this_jax(self) -> bool:
+        """Whether this version of JAX traced it, as far as is known."""
+        return self.jax in ("", jax.__version__)
+
     def is_traced_otherwise(self, other: Program) -> bool:
         """Whether another has the same inputs, and another version of JAX traces it to other operations."""
         return self != other and self.inputs == other.inputs and "" != self.jax != other.jax

@@ -18,9 +18,6 @@ from lepton_jax.parallel.compressed.manual import gather
 CHUNK: Final = 1024
 """Elements of which the same number is sent."""
 
-ENTRY_BYTES: Final = 4
-"""A bfloat16 and where it stands in its chunk."""
-
 
 def sent_of_chunk(share: float) -> int:
     """How many elements of a chunk are sent: at least one."""

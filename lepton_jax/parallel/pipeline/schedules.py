@@ -20,9 +20,6 @@ Name = Literal["gpipe", "1f1b", "eager-1f1b", "interleaved", "zb-h1"]
 NAMES: Final[tuple[str, ...]] = get_args(Name)
 """The schedules that there are."""
 
-SPLIT: Final = frozenset({"zb-h1"})
-"""Those with tasks of their own for the gradients of parameters."""
-
 
 @dataclass(frozen=True, slots=True)
 class Task:

@@ -144,7 +144,8 @@ class Fusing:
 
         A product that can run within another takes none: within a product within a product nothing else runs.
         """
-        if _products(value) < 2 or (self._repeats and not any(map(self._is_nested, _read_by(value)))):
+        products = _read_by(value)
+        if len(products) < 2 or (self._repeats and not any(map(self._is_nested, products))):
             return False
         if sum(2 * self._size(root) >= self._size(value) for root in roots) != 1:
             return False
@@ -247,25 +248,19 @@ class Fusing:
         return False
 
 
-def _products(value: Value) -> int:
-    """How many products read a value, by whatever name."""
-    return len(_read_by(value))
-
-
 def _read_by(value: Value) -> list[Node]:
     """The products that read a value, by whatever name."""
-    found: list[Node] = []
-    for node, _ in value.uses:
-        if node.op in PRODUCTS:
-            found.append(node)
-        elif node.op in RENAMED:
-            found += [each for result in node.results for each in _read_by(result)]
-    return found
+    return [node for node, _ in value.readers(_is_renaming) if node.op in PRODUCTS]
 
 
 def _uses(value: Value) -> int:
     """How often a value is read, by whatever name."""
-    return sum(sum(map(_uses, node.results)) if node.op in RENAMED else 1 for node, _ in value.uses)
+    return sum(1 for _ in value.readers(_is_renaming))
+
+
+def _is_renaming(node: Node) -> bool:
+    """Whether a node gives what it reads another name, and does nothing else."""
+    return node.op in RENAMED
 
 
 def _reads_elements(node: Node) -> bool:

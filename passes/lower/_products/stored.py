@@ -23,8 +23,4 @@ def is_early(value: Value, early: Sources) -> bool:
 
 def readers(value: Value) -> Iterator[tuple[Node, int]]:
     """Who reads a value, and as which operand, marks of `store` looked through."""
-    for node, place in value.uses:
-        if is_stored(node):
-            yield from readers(node.results[0])
-        else:
-            yield node, place
+    return value.readers(is_stored)

@@ -15,7 +15,6 @@ from lepton_jax.passes.simplify._movement.common import bind
 from lepton_jax.rewrite import rewrite
 from lepton_jax.rewrite.replacement import Rewrite
 
-Pads = tuple[tuple[int, int], ...]
 Params = tuple[tuple[str, Any], ...]
 
 
