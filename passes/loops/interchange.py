@@ -22,13 +22,13 @@ from lepton_jax.passes.loops._parts.worth import DOTS, too_large, total_bytes
 from lepton_jax.passes.loops._projection.accumulated import accumulated_product, why_not_after
 from lepton_jax.passes.loops._projection.after import late_nodes
 from lepton_jax.passes.loops._projection.before import free_nodes, why_not
+from lepton_jax.passes.loops.recurrence import SHORTEST as SHORTEST_RECURRENCE
 from lepton_jax.rewrite import Level, Pass, PassContext, profit
 from lepton_jax.rewrite.replacement import Rewrite, traced
 
 RULE: Final = "layer-by-layer"
 
 _SHORTEST: Final = 4
-_SHORTEST_RECURRENCE: Final = 32
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _not_worth(made: Rewrite, stack: Stack, ctx: PassContext) -> str | None:
 
 def _is_parallel(scan: Scan, ctx: PassContext) -> bool:
     """Whether `recurrence` solves a loop for all iterations at once."""
-    long = ctx.rates.platform != "cpu" and scan.length >= _SHORTEST_RECURRENCE
+    long = ctx.rates.platform != "cpu" and scan.length >= SHORTEST_RECURRENCE
     return long and not isinstance(plan(scan, EVERY), str)
 
 

@@ -21,7 +21,7 @@ from lepton_jax.rewrite import Level, Pass, PassContext, profit
 RULE: Final = "linear-recurrence"
 OPENED: Final = "checkpointed-step"
 
-_SHORTEST: Final = 32
+SHORTEST: Final = 32
 
 _MOST_SUMS: Final = {"max": 1 << 19, "min": 1 << 19, "log": 1 << 17}
 """As many as a GPU computes in the time of some ten microseconds that an iteration of the loop takes."""
@@ -76,7 +76,7 @@ class Recurrence(Pass):
 
 def _solve(node: Node, ctx: PassContext) -> None:
     scan = Scan(node)
-    if scan.length < _SHORTEST and not profit.is_disregarded():
+    if scan.length < SHORTEST and not profit.is_disregarded():
         return
     if _prefers_loops(ctx) and not ctx.explain:
         return

@@ -91,7 +91,8 @@ def known_everywhere(
         for number, values in _useful(step):
             low, high = grid.interval(*_value(builder, number), block)
             found = [v for v in values if ((low == v) & (high == v))[where].all()]
-            known |= dict.fromkeys([number] if found else [], found[0] if found else 0)
+            if found:
+                known[number] = found[0]
     return known
 
 

@@ -50,10 +50,10 @@ def _why_not(found: Found, made: Standard, shape: Shape, target: str, fewest: in
     if found.size[1] < fewest:
         return f"there are {found.size[1]} keys; the kernel pays from {fewest}"
     reason = refuses(shape, target) or _whole(made, shape)
-    return reason or trial(_avals(found, made), shape, target, found.dot.result.dtype)
+    return reason or trial(_avals(made), shape, target, found.dot.result.dtype)
 
 
-def _avals(found: Found, made: Standard) -> tuple[Any, ...]:
+def _avals(made: Standard) -> tuple[Any, ...]:
     values = (made.values, made.queries, made.keys, *(v for v, _ in made.extras))
     return tuple(jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values)
 

@@ -109,7 +109,8 @@ def _complete(dot: Node, side: int, path: Path) -> Found | str | None:
     (sums, masks), divided, rows = _divided(path)
     masked = path.is_masked or any(node.op not in SAME for node in masks)
     others = () if masked else tuple(_siblings(path.exp, scores, path.key))
-    if not sums and not others and not any(row.kind in ("mul", "div") for row in rows):
+    scaled = any(row.kind in ("mul", "div") for row in rows)
+    if not sums and not others and not scaled:
         return None
     if any(_moves_before(path, row) for row in rows):
         return "the weights are moved before they are divided"
@@ -119,7 +120,7 @@ def _complete(dot: Node, side: int, path: Path) -> Found | str | None:
         if user.op == "reduce_max" and [int(a) for a in user.params["axes"]] == [path.key]
     )
     top = None if shift is None else behind(shift)
-    others_divide = divided or others or any(row.kind in ("mul", "div") for row in rows)
+    others_divide = divided or others or scaled
     if shift is not None and top not in tops and not others_divide and not is_divided_later(dot, sums):
         return "what is subtracted from the scores is not their maximum"
     for labels, weights_labels in _labels(dot, side, path):
@@ -265,7 +266,7 @@ def _weights(
         places[node.result] = end
     for node in masks:
         side = next(at for at, v in enumerate(node.operands) if v in places and places[v] == number)
-        if node.result not in places or places[node.operands[side]] != number:
+        if node.result not in places:
             places[node.result] = _append(builder, node, side, labels, number)
         number = places[node.result]
     return builder, end, number

@@ -128,9 +128,9 @@ def _masked(node: Node) -> int | None:
     """Which operand is the weights, where an operation makes some of them zero or multiplies them."""
     operands, found = node.operands, []
     if node.op == "select_n" and len(operands) == 3 and operands[0].shape == node.result.shape:
-        found = [at for at in (1, 2) if facts_of(operands[3 - at]).is_zero and near_exp(operands[at])]
+        found = [at for at in (1, 2) if facts_of(operands[3 - at]).is_zero and _near_exp(operands[at])]
     elif node.op == "mul":
-        found = [at for at in (0, 1) if near_exp(operands[at])]
+        found = [at for at in (0, 1) if _near_exp(operands[at])]
     if len(found) != 1 or operands[found[0]].shape != node.result.shape or any(map(drawn, operands)):
         return None
     return found[0]
@@ -138,7 +138,7 @@ def _masked(node: Node) -> int | None:
 
 def _has_product(node: Node) -> bool:
     """Whether a factor of weights is made of a product, as in a gradient."""
-    factors = [v for v in node.operands if node.op == "mul" and not near_exp(v)]
+    factors = [v for v in node.operands if node.op == "mul" and not _near_exp(v)]
     return any(maker.op == "dot_general" for v in factors for maker in ancestors(v, _FAR))
 
 
@@ -169,7 +169,7 @@ def masked_of(value: Value, key: int) -> Iterator[tuple[Value, tuple[Node, ...]]
 
 def _reason(node: Node) -> str | None:
     """Why weights that go through `node` are left alone, if weights they are."""
-    if node.op not in ("mul", "div", "select_n") or not any(near_exp(v) for v in node.operands):
+    if node.op not in ("mul", "div", "select_n") or not any(_near_exp(v) for v in node.operands):
         return None
     if any(drawn(v) for v in node.operands):
         return "the weights have dropout"
@@ -189,7 +189,7 @@ def ancestors(value: Value, most: int) -> Iterator[Node]:
         queue += [v.node for v in node.operands]
 
 
-def near_exp(value: Value) -> bool:
+def _near_exp(value: Value) -> bool:
     """Whether a value is exponentials that were moved, multiplied, divided or masked."""
     stack = [(value, _NEAR)]
     while stack:

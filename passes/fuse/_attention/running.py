@@ -130,15 +130,13 @@ def start(plan: Plan, values: Any, queries: int) -> State:
     """
     shape = [*plan.shape]
     shape[plan.query], shape[plan.key] = queries, values.shape[len(plan.batch[0])]
-    weights = jax.ShapeDtypeStruct(tuple(shape), plan.exp_dtype)
+    moved = tuple(shape)
+    if plan.moves:
+        last = plan.moves[-1]
+        lengths = dict(zip(last.labels, (queries, shape[plan.key]), strict=True))
+        moved = tuple(lengths.get(d, n) for d, n in enumerate(last.shape))
     value = jax.ShapeDtypeStruct(values.shape, values.dtype)
-    moved = [weights.shape]
-    for step in plan.moves:
-        length = (queries, shape[plan.key])
-        moved.append(
-            tuple(dict(zip(step.labels, length, strict=True)).get(d, n) for d, n in enumerate(step.shape))
-        )
-    block = jax.ShapeDtypeStruct(moved[-1], plan.exp_dtype)
+    block = jax.ShapeDtypeStruct(moved, plan.exp_dtype)
     mixed = jax.eval_shape(lambda w, v: multiply(w, v, plan), block, value)
     shape[plan.key] = 1
     return (

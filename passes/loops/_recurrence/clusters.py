@@ -72,8 +72,8 @@ def _chosen_terms(root: Node) -> tuple[Value, ...] | None:
     pair = _log1p_terms(*total.operands)
     if pair is None or other.op != "add" or set(other.operands) != set(pair):
         return None
-    (tested,) = {*test.operands} if len({*test.operands}) == 1 else (None,)
-    difference = None if tested is None else _made(tested, "sub")
+    tested, again = test.operands
+    difference = _made(tested, "sub") if tested is again else None
     return pair if difference is not None and set(difference.operands) == set(pair) else None
 
 

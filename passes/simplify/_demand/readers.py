@@ -54,6 +54,11 @@ class Reading:
             return len(range(*cut))
         return int(cut[1]) if self.kind == "dynamic" else int(self.starts[0].shape[cut[0].index(d)])
 
+    def shape(self, whole: Sequence[int]) -> tuple[int, ...]:
+        """The shape of what is read of an array of a shape."""
+        own = dict(self.cuts)
+        return tuple(self.length(d) if d in own else length for d, length in enumerate(whole))
+
     def at(self, places: dict[int, int]) -> Cuts | None:
         """The cuts for an array whose dimension `d` is dimension `places[d]` of the operand.
 

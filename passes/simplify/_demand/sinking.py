@@ -144,7 +144,7 @@ def _made_of_parts(maker: Node, reading: Reading) -> Rewrite | None:
         params=tuple(sorted(maker.params.items())),
         kind=reading.kind,
         cuts=cuts,
-        shape=None if plan.shape is None else (plan.shape, _cut_shape(maker, reading)),
+        shape=None if plan.shape is None else (plan.shape, reading.shape(maker.result.shape)),
     )
 
 
@@ -159,15 +159,8 @@ def _uncut(maker: Node, reading: Reading) -> Rewrite | None:
         params=tuple(sorted(maker.params.items())),
         kind=reading.kind,
         cuts=((),),
-        shape=("shape", _cut_shape(maker, reading)),
+        shape=("shape", reading.shape(maker.result.shape)),
     )
-
-
-def _cut_shape(maker: Node, reading: Reading) -> tuple[int, ...]:
-    """The shape of the part."""
-    own = dict(reading.cuts)
-    lengths = enumerate(maker.result.shape)
-    return tuple(reading.length(d) if d in own else length for d, length in lengths)
 
 
 def made_of_parts(

@@ -46,9 +46,8 @@ def _split(maker: Node, reading: Reading) -> Rewrite | None:
         if inner * shape[d] != wide[i] or not whole or (inner > 1 and stride > 1):
             return None
         cuts[i] = (start * inner, limit * inner, stride)
-    own = dict(reading.cuts)
-    kept = tuple(reading.length(d) if d in own else length for d, length in enumerate(shape))
-    return rewrite(reshaped_part, maker.operands[0], cuts=tuple(sorted(cuts.items())), shape=kept)
+    order = tuple(sorted(cuts.items()))
+    return rewrite(reshaped_part, maker.operands[0], cuts=order, shape=reading.shape(shape))
 
 
 def _reversed(maker: Node, reading: Reading) -> Rewrite:
