@@ -222,6 +222,25 @@ def maxima(quick: bool) -> dict[str, dict[str, float]]:
     return found
 
 
+def gelu(quick: bool) -> dict[str, dict[str, float]]:
+    """Times of gelu's forms, between the sums of one int8 product and the codes of the next."""
+    gates = {
+        "tanh": lambda u: 0.5 * (1 + jnp.tanh(u)),
+        "logistic": lambda u: jax.nn.sigmoid(2 * u),
+    }
+
+    def run(sums: Any, gate: Any) -> Any:
+        x = sums.astype(jnp.float32) * 1e-3
+        return rounded(x * gate(0.7978845608 * (x + 0.044715 * x**3)), 0.1)
+
+    found = {}
+    for rows in (1,) if quick else (1, 128, 1024):
+        sums = jnp.asarray(RNG.integers(-5000, 5000, (rows, 3072)), jnp.int32)
+        forms = {name: (lambda sums, gate=gate: run(sums, gate), (sums,)) for name, gate in gates.items()}
+        found[f"{rows} rows"] = least(forms, 2 if quick else 21)
+    return found
+
+
 def layers(quick: bool) -> dict[str, dict[str, float]]:
     """Times of a multilayer perceptron."""
     size, depth = (256, 2) if quick else (4096, 4)
@@ -323,6 +342,7 @@ TABLES = {
     "products": products,
     "convolutions": convolutions,
     "maxima": maxima,
+    "gelu": gelu,
     "layers": layers,
     "merged": merged,
     "decoded": decoded,

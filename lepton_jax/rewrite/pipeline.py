@@ -30,14 +30,14 @@ _SPEED: Final = (
 
 _MAX: Final = _SPEED.replace("attention", "attention{kernels=true}")
 
-_DEFAULT: Final = f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY},{_SPEED}),updates"
+_DEFAULT: Final = f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY},{_SPEED}),updates,batched-products"
 
 PRESETS: Final[dict[str, str]] = {
     "none": "",
     "cleanup": _CLEANUP,
     "default": _DEFAULT,
     "deploy": f"{_CLEANUP},absorb,{_DEFAULT}",
-    "max": f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY},{_MAX}),updates",
+    "max": f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY},{_MAX}),updates,batched-products",
 }
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Final, Literal
 
+import jax
+
 from lepton_jax.targets import processor
 from lepton_jax.targets.forms import FEW_CHANNELS, MOST_PATCH, PACKED_CHANNELS
 
@@ -22,6 +24,9 @@ EXACT_PRODUCTS: Final = 2**24 // 2**14
 MANY_CHANNELS: Final = 256
 """Channels from which a product of patches is faster than a convolution, without dot products of int8."""
 
+SMALL_IMAGE: Final = 64 if jax.__version_info__ >= (0, 11) else 256
+"""Pixels of a result up to which a product of patches is faster on processors with AVX-512 VNNI and no AMX."""
+
 FILLED_OUTPUTS: Final = 32
 """Outputs to which a convolution with few channels is filled up."""
 
@@ -29,6 +34,7 @@ _LIBRARY_CHANNELS: Final = 32
 _LIBRARY_OUTPUTS: Final = 24
 _BLOCK_TAPS: Final = 3
 _PATCH_CHANNELS: Final = 4
+_SMALL_IMAGE_CHANNELS: Final = 128
 _MOST_TAPS: Final = 64
 _DOT_PRODUCTS: Final = ("avx512_vnni", "avx_vnni", "amx_int8")
 
@@ -50,7 +56,13 @@ def has_fast_path(channels: int, outputs: int) -> bool:
 
 
 def convolution_form(
-    channels: int, outputs: int, taps: tuple[int, ...], strides: tuple[int, ...], *, dot_products: bool
+    channels: int,
+    outputs: int,
+    taps: tuple[int, ...],
+    strides: tuple[int, ...],
+    *,
+    dot_products: bool,
+    pixels: int | None = None,
 ) -> Form:
     """The fastest form of an int8 convolution of images on a CPU, channels last and without groups.
 
@@ -60,6 +72,7 @@ def convolution_form(
         taps: the spatial sizes of the kernel.
         strides: for each spatial dimension.
         dot_products: whether the processor has instructions for them.
+        pixels: of one image of the result; given where the processor has AVX-512 VNNI and no AMX.
 
     Example:
         >>> convolution_form(3, 64, (7, 7), (2, 2), dot_products=True)
@@ -76,6 +89,8 @@ def convolution_form(
         if channels <= FEW_CHANNELS and products <= EXACT_PRODUCTS:
             return "floats"
         return "patches" if channels >= MANY_CHANNELS and math.prod(taps) <= _MOST_TAPS else "direct"
+    if pixels is not None and pixels <= SMALL_IMAGE and channels >= _SMALL_IMAGE_CHANNELS:
+        return "patches" if math.prod(taps) <= _MOST_TAPS else "direct"
     strided = any(step != 1 for step in strides)
     if tuple(strides) == (2, 2) and min(taps) >= _BLOCK_TAPS and channels * 4 <= PACKED_CHANNELS:
         return "blocks"

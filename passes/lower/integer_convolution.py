@@ -11,11 +11,13 @@ from lepton_jax.passes.lower._integer_convolution import channels, codes, floats
 from lepton_jax.rewrite import Pass, PassContext, Rule, run_rules
 from lepton_jax.rewrite.context import Level
 from lepton_jax.targets.convolution_forms import has_dot_products
+from lepton_jax.targets.processor import wants_unsigned
 
 _ALWAYS: Final[tuple[Rule, ...]] = (*layouts.RULES, *floats.RULES, *codes.RULES)
-_RULES: Final[dict[bool, tuple[Rule, ...]]] = {
-    True: (*_ALWAYS, *channels.WITH_DOT_PRODUCTS),
-    False: (*_ALWAYS, *channels.WITHOUT, *floats.WITHOUT_DOT_PRODUCTS),
+_RULES: Final[dict[str, tuple[Rule, ...]]] = {
+    "yes": (*_ALWAYS, *channels.WITH_DOT_PRODUCTS),
+    "vnni": (*_ALWAYS, *channels.SMALL_IMAGES, *channels.WITH_DOT_PRODUCTS),
+    "no": (*_ALWAYS, *channels.WITHOUT, *floats.WITHOUT_DOT_PRODUCTS),
 }
 
 
@@ -39,20 +41,27 @@ class IntegerConvolution(Pass):
     Attributes:
         level: a tighter limit than the run's on the rules' semantics level.
         dot_products: whether the processor has instructions for dot products of int8 (VNNI, AMX): `yes`,
-            `no`, or `auto`: what this machine has. Without them few channels are convolved in float32, and
-            many as products of patches.
+            `vnni` for those of AVX-512 and no AMX, `no`, or `auto`: what this machine has. Without them few
+            channels are convolved in float32, and many as products of patches; with `vnni`, many channels
+            of small images too.
     """
 
     name: ClassVar[str] = "integer-convolution"
 
     level: Level | None = None
-    dot_products: Literal["auto", "yes", "no"] = "auto"
+    dot_products: Literal["auto", "yes", "vnni", "no"] = "auto"
 
     @property
     def rules(self) -> Sequence[Rule]:
         """The rules for the processor."""
-        return _RULES[has_dot_products() if self.dot_products == "auto" else self.dot_products == "yes"]
+        return _RULES[_of_this_machine() if self.dot_products == "auto" else self.dot_products]
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Apply the rules; where they ran before, to what has changed since."""
         run_rules(graph, self.rules, ctx, level=self.level, since=ctx.settled.get(self, 0))
+
+
+def _of_this_machine() -> str:
+    if wants_unsigned():
+        return "vnni"
+    return "yes" if has_dot_products() else "no"

@@ -49,6 +49,7 @@ def case(
 
 FILLED = {"few-outputs-filled-up": 1}
 STEM, PATCHES = {"stem-by-space-to-depth": 1}, {"few-channels-as-product": 1}
+AS_PRODUCT = {"small-image-as-product": 1, "product-by-rows": 1}
 MANY = {"many-channels-as-product": 1, "product-by-rows": 1}
 FLOATS, UNUSUAL = {"few-channels-in-floats": 1}, {"unusual-in-floats": 1}
 SHIFTS, MOVED = {"integer-depthwise-as-shifts": 1}, {"channels-last": 1}
@@ -126,6 +127,22 @@ WITHOUT = {
     "32 channels": case(SMALL, (3, 3, 32, 32), {}, **NO),
     "many channels": case((1, 5, 6, 256), (3, 3, 256, 16), MANY, strides=(2, 1), **NO),
 }
+
+
+VNNI: Any = {"dot_products": "vnni"}
+
+SMALL_IMAGES = {
+    "small image": case((2, 7, 7, 128), (3, 3, 128, 16), AS_PRODUCT, **VNNI),
+    "to a small image": case((1, 9, 10, 128), (3, 3, 128, 16), AS_PRODUCT, strides=(2, 2), **VNNI),
+    "few channels": case((1, 7, 7, 64), (3, 3, 64, 64), {}, **VNNI),
+    "large image": case((1, 17, 16, 128), (3, 3, 128, 32), {}, **VNNI),
+    "large kernel": case((1, 7, 7, 128), (9, 9, 128, 4), {}, **VNNI),
+    "one tap": case((1, 7, 7, 128), (1, 1, 128, 64), DOT, **VNNI),
+}
+
+
+def test_convolutions_of_small_images_as_products_give_the_same_bits() -> None:
+    check_cases(SMALL_IMAGES)
 
 
 def test_every_form_without_dot_products_gives_the_same_bits() -> None:

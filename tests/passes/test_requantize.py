@@ -45,6 +45,10 @@ FIRES: dict[str, tuple[Any, set[str]]] = {
 }
 
 
+def gelu(x: Any) -> Any:
+    return jax.nn.gelu(x, approximate=True)
+
+
 def with_double(x: Any, m: Any) -> Any:
     return codes(x, m), x * 2
 
@@ -58,6 +62,9 @@ LEFT = {
     "part alone": lambda x, m: codes(x[:, ::2, ::2], m),
     "another scale": lambda x, m: (codes(x, m), codes(x[:, ::2, ::2], m * 2)),
     "sum of floats": lambda x, m: (x * m).sum((1, 2)),
+    "gelu of floats": lambda x, m: (codes(x, m), gelu(x)),
+    "gelu read twice": lambda x, m: with_double(gelu(x), m),
+    "more than tanh": lambda x, m: codes(x * (2 + jnp.tanh(x)), m),
 }
 
 
@@ -91,6 +98,17 @@ def test_codes_stay_bit_for_bit() -> None:
                 else:
                     np.testing.assert_allclose(a, b, 1e-5, err_msg=name)
     assert jax.export.export(jitted)(x, most).mlir_module_serialized
+
+
+def test_gelu_before_codes_is_a_logistic_function() -> None:
+    """The codes are those of tanh, but for ties that rounding decides."""
+    x, most = floats(64, 300) * 4, jnp.float32(8)
+    for fun in (lambda x, m: codes(gelu(x), m), lambda x, m: codes(0.5 * (1 + jnp.tanh(x)) * m, m)):
+        graph, fired = rewritten(fun, x, most)
+        assert fired == {"logistic-before-codes"}
+        found, expected = jax.jit(lepton.ir.to_callable(graph))(x, most)[0], jax.jit(fun)(x, most)
+        wrong = np.abs(found.astype(jnp.int32) - expected)
+        assert wrong.max() <= 1 and wrong.mean() < 1e-4
 
 
 def test_what_would_give_other_codes_stays() -> None:

@@ -18,6 +18,8 @@ from lepton_jax.passes.simplify._movement.common import (
 from lepton_jax.rewrite import PassContext, Rule, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
+Batches = tuple[tuple[int, ...], tuple[int, ...]]
+
 _MOST_DOTS: Final = 64
 
 
@@ -79,18 +81,25 @@ def transpose_of_dot(node: Node, ctx: PassContext) -> Outcome:
     if rest == free + swapped:
         numbers = ((tuple(left), tuple(right)), batches)
         return rewrite(bind, a, b, **changed(inner, dimension_numbers=numbers))
-    precision = inner.params.get("precision")
-    if rest != swapped + free or not _can_swap(precision):
+    product = swapped_product(inner, batches)
+    return None if rest != swapped + free or product is None else rewrite(bind, b, a, **product)
+
+
+def swapped_product(node: Node, batches: Batches | None = None) -> dict[str, Any] | None:
+    """How to `bind` dot_general(b, a) in place of a node dot_general(a, b); None where precision forbids.
+
+    Args:
+        batches: the batch dimensions of a and of b, in the order wanted; in theirs otherwise.
+    """
+    precision = node.params.get("precision")
+    if precision is not None and not isinstance(precision, (lax.Precision, tuple)):
         return None
-    numbers = ((tuple(right), tuple(left)), batches[::-1])
     if isinstance(precision, tuple):
         precision = precision[::-1]
-    return rewrite(bind, b, a, **changed(inner, dimension_numbers=numbers, precision=precision))
-
-
-def _can_swap(precision: Any) -> bool:
-    """Whether a precision says the same for both operands or is a pair that can be turned round."""
-    return precision is None or isinstance(precision, (lax.Precision, tuple))
+    (left, right), own = node.params["dimension_numbers"]
+    first, second = own if batches is None else batches
+    numbers = ((tuple(right), tuple(left)), (tuple(second), tuple(first)))
+    return changed(node, dimension_numbers=numbers, precision=precision)
 
 
 RULES: Final[tuple[Rule, ...]] = (dot_of_transpose, transpose_of_dot)

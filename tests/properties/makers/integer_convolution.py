@@ -124,6 +124,7 @@ def _stem(d: Draw) -> Program:
 
 
 _PLAIN: Final = "integer-convolution{dot_products=no}"
+_VNNI: Final = "integer-convolution{dot_products=vnni}"
 
 
 def _few_in_floats(d: Draw) -> Program:
@@ -135,6 +136,11 @@ def _few_in_floats(d: Draw) -> Program:
 def _many(d: Draw) -> Program:
     made = _program((1, 6, d.whole(5, 7), 256), (3, d.size(2, 3), 256, 8), padding=_padding(d))
     return replace(made, passes=_PLAIN)
+
+
+def _small(d: Draw) -> Program:
+    made = _program((1, 6, d.whole(5, 7), 128), (3, d.size(2, 3), 128, 16), padding=_padding(d))
+    return replace(made, passes=_VNNI)
 
 
 def _holes(d: Draw) -> Program:
@@ -187,6 +193,7 @@ def _codes_twice(d: Draw) -> Program:
 MAKERS: Final[Makers] = {
     "few-channels-in-floats": (_few_in_floats, _few_in_floats),
     "many-channels-as-product": (_many,),
+    "small-image-as-product": (_small,),
     "unusual-in-floats": (_holes, _holes),
     "rows-as-images": (_rows, _rows),
     "maximum-of-shifts": (_pool, _pool),
@@ -217,6 +224,10 @@ ALIKE: Final[Makers] = {
     "many-channels-as-product": (
         lambda d: replace(_program((1, 6, 6, 128), (3, 3, 128, 16)), passes=_PLAIN),
         _stays((1, 6, 6, 256), (3, 3, 256, 16)),
+    ),
+    "small-image-as-product": (
+        lambda d: replace(_program((1, 17, 17, 128), (3, 3, 128, 16)), passes=_VNNI),
+        _stays((1, 6, 6, 128), (3, 3, 128, 32)),
     ),
     "unusual-in-floats": (
         _stays(*_SMALL),

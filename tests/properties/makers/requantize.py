@@ -58,12 +58,18 @@ def _sum(d: Draw) -> Program:
     return program(lambda x, m: (codes(x, m).astype(jnp.float32) * scale(m)).sum(axes))
 
 
+def _gelu(d: Draw) -> Program:
+    gate = d.pick(lambda x: x * (1 + jnp.tanh(x)), lambda x: 0.5 * (jnp.tanh(x * x) + 1) * x, jax.nn.gelu)
+    return program(lambda x, m: codes(gate(x), m))
+
+
 def both(x: Any, most: Any) -> Any:
     """Codes of an array, and something else that is made of it."""
     return codes(x, most), x * 2
 
 
 MAKERS: Final[Makers] = {
+    "logistic-before-codes": (_gelu, _gelu),
     "maximum-of-codes": (_pool, _pool),
     "relu-in-clamp": (_relu, _relu),
     "part-of-codes": (_part, _part),
@@ -71,6 +77,11 @@ MAKERS: Final[Makers] = {
 }
 
 ALIKE: Final[Makers] = {
+    "logistic-before-codes": (
+        lambda d: program(lambda x, m: both(x * (1 + jnp.tanh(x)), m)),
+        lambda d: program(lambda x, m: codes(x * (2 + jnp.tanh(x)), m)),
+        lambda d: program(lambda x, m: x * (1 + jnp.tanh(x * m))),
+    ),
     "maximum-of-codes": (
         lambda d: program(lambda x, m: both(pooled(x, 2, 2, 0), m)),
         lambda d: program(lambda x, m: codes(pooled(x, 1, 1, 1), m)),
