@@ -6,6 +6,8 @@
   predicted and as compiled ahead of time for pods (needs the extra `tpu`).
 - memory: bytes on a device when most is there, predicted and compiled, of loops, masks and others beside the
   programs of wire (needs the extra `tpu`).
+- large: the same of programs of the sizes that people train and serve (needs the extra `tpu`, and twenty
+  minutes).
 - solve: how long the solver takes, over layers, loops and the number of chips.
 - training: a transformer trained on one device and on many, every preset, and on two processes.
 - pipelines: schedules, their bubbles and what they keep.
@@ -36,7 +38,7 @@ SUITE: Final = Suite(
     "python benchmarks/shard.py",
     __doc__ or "",
     shard_cases,
-    ("wire", "memory", "solve", "training", "pipelines", "compressed", "pods"),
+    ("wire", "memory", "large", "solve", "training", "pipelines", "compressed", "pods"),
 )
 
 

@@ -82,7 +82,8 @@ def aot_command(args: argparse.Namespace) -> int:
         parts = parse_count(args.microbatches)
         solved_by = {"judge": args.judge, "objective": args.objective}
         fun = spread_over(find_function(args.function), mesh, args.preset, topology, parts, **solved_by)
-        values = arguments(args.args or f"{args.function.rpartition(':')[0]}:{EXAMPLE_ARGS}", mesh)
+        name, beside = args.args or EXAMPLE_ARGS, args.function.rpartition(":")[0]
+        values = arguments(name if ":" in name else f"{beside}:{name}", mesh)
         axes: Any = args.mesh
         notes: tuple[str, ...] = ()
         if isinstance(fun, Optimized) and fun.options.spread is not None:

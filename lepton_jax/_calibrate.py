@@ -16,7 +16,7 @@ from lepton_jax._stage import call_key, dynamic_leaves, manager_for, trace_call
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.graph import Graph
 from lepton_jax.ir.regions import erase_dead_nodes
-from lepton_jax.rewrite import LeptonError, Watch, over_loops
+from lepton_jax.rewrite import LeptonError, Site, Watch, over_loops
 
 _NAMED: Final = 8
 
@@ -140,9 +140,7 @@ def _program(
         jaxpr, getattr(fun, "__name__", "f"), inputs.params, inputs.paths, watches=watches
     )
     if not watches and number is not None:
-        left = [f"; {site.name}: {site.reason}" for site in report.sites if site.reason]
-        more = f"; and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
-        raise CalibrationError(f"no pass needs calibration: {options.pipeline}{''.join(left[:_NAMED])}{more}")
+        _check_needed(options, report.sites)
     if watches:
         keep_last(graph, sum(watch.count for watch in watches))
 
@@ -152,6 +150,20 @@ def _program(
         return [jax.tree.unflatten(watch.tree, [next(flat) for _ in range(watch.count)]) for watch in watches]
 
     return run, tuple(watches)
+
+
+def _check_needed(options: Options, sites: Sequence[Site]) -> None:
+    """Raise where no pass asks for calibration, or where those that do take no weight at all."""
+    asking = [str(step) for step in options.pipeline.passes() if step.calibrates]
+    left = [f"{site.name}: {site.reason}" for site in sites if not site.done]
+    taken = len(left) < len(sites)
+    if taken and asking:
+        return
+    if taken or not left:
+        raise CalibrationError(f"no pass needs calibration: {options.pipeline}")
+    more = f"; and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+    who, reasons = ", ".join(asking) or options.pipeline, "; ".join(left[:_NAMED])
+    raise CalibrationError(f"nothing to calibrate: {who} takes no weight ({reasons}{more})")
 
 
 def keep_last(graph: Graph, count: int) -> None:

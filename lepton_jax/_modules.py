@@ -32,11 +32,16 @@ def as_function(model: Any, args: Sequence[Any]) -> tuple[Callable[..., Any], An
     owner = model.__self__ if isinstance(model, types.MethodType) else model
     if _is_a(owner, "flax.nnx", "Module"):
         return *_of_nnx(owner, model), tuple(args)
-    if _is_a(owner, "equinox", "Module"):
+    if _is_a(owner, "equinox", "Module") and not _wraps_function(owner):
         return *_of_equinox(owner, model), tuple(args)
     fun = model.apply if _is_a(model, "flax.linen", "Module") else model
     if not callable(fun):
         raise TypeError(f"lepton expects a function or a module, not {type(model).__name__}")
+    if inside := _module_inside(fun):
+        raise TypeError(
+            f"lepton cannot take parameters out of a transformed {inside}: give a function of the module, "
+            "the module, and a sample of each input, as in (lambda module, x: jax.vmap(module)(x), module, x)"
+        )
     if not args:
         raise TypeError("the parameters are missing: give function, params, and a sample of each input")
     if _holds_equinox(args[0]):
@@ -48,6 +53,21 @@ def _is_a(model: Any, module: str, name: str) -> bool:
     """Whether something is an instance of a class of a package, if that was imported at all."""
     package = sys.modules.get(module)
     return package is not None and isinstance(model, getattr(package, name))
+
+
+def _wraps_function(module: Any) -> bool:
+    """Whether a module is a function of parameters that a decorator, `eqx.filter_jit` say, has wrapped."""
+    inside = getattr(module, "__wrapped__", None)
+    return isinstance(inside, types.FunctionType) and not any(map(_is_array, jax.tree.leaves(module)))
+
+
+def _module_inside(function: Any) -> str | None:
+    """The class of the module that JAX has transformed, itself or a method of it, to give a function."""
+    while (function := getattr(function, "__wrapped__", None)) is not None:
+        owner = getattr(function, "__self__", function)
+        if _is_module(owner) and any(map(_is_array, jax.tree.leaves(owner))):
+            return type(owner).__name__
+    return None
 
 
 def _method_name(owner: Any, model: Any) -> str:

@@ -87,6 +87,7 @@ class Optimized(Generic[P, R]):
         from lepton_jax._sharded.run import MeshJit
 
         assert self.options.spread is not None
+        jax.jit(self.__wrapped__, **self.options.jit_arguments)  # refuses arguments that the function has not
         return MeshJit(self.__wrapped__, self.options, self._static, self.options.spread, self._note)
 
     def _new_preparer(self) -> Preparer:
@@ -266,7 +267,8 @@ class Optimized(Generic[P, R]):
 
         Example:
             >>> import jax.numpy as jnp
-            >>> f = optimize(lambda w, x: x @ (w * 2.0), params="w")
+            >>> import lepton_jax as lepton
+            >>> f = lepton.optimize(lambda w, x: x @ (w * 2.0), params="w")
             >>> prepared = f.prepare(jnp.ones((2, 2)), jnp.ones((1, 2)))
             >>> prepared["w"].tolist(), f.apply(prepared, jnp.ones((1, 2))).tolist()
             ([[2.0, 2.0], [2.0, 2.0]], [[4.0, 4.0]])

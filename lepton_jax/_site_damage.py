@@ -89,8 +89,13 @@ class Sensitivity:
             met.
 
         Example:
-            >>> found = sensitivity(f, params, x, data=batches, passes="deploy,quantize{weights=int4}")
-            >>> model = compile(f, params, x, passes=found.mixed(keep=2))
+            >>> import jax.numpy as jnp
+            >>> import lepton_jax as lepton
+            >>> w, x = jnp.eye(64), jnp.linspace(-1.0, 1.0, 128).reshape(2, 64)
+            >>> passes = "inline,quantize{weights=int4}"
+            >>> found = lepton.sensitivity(lambda w, x: x @ w, w, x, data=[x], passes=passes)
+            >>> found.mixed(keep=1)  # int8 for the one weight, whose error is the largest
+            'inline,quantize{only=w},quantize{weights=int4}'
         """
         if sum(each is not None for each in (keep, error, nbytes)) != 1:
             raise UsageError("mixed takes one of keep=, error= and nbytes=")

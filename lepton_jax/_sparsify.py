@@ -215,6 +215,12 @@ def sparsity_of(state: Any) -> dict[str, float]:
 
     Args:
         state: the optimiser's state: a `SparseState`, or a tree that holds one.
+
+    Example:
+        >>> import optax
+        >>> tx = sparsify(optax.sgd(0.1), 0.5, method="static")
+        >>> sparsity_of(tx.init({"w": jnp.ones((4, 8))}))
+        {'params/w': 0.5, 'total': 0.5}
     """
     masks = sparse_state(state).masks
     paths, leaves = leaf_paths(ROOT, masks), jax.tree.leaves(masks)

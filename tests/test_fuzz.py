@@ -405,7 +405,7 @@ def test_rewrites_that_do_not_pay_here_are_checked_too() -> None:
     assert result.programs + result.invalid == 1
 
 
-def test_a_file_says_how_the_failure_was_found(tmp_path: Path) -> None:
+def test_a_file_says_how_the_failure_was_found() -> None:
     text = script(
         program(statement("{0} @ {0}", "a0")), fuzz.Failure("value", "x"), "cse", "exact", {"target": "gpu"}
     )

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ADAPTERS = {"lepton_jax/ir/_jax.py", "lepton_jax/ir/_primitives.py"}
+ADAPTERS = {
+    *(f"lepton_jax/ir/_jax/{name}.py" for name in ("equations", "jaxprs", "primitives")),
+    "lepton_jax/ir/_primitives.py",
+}
 INTERNALS = ("jax._src", "jax.interpreters", "jax.extend")
 # What a room may import of its neighbours (the table of the design), and of other people's packages.
 ROOMS: dict[str, set[str]] = {

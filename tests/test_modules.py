@@ -172,3 +172,9 @@ def test_equinox() -> None:
         eqx.filter_jit(lambda n, x: n.forward(x))(net, X), expected, rtol=1e-5, atol=1e-6
     )
     assert jax.grad(lambda n: jnp.sum(n.forward(X)))(net).dense.weight.shape == (2, 3)
+    for fun in (eqx.filter_jit(lambda n, x: n.forward(x)), lambda n, x: eqx.filter_vmap(n.dense)(x)):
+        model = lepton.compile(fun, net, X)
+        np.testing.assert_allclose(model(X), fun(net, X), rtol=1e-5, atol=1e-6)
+    for hidden in (jax.vmap(net.dense), jax.vmap(net.dense.__call__)):
+        with pytest.raises(TypeError, match="cannot take parameters out of a transformed Linear"):
+            lepton.compile(hidden, X)

@@ -41,8 +41,8 @@ WAYS: Final[dict[str, dict[str, Any]]] = {
     "int8": {"method": "int8"},
     "int8, no feedback": {"method": "int8", "feedback": False},
     "fp8_e4m3": {"method": "fp8_e4m3"},
-    "PowerSGD, rank 8": {"method": "powersgd", "rank": 8},
     "PowerSGD, rank 10": {"method": "powersgd", "rank": 10},
+    "PowerSGD, rank 15": {"method": "powersgd", "rank": 15},
     "top 1 %": {"method": "topk", "share": 0.01},
 }
 QUICK_WAYS: Final = ("exact", "int8")

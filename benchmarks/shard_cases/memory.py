@@ -38,6 +38,8 @@ AXES: Final = "data=2,model=4"
 SEQUENCES: Final = 64
 MICROBATCHES: Final = 4
 
+Made = Callable[[], tuple[Any, tuple[Any, ...]]]
+
 
 def measure(quick: bool) -> list[Row]:
     """Megabytes on a device when most is there."""
@@ -48,15 +50,17 @@ def measure(quick: bool) -> list[Row]:
         print(f"not measured: {error}")
         return []
     mesh = topology.mesh(AXES)
-    rows = []
-    for name, sharding, made in _cases(mesh) if not quick else _quick(mesh):
-        f, arguments = made()
-        plan = f.plan(*arguments)
-        compiled = f.lower(*arguments).compile().memory_analysis()
-        row = _row(name, sharding, plan.memory["peak"], compiled, pod)
-        rows.append(row)
-        print(", ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row.values()), flush=True)
-    return rows
+    cases = _quick(mesh) if quick else _cases(mesh)
+    return [measured(name, sharding, made, pod) for name, sharding, made in cases]
+
+
+def measured(name: str, sharding: str, made: Made, pod: str) -> Row:
+    """The row of a program, printed too; `made` gives it and the shapes of its arguments."""
+    f, arguments = made()
+    plan = f.plan(*arguments)
+    row = _row(name, sharding, plan.memory["peak"], f.lower(*arguments).compile().memory_analysis(), pod)
+    print(", ".join(f"{x:.4g}" if isinstance(x, float) else str(x) for x in row.values()), flush=True)
+    return row
 
 
 def _row(name: str, sharding: str, peak: float, compiled: Any, pod: str) -> Row:
@@ -71,9 +75,6 @@ def _row(name: str, sharding: str, peak: float, compiled: Any, pod: str) -> Row:
         "compiled MB": found / 1e6,
         "predicted by compiled": peak / found,
     }
-
-
-Made = Callable[[], tuple[Any, tuple[Any, ...]]]
 
 
 def _cases(mesh: Mesh) -> list[tuple[str, str, Made]]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
 
+from lepton_jax._sharded.deciding import follow_through
 from lepton_jax._sharded.naming import Leaf
+from lepton_jax._sharded.question import Carried
 from lepton_jax.ir.cutting.inlined import inline_calls
 from lepton_jax.ir.inline import copy_graph
-from lepton_jax.parallel.annotations import Spec, matched
+from lepton_jax.parallel.annotations import matched
 from lepton_jax.parallel.layouts import Layout
 
 if TYPE_CHECKING:
@@ -20,21 +22,6 @@ if TYPE_CHECKING:
     from lepton_jax._prepared import Form
     from lepton_jax._sharded.request import Spread
     from lepton_jax.parallel.meshes import AnyMesh
-
-
-@dataclass(frozen=True)
-class Carried:
-    """What is known of the inputs of a program that takes prepared parameters.
-
-    Attributes:
-        specs: what the patterns say, by position.
-        layouts: how prepared parameters lie since the user says how the parameters do, by position.
-        notes: of what could not be kept.
-    """
-
-    specs: Mapping[int, Spec]
-    layouts: Mapping[int, Layout] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,8 +56,6 @@ def carry(
     Raises:
         ValueError: the words do not fit the program.
     """
-    from lepton_jax._sharded.deciding import follow_through
-
     said = matched(dict(spread.sharding.specs), [leaf.path for leaf in leaves])
     early = sorted(bound.params)
     late = [i for i in range(len(leaves)) if i not in bound.params]

@@ -8,12 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from lepton_jax._sharded.carrying import Carried
 from lepton_jax._sharded.decision import Decision
 from lepton_jax._sharded.donating import next_values
 from lepton_jax._sharded.given import Entries, Given
 from lepton_jax._sharded.naming import Leaf
-from lepton_jax._sharded.question import Question
+from lepton_jax._sharded.question import Carried, Question
 from lepton_jax._sharded.request import OpenMesh, Spread
 from lepton_jax._sharded.sharding import SOLVE
 from lepton_jax.ir.graph import Graph, Value

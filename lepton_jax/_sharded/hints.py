@@ -32,7 +32,8 @@ def shard_hint(x: Array, spec: object) -> Array:
         ValueError: the spec has more entries than the array has dimensions.
 
     Example:
-        >>>         >>> shard_hint(jnp.ones((2, 3)), ("batch", None)).shape
+        >>> import jax.numpy as jnp
+        >>> shard_hint(jnp.ones((2, 3)), ("batch", None)).shape
         (2, 3)
     """
     from lepton_jax.parallel.annotations import shown, spec_of

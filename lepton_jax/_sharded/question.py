@@ -6,13 +6,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lepton_jax._sharded.carrying import Carried
 from lepton_jax._sharded.naming import Leaf
 from lepton_jax._sharded.request import OpenMesh, Spread
 from lepton_jax.ir.graph import Graph, Value
+from lepton_jax.parallel.annotations import Spec
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import AnyMesh
 from lepton_jax.parallel.roles import Roles
+
+
+@dataclass(frozen=True)
+class Carried:
+    """What is known of the inputs of a program that takes prepared parameters.
+
+    Attributes:
+        specs: what the patterns say, by position.
+        layouts: how prepared parameters lie since the user says how the parameters do, by position.
+        notes: of what could not be kept.
+    """
+
+    specs: Mapping[int, Spec]
+    layouts: Mapping[int, Layout] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ def make_spread(
             f"microbatches is a number of parts, 'auto' for as many as the memory demands, or None, not "
             f"{microbatches!r}"
         )
-    return Spread(_mesh(mesh), Sharding.of(shard), donate, _bytes(memory), microbatches)
+    return Spread(_mesh(mesh), Sharding.of(shard), donate, _memory_in_bytes(memory), microbatches)
 
 
 def _is_count(microbatches: Any) -> bool:
@@ -187,11 +188,14 @@ _DECIMAL: Final = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS: Final = {**_DECIMAL, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 
-def _bytes(memory: int | str | None) -> int | None:
-    """Bytes, from a number or from words as `14GB`."""
-    if memory is None or isinstance(memory, int):
-        return memory
-    found = re.fullmatch(r"([\d.]+)\s*([kmgt]?i?)b?", memory.strip().lower())
-    if found is None or found[2] not in _UNITS:
-        raise ValueError(f"memory is a number of bytes or as '14GB', not {memory!r}")
-    return int(float(found[1]) * _UNITS[found[2]])
+def _memory_in_bytes(memory: int | str | None) -> int | None:
+    """Bytes, from a number or from words as `14GB` (powers of 1000) and `14GiB` (of 1024)."""
+    if memory is None:
+        return None
+    size: Any = memory
+    if isinstance(memory, str):
+        found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*([kmgt]?i?)b?", memory.strip().lower())
+        size = float(found[1]) * _UNITS[found[2]] if found and found[2] in _UNITS else None
+    if isinstance(size, bool) or not isinstance(size, (int, float)) or not 1 <= size < math.inf:
+        raise ValueError(f"memory is a number of bytes, 1 or more, or as '14GB', not {memory!r}")
+    return int(size)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lepton_jax._options import Options
 from lepton_jax._sharded.decision import Decision
@@ -123,7 +123,8 @@ def _runner(
         first, second = iter(donated), iter(others)
         arrays = [next(first if each else second) for each in gone]
         if is_explicit(mesh):
-            spread: list[Any] = jax.sharding.auto_axes(flat, out_sharding=list(outputs))(arrays)
+            typed = [_typed(each) for each in outputs]
+            spread: list[Any] = jax.sharding.auto_axes(flat, out_sharding=typed)(arrays)
             return spread
         if not is_within:
             return flat(arrays)
@@ -131,6 +132,21 @@ def _runner(
 
     run.__name__ = run.__qualname__ = graph.name
     return run
+
+
+def _typed(sharding: NamedSharding) -> NamedSharding:
+    """What JAX has of a sharding in the type of an array: its explicit axes."""
+    mesh = sharding.mesh
+    explicit = {
+        name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit
+    }
+
+    def kept(names: Any) -> Any:
+        return tuple(
+            each for each in ((names,) if isinstance(names, str) else names or ()) if each in explicit
+        )
+
+    return NamedSharding(mesh, PartitionSpec(*map(kept, sharding.spec)))
 
 
 def _told(arrays: Sequence[Any], shardings: Sequence[NamedSharding]) -> list[Any]:

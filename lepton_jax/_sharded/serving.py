@@ -15,9 +15,10 @@ from lepton_jax._options import Options, StaticArguments
 from lepton_jax._prepare import Preparer, late_arguments
 from lepton_jax._prepared import Form, Prepared, PrepareError
 from lepton_jax._sharded.calls import Call, flatten
-from lepton_jax._sharded.carrying import Carried, Served, carry
+from lepton_jax._sharded.carrying import Served, carry
 from lepton_jax._sharded.naming import Leaf
 from lepton_jax._sharded.program import Laid, traced_on
+from lepton_jax._sharded.question import Carried
 from lepton_jax._sharded.request import OpenMesh, Spread
 from lepton_jax._sharded.run import MeshJit
 from lepton_jax.ir.cutting.inlined import inline_calls

@@ -274,9 +274,7 @@ def chain(g: Generator) -> None:
     """Several operations, each on the result of the one before."""
     for _ in range(g.rng.randint(2, 4)):
         count = len(g.statements)
-        make = g.rng.choice(
-            [movement, movement, there_and_back, joined, indexed, reduction, cumulative, unary, neutral]
-        )
+        make = g.rng.choice(_LINKS)
         g.kind = make.__name__
         make(g)
         if len(g.statements) == count:

@@ -41,8 +41,10 @@ def axes_of(x: Any) -> Axes:
     return _jax.varying_axes(kind) if _jax.is_array_aval(kind) else Axes()
 
 
-def alike(operands: Sequence[Any]) -> list[Any]:
-    """Arrays that all vary along the axes along which any of them does."""
+def alike(operands: Sequence[Any]) -> Sequence[Any]:
+    """Operands that all vary along the axes along which any of them does, where they are made to."""
+    if not is_marking():
+        return operands
     return widened(operands, [Axes().union(*map(axes_of, operands))] * len(operands))
 
 

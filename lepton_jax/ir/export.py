@@ -25,6 +25,12 @@ def to_callable(graph: Graph) -> Flat:
     """A function of the graph's flat inputs that returns its flat outputs.
 
     It may be called eagerly or under any JAX transformation.
+
+    Example:
+        >>> from lepton_jax.ir import trace
+        >>> double = to_callable(trace(lambda x: x * 2, 1.0))
+        >>> float(double(3.0)[0]), float(jax.grad(lambda x: double(x)[0])(3.0))
+        (6.0, 2.0)
     """
 
     def fun(*args: Any) -> list[Any]:
@@ -39,6 +45,11 @@ def evaluate(graph: Graph, args: Sequence[Any]) -> list[Any]:
 
     Raises:
         TypeError: the number of arguments is not that of the graph's inputs.
+
+    Example:
+        >>> from lepton_jax.ir import trace
+        >>> [float(x) for x in evaluate(trace(lambda x, y: (x + y, x * y), 1.0, 1.0), [3.0, 4.0])]
+        [7.0, 12.0]
     """
     if len(args) != len(graph.inputs):
         raise TypeError(f"{graph.name} takes {len(graph.inputs)} arrays, got {len(args)}")
@@ -120,7 +131,7 @@ def _batched_while(
 
 
 def _cond(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
-    operands = _varying.alike(operands) if _varying.is_marking() else operands
+    operands = _varying.alike(operands)
     avals = [jax.typeof(x) for x in operands[1:]]
     branches = [_varying.as_varied_as_first(to_callable(region), operands) for region in node.regions]
     closed = [_jax.trace_flat(branch, avals) for branch in branches]
@@ -189,14 +200,13 @@ def _shard_map(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
 
 def _custom_jvp(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
     """The new body with the old rule: the tangent is that of the node as it was traced."""
-    old, is_marking = _verbatim(node), _varying.is_marking()
-    operands = _varying.alike(operands) if is_marking else operands
+    old, operands = _verbatim(node), _varying.alike(operands)
     fun = jax.custom_jvp(_varying.as_varied_as_first(to_callable(node.regions[0]), operands))
 
     def tangents_of(primals: Any, tangents: Any) -> Any:
         return jax.jvp(old, tuple(primals), tuple(tangents))
 
-    fun.defjvp(functools.partial(_marked, tangents_of) if is_marking else tangents_of)
+    fun.defjvp(functools.partial(_marked, tangents_of) if _varying.is_marking() else tangents_of)
     return fun(*operands)
 
 
@@ -205,13 +215,11 @@ def _custom_vjp(node: Node, operands: Sequence[Any]) -> Sequence[Any]:
 
     Its first operands are what the user's function closes over; JAX does not let them be differentiated.
     """
-    count = node.params["num_consts"]
-    if is_marking := _varying.is_marking():
-        operands = _varying.alike(operands)
+    count, operands = node.params["num_consts"], _varying.alike(operands)
     closed, free = operands[:count], operands[count:]
     body = functools.partial(_varying.as_varied_as_first(to_callable(node.regions[0]), operands), *closed)
     fun = jax.custom_vjp(body)
-    if is_marking:  # what the rule keeps is not known beforehand: it is computed again
+    if _varying.is_marking():  # what the rule keeps is not known beforehand: it is computed again
 
         def pulled(closed: Any, args: Any, cotangents: Any) -> Any:
             return jax.vjp(functools.partial(_verbatim(node), *closed), *args)[1](cotangents)

@@ -36,7 +36,19 @@ def trace(fun: Callable[..., Any], *args: Any, static_argnums: int | Sequence[in
 
 
 def from_jaxpr(closed: Any, name: str = "f") -> Graph:
-    """The graph of a closed jaxpr. Regions that several calls share are imported once."""
+    """The graph of a closed jaxpr. Regions that several calls share are imported once.
+
+    Args:
+        closed: as `jax.make_jaxpr` makes it.
+        name: of the graph.
+
+    Example:
+        >>> print(from_jaxpr(jax.make_jaxpr(lambda x: x + 1)(1), "more").to_text())
+        graph more(%0: i32[]) {
+          %1: i32[] = add %0 1
+          return %1
+        }
+    """
     return _import(closed, name, {})
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from lepton_jax.ir.facts import Facts
+    from lepton_jax.ir._facts.lattice import Facts
     from lepton_jax.ir.graph import Graph
 
 RETURN: Final = "return"

@@ -12,7 +12,7 @@ from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.inline import copy_node
 from lepton_jax.ir.structure import VARY
 
-_VIEWS: Final = frozenset({"reshape", "squeeze", "expand_dims", "broadcast_in_dim", VARY})
+_VIEWS: Final = frozenset({"reshape", "squeeze", "expand_dims", "broadcast_in_dim", "stop_gradient", VARY})
 """Operations that do not touch data, where they do not make more of it."""
 
 _MOVES: Final = _VIEWS | {"transpose", "rev"}
@@ -22,7 +22,7 @@ _CHEAP: Final = frozenset(
         *_MOVES,
         *("convert_element_type", "iota", "slice", "concatenate", "pad", "select_n"),
         *("add", "sub", "mul", "div", "neg", "max", "min", "abs", "sign", "floor", "round", "clamp"),
-        *("and", "or", "xor", "not", "eq", "ne", "lt", "le", "gt", "ge", "stop_gradient", "copy"),
+        *("and", "or", "xor", "not", "eq", "ne", "lt", "le", "gt", "ge", "copy"),
         *("shift_left", "shift_right_logical", "shift_right_arithmetic"),
     }
 )

@@ -17,7 +17,8 @@ def create(build: Callable[[], Model]) -> Model:
     It runs once, and XLA takes long to optimise random numbers, so it is compiled without optimisation.
 
     Example:
-        >>> model = create(lambda: Decoder(DecoderConfig(), rngs=nnx.Rngs(0)))
+        >>> create(lambda: nnx.Linear(2, 3, rngs=nnx.Rngs(0))).kernel.shape
+        (2, 3)
     """
     graphdef = nnx.graphdef(nnx.eval_shape(build))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final, NamedTuple
 
 import jax
@@ -57,7 +58,7 @@ def add_numbers(histogram: Histogram, rows: jax.Array, counted: jax.Array) -> Hi
     bins = grown.counts.shape[-1]
     per_unit = power_of_two(int(np.log2(bins // 2)) - grown.exponent)
     index = jnp.floor(rows * per_unit[..., None]).astype(jnp.int32) + bins // 2
-    flat = index.reshape(-1, rows.shape[-1])
+    flat = index.reshape(math.prod(rows.shape[:-1]), rows.shape[-1])
     # In integers: to a large count in float32, one number after another adds nothing.
     fresh = jax.vmap(lambda i, w: jnp.zeros(bins, jnp.int32).at[i].add(w, mode="drop"))(
         flat, counted.astype(jnp.int32).reshape(flat.shape)

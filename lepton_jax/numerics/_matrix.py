@@ -26,6 +26,7 @@ class MatrixLayout:
 
     Example:
         >>> MatrixLayout((1,))  # for x @ w.T
+        MatrixLayout(axes=(1,), batch=(), groups=1)
     """
 
     axes: tuple[int, ...] = (0,)

@@ -80,7 +80,9 @@ def check(state: Any, name: str) -> None:
         ValueError: the message says what was seen, where, and what to do.
 
     Example:
-        >>> check(state, "decoder/layer_3/mlp")
+        >>> from lepton_jax.numerics.observers import MinMax
+        >>> seen = MinMax().update(MinMax().init((2,)), jnp.array([1.0, 2.0]))
+        >>> check(seen, "decoder/layer_3/mlp")
     """
     seen = seen_by(state)
     count, nan, infinite = (float(jnp.sum(part)) for part in seen[2:])

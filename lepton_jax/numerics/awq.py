@@ -64,8 +64,10 @@ def awq(
         ValueError: if lengths do not fit, or the grid is empty.
 
     Example:
-        >>> found = awq(w, moments.magnitude, scheme, moment=hessian.matrix)
-        >>> codes = quantize(scaled(w, found.scale, 0), scheme)  # x is divided by found.scale
+        >>> w, magnitude = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3), jnp.array([1.0, 1.0, 1.0, 16.0])
+        >>> found = awq(w, magnitude, Scheme("int4", shared=(0,)))  # x is divided by found.scale
+        >>> found.scale.shape, bool(found.scale[3] > found.scale[0])
+        ((4,), True)
     """
     channels = w.shape[axis]
     if magnitude.shape != (channels,):

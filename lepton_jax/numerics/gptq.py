@@ -93,8 +93,10 @@ def gptq(
         ValueError: if the Hessian does not fit the weight, or a setting is out of range.
 
     Example:
-        >>> hessian = update_hessian(empty_hessian(64), x)
-        >>> codes, scale, zero = gptq(w, hessian.matrix, Scheme("int4", shared=(0,), group=32)).quantized
+        >>> w = jnp.linspace(-1.0, 1.0, 24).reshape(8, 3)
+        >>> codes, scale, zero = gptq(w, jnp.eye(8), Scheme("int4", shared=(0,), group=4)).quantized
+        >>> codes.dtype.name, codes.shape, scale.shape
+        ('int8', (8, 3), (2, 3))
     """
     hessian = as_hessians(hessian, w.shape, layout)
     batch, inputs, _ = hessian.shape

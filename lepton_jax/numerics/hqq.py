@@ -48,8 +48,10 @@ def hqq(
         ValueError: if a setting is out of range, or the zeros of a symmetric scheme are to be optimised.
 
     Example:
-        >>> scheme = Scheme("int4", symmetric=False, shared=(0,), group=64)
-        >>> codes, scale, zero = hqq(w, scheme, float_zero=True)
+        >>> scheme = Scheme("int4", symmetric=False, shared=(0,), group=4)
+        >>> codes, scale, zero = hqq(jnp.linspace(0.0, 1.0, 24).reshape(8, 3), scheme, float_zero=True)
+        >>> codes.shape, scale.shape, zero.dtype.name
+        ((8, 3), (2, 3), 'float32')
     """
     if not 0 < p < 1 or beta <= 0 or growth < 1 or steps < 0:
         given = f"{p}, {beta}, {growth}, {steps}"

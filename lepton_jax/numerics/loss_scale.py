@@ -124,6 +124,12 @@ def scale_loss(state: Any, loss: jax.Array) -> jax.Array:
 
     Raises:
         TypeError: the state holds no `LossScaleState`, or several.
+
+    Example:
+        >>> import optax
+        >>> state = loss_scaled(optax.sgd(0.1), initial_scale=1024.0).init(jnp.ones(2))
+        >>> float(scale_loss(state, jnp.float16(0.5)))
+        512.0
     """
     wanted = "scale_loss wants the state of an optimiser made by loss_scaled"
     return loss * lax.stop_gradient(the_one(state, LossScaleState, wanted).scale)

@@ -214,7 +214,7 @@ def erdos_renyi(shapes: Sequence[tuple[int, ...]], sparsity: float) -> list[floa
 
     Example:
         >>> [round(each, 3) for each in erdos_renyi([(100, 100), (100, 10)], 0.9)]
-        [0.909, 0.813]
+        [0.929, 0.61]
     """
     if not 0 <= sparsity < 1:
         raise ValueError(f"a sparsity is at least 0 and less than 1, not {sparsity}")

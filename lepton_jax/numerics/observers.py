@@ -174,8 +174,10 @@ class Moments(Observer):
 
     Example:
         >>> moments = Moments(axes=(-1,))
+        >>> x = jnp.array([[1.0, -4.0], [3.0, 0.0]])
         >>> state = moments.update(moments.init(x.shape), x)
-        >>> s = smoothing(state.largest, largest(w, 0))
+        >>> state.magnitude.tolist(), state.largest.tolist()
+        ([2.0, 2.0], [3.0, 4.0])
     """
 
     def merge(self, earlier: Sums, later: Sums) -> Sums:
@@ -220,7 +222,8 @@ def get_observer(name: str, **options: Any) -> Observer:
         ValueError: there is none of this name, or it has no such setting.
 
     Example:
-        >>> get_observer("percentile", percentile=99.9)
+        >>> get_observer("percentile", percentile=99.9).percentile
+        99.9
     """
     kind = OBSERVERS.get(name)
     if kind is None:

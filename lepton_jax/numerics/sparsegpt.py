@@ -102,9 +102,10 @@ def sparsegpt(
             not divide the axis.
 
     Example:
-        >>> hessian = update_hessian(empty_hessian(64), x)
-        >>> half = sparsegpt(w, hessian.matrix, 0.5).weight
-        >>> pairs = sparsegpt(w, hessian.matrix, pattern=NofM(2, 4)).weight
+        >>> w = jnp.linspace(-1.0, 2.0, 24).reshape(8, 3)
+        >>> pairs = sparsegpt(w, jnp.eye(8), pattern=NofM(2, 4)).weight
+        >>> (pairs != 0).sum(0).tolist()
+        [4, 4, 4]
     """
     hessian = as_hessians(hessian, w.shape, layout)
     batch, inputs, _ = layout.shape(w.shape)

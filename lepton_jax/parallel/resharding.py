@@ -118,17 +118,22 @@ class _Moves:
         self.passed.append(Layout(tuple(self.dims)))
 
     def reduce(self) -> None:
-        """Complete the sums: each device gets the slice that it shall have, or all of it."""
+        """Complete the sums: each device gets the slice that it shall have, or all of it.
+
+        Where some axes of the sum split the result, it is scattered over these, and its parts are added up
+        over the others: so compiling for TPUs showed.
+        """
         if not self.partial:
             return
         scattered = {d: run for d in range(len(self.dims)) if (run := self._sliceable(d, self.partial))}
-        covered = {name for run in scattered.values() for name in run}
-        if covered == set(self.partial) and len(scattered) == 1 and self._scatters(*scattered):
+        rest = set(self.partial)
+        if len(scattered) == 1 and self._scatters(*scattered):
             ((dim, run),) = scattered.items()
             self.dims[dim] += run
             self.add("reduce-scatter", run)
-        else:
-            self.add("all-reduce", self.partial)
+            rest -= set(run)
+        if rest:
+            self.add("all-reduce", rest)
         self.partial = []
 
     def _scatters(self, dim: int) -> bool:

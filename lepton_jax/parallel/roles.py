@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from lepton_jax.ir.graph import Graph, Value
-from lepton_jax.parallel._roles.carried import Carried, carried
+from lepton_jax.parallel._roles.carried import Carried, carried, is_multiplied
 from lepton_jax.parallel._roles.names import named_params, named_state, relative
 from lepton_jax.parallel._roles.shapes import corresponding
 from lepton_jax.parallel.layouts import Layout
@@ -124,7 +124,9 @@ def _find(graph: Graph, names: Sequence[str], flow: Carried) -> frozenset[int]:
     if named:
         return named
     if flow.is_step:
-        return frozenset(flow.params() & arrays)
+        # A step that gives back nothing but its one array of parameters looks like a running mean.
+        lone = {i for i in flow.returned if not named_state(names[i]) and is_multiplied(graph.inputs[i])}
+        return frozenset((flow.params() or lone) & arrays)
     arguments = list(dict.fromkeys(name.partition("/")[0] for name in names))
     if len(arguments) < 2:
         return frozenset()

@@ -53,6 +53,11 @@ class Pass(ABC):
     reads_weights: ClassVar[bool] = False
     """Whether it wants to see the weights before the program is written, as `lepton.compile` shows them."""
 
+    @property
+    def calibrates(self) -> bool:
+        """Whether its options ask for calibration, where the program has a place for it."""
+        return False
+
     def __post_init__(self) -> None:
         """Check the options; a subclass that checks more calls this first.
 

@@ -133,7 +133,8 @@ class _Parser:
         while text[at:].strip():
             found = _TOKEN.match(text, at)
             if found is None:
-                raise PipelineError(f"cannot read {text[at:].strip()[:20]!r} in the pipeline {text!r}")
+                hint = '; paths and patterns are quoted: only="params/up"' if "=" in self.tokens else ""
+                raise PipelineError(f"cannot read {text[at:].strip()[:20]!r} in the pipeline {text!r}{hint}")
             self.tokens.append(found[1])
             at = found.end()
         self.at = 0

@@ -27,6 +27,16 @@ def register(cls: type[Pass]) -> type[Pass]:
 
     Raises:
         RegistryError: it is no pass, another pass has that name, or a pipeline cannot hold that name.
+
+    Example:
+        >>> from lepton_jax.rewrite import Pass
+        >>> class Nothing(Pass):
+        ...     name = "nothing"
+        ...     def run(self, graph, ctx):
+        ...         pass
+        >>> get_pass(register(Nothing).name) is Nothing
+        True
+        >>> unregister("nothing")
     """
     name = getattr(cls, "name", None)
     if not (isinstance(cls, type) and issubclass(cls, Pass) and isinstance(name, str)):

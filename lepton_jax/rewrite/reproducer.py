@@ -8,23 +8,17 @@ import getpass
 import os
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from lepton_jax.ir import _jax
-from lepton_jax.ir._describe import key_kind
 from lepton_jax.ir.codegen import CodegenError, identifier, to_python, to_spec
-from lepton_jax.ir.cost import Rates
 from lepton_jax.ir.importer import from_jaxpr
-from lepton_jax.rewrite.context import Level
 from lepton_jax.rewrite.errors import PipelineError
-from lepton_jax.rewrite.instruments import CheckStructure
-from lepton_jax.rewrite.manager import PassManager
 from lepton_jax.rewrite.pipeline import Pipeline
 from lepton_jax.rewrite.registry import get_pass, origin_of
 
@@ -109,7 +103,7 @@ def _script(head: str, source: str, specs: list[str], pipeline: str, level: str,
     parts = [head, "", "from pathlib import Path", "", "import jax", "import numpy as np", ""]
     parts += ["from lepton_jax.ir.codegen import spec"]
     parts += [
-        "from lepton_jax.rewrite.reproducer import random_args, replay",
+        "from lepton_jax.rewrite.replay import random_args, replay",
         "from lepton_jax.targets import get_target",
     ]
     parts += ["", f'jax.config.update("jax_enable_x64", {_jax.x64_enabled()})']
@@ -140,42 +134,3 @@ def _registrations(pipeline: str) -> list[str]:
         ]
         lines.append(f"register({cls.__qualname__})")
     return lines
-
-
-# What the files call
-
-
-def random_args(specs: Sequence[Any], seed: int = 0) -> list[Any]:
-    """Random arrays of these shapes and dtypes: normal floats, small integers, PRNG keys."""
-    rng = np.random.default_rng(seed)
-    return [_random(spec.shape, spec.dtype, rng) for spec in specs]
-
-
-def _random(shape: tuple[int, ...], dtype: Any, rng: np.random.Generator) -> Any:
-    if _jax.is_extended(dtype):
-        words = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(shape, dtype)).shape
-        data = jnp.asarray(rng.integers(0, 2**32, words, dtype=np.uint32))
-        return jax.random.wrap_key_data(data, impl=key_kind(dtype, "argument"))
-    if jnp.issubdtype(dtype, jnp.bool_):
-        return jnp.asarray(rng.integers(0, 2, shape)).astype(dtype)
-    if jnp.issubdtype(dtype, jnp.integer):
-        low = -9 if jnp.issubdtype(dtype, jnp.signedinteger) else 0
-        return jnp.asarray(rng.integers(low, 10, shape)).astype(dtype)
-    values = rng.standard_normal(shape)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        values = values + 1j * rng.standard_normal(shape)
-    return jnp.asarray(values).astype(dtype)
-
-
-def replay(
-    program: Callable[..., Any], specs: Sequence[Any], pipeline: str, level: Level, rates: Rates, file: str
-) -> None:
-    """Run a pipeline strictly on a program, as a reproducer does.
-
-    Raises:
-        PassError: a pass fails, as it did before.
-    """
-    manager = PassManager(Pipeline.parse(pipeline), rates, level, strict=True, instruments=[CheckStructure()])
-    with without_reproducers(Path(file)):
-        _, report = manager.run(_jax.trace_flat(program, specs), program.__name__)
-    print(f"no pass failed\n{report}")

@@ -50,7 +50,13 @@ class StructurallyPruned:
             ValueError: its structure or its shapes are not those of the original parameters.
 
         Example:
-            >>> mu = small.shrink(adam_state.mu)
+            >>> import jax, jax.numpy as jnp
+            >>> f = lambda p, x: jax.nn.relu(x @ p["a"]) @ p["b"]
+            >>> params = {"a": jnp.ones((3, 8)), "b": jnp.ones((8, 2))}
+            >>> small = structured_prune(f, params, jnp.ones((4, 3)), ratio=0.5)
+            >>> moments = jax.tree.map(jnp.zeros_like, params)  # of an optimiser
+            >>> jax.tree.map(jnp.shape, small.shrink(moments))
+            {'a': (3, 4), 'b': (4, 2)}
         """
         return self.change.shrink(tree)
 

@@ -25,7 +25,7 @@ MANY_CHANNELS: Final = 256
 """Channels from which a product of patches is faster than a convolution, without dot products of int8."""
 
 SMALL_IMAGE: Final = 64 if jax.__version_info__ >= (0, 11) else 256
-"""Pixels of a result up to which a product of patches is faster on processors with AVX-512 VNNI and no AMX."""
+"""Pixels of a result up to which a product of patches is faster, with AVX-512 VNNI and no AMX."""
 
 FILLED_OUTPUTS: Final = 32
 """Outputs to which a convolution with few channels is filled up."""

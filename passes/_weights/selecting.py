@@ -7,14 +7,24 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, NamedTuple
 
-from lepton_jax.ir.graph import Graph, Value
+import jax.numpy as jnp
+
+from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.paths import choose, matches
+from lepton_jax.passes._weights.guards import is_guarded
 from lepton_jax.passes._weights.uses import OPS, WeightUse, weight_uses
 from lepton_jax.rewrite import Pass, PassContext, Site, UsageError
 from lepton_jax.rewrite.context import UNREAD
 
-_CLOSED: Final = frozenset({"shard_map", "pallas_call", "custom_partitioning"})
-"""Operations with programs of their own in which no weights are looked for."""
+_CLOSED: Final = frozenset({"shard_map", "pallas_call", "custom_partitioning", "ragged_dot_general"})
+"""Operations that multiply with weights, or run a program of their own, in which none are looked for."""
+
+_APART: Final = (
+    "depthwise-as-shifts has made a sum of shifted products of its convolution: name this pass before that, "
+    "as in cleanup,movement,quantize,default"
+)
+
+_GUARDED: Final = "vmap has made a selection of the branch that reads it"
 
 
 class Selection(NamedTuple):
@@ -165,10 +175,22 @@ def expression(option: str, text: str | None) -> re.Pattern[str] | None:
 
 def _why_unused(param: Value, on_shards: bool) -> str:
     """Why no operation that reads a parameter is a use of a weight."""
+    if not jnp.issubdtype(param.dtype, jnp.floating):
+        return f"its numbers are {param.dtype}, not floats"
     for node, _ in param.uses:
         if node.op in _CLOSED and not (on_shards and node.op == "shard_map"):
             return f"it is read in a {node.op}, where weights stay as they are"
-    return UNREAD
+        if _is_taken_apart(node):
+            return _APART
+    return _GUARDED if is_guarded(param) else UNREAD
+
+
+def _is_taken_apart(node: Node) -> bool:
+    """Whether a node was written in place of a convolution of each channel for itself."""
+    chain = node.rule
+    while chain is not None and chain.rule != "depthwise-as-shifts":
+        chain = chain.before
+    return chain is not None
 
 
 def _any_matches(patterns: str, paths: Sequence[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -13,6 +14,8 @@ from lepton_jax.ir.binding import Sources, parameters_of
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.inline import inline_call, is_plain_call
 from lepton_jax.ir.shards import axes_of_spec, shard_maps_around
+from lepton_jax.passes._weights.lifting import loop_lengths, same_in_loops
+from lepton_jax.passes._weights.rows import take_rows
 from lepton_jax.rewrite import PassContext
 
 OPS: Final = ("dot_general", "conv_general_dilated", "gather")
@@ -73,6 +76,7 @@ def weight_uses(graph: Graph, ctx: PassContext, *, shards: bool = False) -> list
         shards: those in `shard_map`s too, where each device has a part of a weight.
     """
     known = _opened(graph, ctx, shards)
+    take_rows(graph, ctx, known)
     found: list[WeightUse] = []
     taken = {site.name for site in ctx.sites if site.done and site.by == ctx.current_pass}
     for node in _in_order(graph):
@@ -105,6 +109,14 @@ def _axes(node: Node, params: frozenset[int], known: Sources) -> tuple[str, ...]
         spread = frozenset().union(*map(axes_of_spec, specs))
         found += [axis for axis in outer.params["mesh"].axis_names if axis in spread]
     return tuple(found)
+
+
+def layers_of(use: WeightUse) -> int:
+    """How many weights there are at a use: one for each iteration of the loops over which it differs."""
+    graph = use.node.graph
+    assert graph is not None
+    loops = zip(loop_lengths(graph), same_in_loops(use.weight, graph), strict=True)
+    return math.prod(max(length, 1) for length, is_same in loops if not is_same)
 
 
 def indexed_axis(node: Node) -> int | None:

@@ -11,8 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from lepton_jax.ir.graph import Graph, Value
+from lepton_jax.ir.shards import shard_maps_around
 from lepton_jax.numerics._seen import seen_by
-from lepton_jax.passes._weights.lifting import depth, found_by_calibration, in_branch, lift_states, top
+from lepton_jax.passes._weights.lifting import (
+    depth,
+    found_by_calibration,
+    in_branch,
+    lift_states,
+    over_iterations,
+    same_in_loops,
+    top,
+)
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.rewrite import PassContext, Watch, rewrite
 from lepton_jax.rewrite.replacement import Rewrite, write_before
@@ -63,8 +72,15 @@ class Watcher(ABC):
         raise NotImplementedError
 
 
-Known = dict[tuple[Value, Watcher, tuple[str, ...]], list[Value]]
+Known = dict[tuple[Value, Watcher, tuple[str, ...], tuple[bool, ...]], list[Value]]
 """What calibration is to see, or has seen, of values: asked once, however many products read a value."""
+
+
+def _same(use: WeightUse) -> tuple[bool, ...]:
+    """The loops in which a weight is the same in all iterations, as in one over time: seen there as one."""
+    graph = use.node.graph
+    assert graph is not None
+    return () if shard_maps_around(graph) else same_in_loops(use.weight, graph)
 
 
 def observe(use: WeightUse, watchers: Sequence[Watcher], known: Known, ctx: PassContext) -> str | None:
@@ -74,20 +90,24 @@ def observe(use: WeightUse, watchers: Sequence[Watcher], known: Known, ctx: Pass
     loops, branch = _depth(graph, watchers), in_branch(graph)
     if isinstance(loops, str):
         return loops
+    same = _same(use)
     for watcher in watchers:
         value = _seen_value(use, watcher)
-        if (value, watcher, use.axes) in known:
+        if (value, watcher, use.axes, same) in known:
             continue
         states = write_before(rewrite(_see, value, watcher=watcher), use.node, _RULE)
-        known[value, watcher, use.axes] = states
+        known[value, watcher, use.axes, same] = states
         aval = jax.ShapeDtypeStruct(value.shape, value.dtype)
         tree = jax.tree.structure(jax.eval_shape(watcher.see, aval))
         whole = top(graph)
         untaken = functools.partial(_untaken, watcher, value.shape)
         lifted = lift_states(states, graph, untaken, watcher.merge, tree, use.axes)
+        if any(same):
+            lifted = over_iterations(lifted, watcher.merge, tree, same)
         whole.set_outputs([*whole.outputs, *lifted])
         saw = watcher.saw if branch else None
-        ctx.watches.append(Watch(use.name, watcher.kind, watcher, tree, len(states), loops, saw))
+        kept = loops - sum(same)
+        ctx.watches.append(Watch(use.name, watcher.kind, watcher, tree, len(states), kept, saw))
     return None
 
 
@@ -146,9 +166,10 @@ def seen(use: WeightUse, watchers: Sequence[Watcher], known: Known, ctx: PassCon
     reason = _depth(graph, watchers) if watchers else 0
     if isinstance(reason, str):
         return reason
+    same = _same(use) if watchers else ()
     for watcher in watchers:
         value = _seen_value(use, watcher)
-        if (value, watcher, use.axes) in known:
+        if (value, watcher, use.axes, same) in known:
             continue
         if (use.name, watcher.kind) not in ctx.calibration:
             never = in_branch(graph)
@@ -157,5 +178,7 @@ def seen(use: WeightUse, watchers: Sequence[Watcher], known: Known, ctx: PassCon
                 if never
                 else f"calibration did not see its {watcher.kind}"
             )
-        known[value, watcher, use.axes] = found_by_calibration(use.name, watcher.kind, graph, ctx, use.axes)
-    return [array for watcher in watchers for array in known[_seen_value(use, watcher), watcher, use.axes]]
+        arrays = found_by_calibration(use.name, watcher.kind, graph, ctx, use.axes, same)
+        known[value, watcher, use.axes, same] = arrays
+    keys = [(_seen_value(use, watcher), watcher, use.axes, same) for watcher in watchers]
+    return [array for key in keys for array in known[key]]

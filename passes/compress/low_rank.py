@@ -18,7 +18,7 @@ from lepton_jax.passes._weights.lifting import found_by_calibration, loop_length
 from lepton_jax.passes._weights.moments import hessian_seen
 from lepton_jax.passes._weights.on_shards import why_not_on_shards
 from lepton_jax.passes._weights.selecting import WeightPass
-from lepton_jax.passes._weights.uses import WeightUse
+from lepton_jax.passes._weights.uses import WeightUse, layers_of
 from lepton_jax.passes.compress._low_rank.choosing import (
     NO_CHEAPER,
     NO_FASTER,
@@ -268,10 +268,10 @@ def _became(before: Counter[str], after: Counter[str]) -> str:
 
 def _costs(use: WeightUse, form: Form, rank: int | None, rest: Residual | None = None) -> Counter[str]:
     """What a use costs, over the loops that it stands in; as it is, or at a rank, with a residual."""
-    layers = math.prod(loop_lengths(use.node.graph))
+    layers = layers_of(use)
     elements = int(form.whole("parameters")) if rank is None else form.parameters(rank)
     share = (1.0 if rank is None else form.operations(rank) / form.dense) + (rest is not None)
-    flops = layers * share * node_cost(use.node).flops
+    flops = math.prod(loop_lengths(use.node.graph)) * share * node_cost(use.node).flops
     size = use.weight.dtype.itemsize
     memory = elements * size + (0 if rest is None else rest.nbytes)
     return Counter(parameters=layers * elements, bytes=layers * memory, flops=round(flops))

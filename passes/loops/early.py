@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from lepton_jax.ir.binding import Sources, early_inputs, note_early
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.regions import add_constant, editable, erase_dead_nodes, outer_of
 from lepton_jax.ir.split import frontier
-from lepton_jax.passes.loops._parts.piece import Piece, cut, makers
+from lepton_jax.passes.loops._parts.piece import cut, makers, once
 from lepton_jax.passes.loops._parts.scan import Scan, add_scanned, drop_unread, is_plain_scan, write_batched
 from lepton_jax.passes.loops._parts.shards import before_shards
 from lepton_jax.passes.loops._parts.worth import stuck
@@ -105,13 +105,9 @@ def _before(node: Node, index: int, values: list[Value]) -> None:
     region = node.regions[index]
     piece, leaves = cut(region, values)
     outer = outer_of(node, region)
-    made = rewrite(_run, *(v if v.is_const else outer[v] for v in leaves), piece=piece)
+    made = rewrite(once, *(v if v.is_const else outer[v] for v in leaves), piece=piece)
     for value, result in zip(values, write_before(made, node, _RULE), strict=True):
         value.replace_uses(add_constant(node, index, result))
-
-
-def _run(*args: Any, piece: Piece) -> list[Any]:
-    return piece(*args)
 
 
 def _for_all_iterations(node: Node, values: list[Value]) -> None:

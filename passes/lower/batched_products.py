@@ -24,8 +24,14 @@ from lepton_jax.passes.simplify._movement.dots import swapped_product
 from lepton_jax.rewrite import PassContext, Rule, RulePass, rewrite
 from lepton_jax.rewrite.rule import Outcome
 
+_LEAST_PRODUCTS: Final = 256
+"""Multiplications in each matrix below which nothing is gained, and XLA has code of its own: that of jax 0.10
+aborts over some tiny products of one array in two orders."""
+
 _FEW_ROWS: Final = 4
 """Rows below which an operand that lies in memory already is best read as it lies there."""
+
+_FLOATS: Final = (jnp.float32, jnp.bfloat16)
 
 _VIEWS: Final = frozenset({"reshape", "squeeze", "transpose", "name", "stop_gradient"})
 _FUSED: Final = frozenset(
@@ -100,7 +106,7 @@ def _swapped(product: Node, last: int) -> dict[str, Any] | None:
     None where it does not, where something else reads the product, or where one of its operands has few
     rows and the other lies in memory already.
     """
-    if not used_once(product.result) or not _is_batched(product):
+    if not used_once(product.result) or not _is_batched(product, *_FLOATS):
         return None
     batch, left, right = _parts(product)
     if not left or not right or last != batch + len(left) - 1:
@@ -125,7 +131,7 @@ def batch_first(node: Node, ctx: PassContext) -> Outcome:
     `jnp.einsum("bqhd,bkhd->bhqk", queries, keys)`, where the keys were just computed: XLA writes them as
     [b, h, d, k] otherwise, number by number. What lies in memory is left to be read as it lies there.
     """
-    if not _is_batched(node) or not is_free(node):
+    if not _is_batched(node, *_FLOATS) or not is_free(node):
         return None
     (left, right), batches = node.params["dimension_numbers"]
     a, b = node.operands
@@ -145,10 +151,34 @@ def _of_transposed(a: jax.Array, b: jax.Array, *, orders: Any, product: Any) -> 
     return bind(lax.transpose(a, orders[0]), lax.transpose(b, orders[1]), **dict(product))
 
 
-def _is_batched(node: Node) -> bool:
-    """Whether it is a product of float32 or bfloat16 matrices in batches."""
-    narrow = all(value.dtype in (jnp.float32, jnp.bfloat16) for value in node.operands)
-    return narrow and is_free(node) and len(node.params["dimension_numbers"][1][0]) > 0
+@movement_rule("dot_general", backends=("cpu",))
+def int8_rows_on_the_left(node: Node, ctx: PassContext) -> Outcome:
+    """dot(a, b) of int8 in batches, a summed over its columns, b over its rows → transpose(dot(b, a))
+
+    Values in codes and weights in codes, as `quantize-attention` and `kv-cache` make them: XLA's library for
+    CPUs multiplies rows with columns, and the other way round XLA widens both to int32 and loops.
+    """
+    (left, right), _ = node.params["dimension_numbers"]
+    a, b = node.operands
+    if not _is_batched(node, jnp.int8):
+        return None
+    if not left or a.ndim - 1 in left or b.ndim - 1 not in right:
+        return None
+    product = swapped_product(node)
+    if product is None:
+        return None
+    permutation = tuple(_place(node, d) for d in range(node.result.ndim))
+    return rewrite(_transposed, b, a, product=tuple(product.items()), permutation=permutation)
+
+
+def _is_batched(node: Node, *dtypes: Any) -> bool:
+    """Whether it is a product of matrices of these types in batches, and not a tiny one."""
+    if any(value.dtype not in dtypes for value in node.operands) or not is_free(node):
+        return False
+    (left, _), (batch, _) = node.params["dimension_numbers"]
+    summed = math.prod(node.operands[0].shape[d] for d in left)
+    one = math.prod(node.result.shape[len(batch) :]) * summed
+    return len(batch) > 0 and one >= _LEAST_PRODUCTS
 
 
 def _parts(node: Node) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -169,7 +199,7 @@ def _is_fused(value: Value) -> bool:
     return value.op in _FUSED
 
 
-RULES: Final[tuple[Rule, ...]] = (last_stays_last, summed_last, batch_first)
+RULES: Final[tuple[Rule, ...]] = (last_stays_last, summed_last, batch_first, int8_rows_on_the_left)
 
 
 @dataclass(frozen=True)
@@ -181,7 +211,8 @@ class BatchedProducts(RulePass):
     After:
         %3 = dot_general %weights %values: [b, h, q, d];  %4 = transpose %3: [b, q, h, d]
 
-    On CPUs. At level `reassociate`: the same products are summed, and rounded in another order.
+    On CPUs. At level `reassociate`: the same products are summed, and rounded in another order; those of
+    int8 at `exact`.
     """
 
     name: ClassVar[str] = "batched-products"

@@ -10,6 +10,7 @@ from lepton_jax.ir.graph import Graph
 from lepton_jax.numerics.formats import Format, get_format
 from lepton_jax.numerics.learned import LEARNED, Train
 from lepton_jax.numerics.observers import get_observer
+from lepton_jax.passes._weights.guards import take_off_guards
 from lepton_jax.passes._weights.moments import MeanSeen
 from lepton_jax.passes._weights.on_shards import why_not_on_shards
 from lepton_jax.passes._weights.selecting import WeightPass
@@ -132,6 +133,12 @@ class Quantize(WeightPass):
         if not self.symmetric and (form.kind != "integer" or form.block):
             raise ValueError(f"{form} has no zero points: leave symmetric=false out, or take int8 to int2")
 
+    @property
+    def calibrates(self) -> bool:
+        """See `Pass.calibrates`."""
+        by_data = self.method == "gptq" or self.balance != "none" or self.correct != "none"
+        return by_data or self.activations == "static"
+
     def on_trial(self, record: Trials) -> Pass:
         """See `Pass.on_trial`."""
         from lepton_jax.passes.quantize._quantize.trial import Trial
@@ -140,6 +147,8 @@ class Quantize(WeightPass):
 
     def run(self, graph: Graph, ctx: PassContext) -> None:
         """Quantise what is selected, in program order."""
+        if self.train == "none":
+            take_off_guards(graph, ctx)
         share_weights(graph, ctx)
         found = self.select(graph, ctx)
         selected = found.selected

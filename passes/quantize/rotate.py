@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+from lepton_jax.ir.binding import parameters_of
 from lepton_jax.ir.graph import Graph, Node
 from lepton_jax.numerics.hadamard import block_order
+from lepton_jax.passes._weights.rows import take_rows
 from lepton_jax.passes.quantize._rotate.centre import centred
 from lepton_jax.passes.quantize._rotate.online import rotate_inputs
 from lepton_jax.passes.quantize._rotate.stream import Stream
@@ -62,6 +64,7 @@ class Rotate(Pass):
             raise UsageError("say which arguments are parameters: lepton.optimize(..., params='params')")
         if not ctx.allows("reassociate"):
             return
+        take_rows(graph, ctx, parameters_of(graph, ctx.params))
         known = Known.of(graph, ctx)
         if self.stream:
             self._streams(graph, known)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
-from importlib import import_module
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,13 +36,6 @@ def test_edges() -> None:
     assert float(relative_error(empty, empty)) == 0 and float(cosine(empty, empty)) == 1
     half = x.astype(jnp.bfloat16)
     assert float(jax.jit(sqnr)(half, half)) == np.inf
-
-
-@pytest.mark.parametrize("name", ["_scheme", "errors", "formats", "packing", "quantize", "straight_through"])
-def test_examples_in_the_source_run(name: str) -> None:
-    module = import_module(f"lepton_jax.numerics.{name}")
-    found = doctest.testmod(module, extraglobs={"jax": jax, "jnp": jnp})
-    assert found.attempted and not found.failed
 
 
 def test_the_largest_numbers_are_no_exception() -> None:

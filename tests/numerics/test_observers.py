@@ -121,6 +121,9 @@ def test_any_dtype_and_no_numbers() -> None:
             check(nothing, "embed")
         np.testing.assert_allclose(low, [-4, 0, -4], rtol=0.07)  # a channel that saw nothing
         np.testing.assert_array_equal(high, 0)
+    for observer in (MinMax(), Percentile(bins=64), MeanSquaredError(), Entropy()):  # no numbers at all
+        state = observer.init((0, 3))
+        assert same(state, observer.update(state, jnp.zeros((0, 3)))), observer
 
 
 def test_moving_average_starts_unbiased_and_merges_in_order() -> None:

@@ -247,7 +247,7 @@ def test_the_command(
     (tmp_path / "aot_program.py").write_text(PROGRAM)
     monkeypatch.chdir(tmp_path)
     on = ["--topology", "cpu:8"]
-    assert main(["aot", "aot_program:step", *on, "--mesh", "data", "--args", "aot_program:on_mesh"]) == 0
+    assert main(["aot", "aot_program:step", *on, "--mesh", "data", "--args", "on_mesh"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("aot_program:step for cpu:8: 8 devices, mesh data=8\n")
     assert "all-reduce over data: 1 times, results of 2.0 KiB, 3.5 KiB sent" in out

@@ -276,6 +276,7 @@ def test_mistakes_are_named(mesh: Mesh) -> None:
         ({"inner": ("data",)}, "some of them but not all"),
         ({"block": 0}, "block is at least 1"),
         ({"share": 2.0}, "share is above 0"),
+        ({"block": 2.5}, "block is a whole number, not 2.5"),
     ]:
         with pytest.raises(ValueError, match=said):
             Compression(**wrong)  # type: ignore[arg-type]
@@ -283,6 +284,14 @@ def test_mistakes_are_named(mesh: Mesh) -> None:
         lepton.compressed(optax.sgd(0.1), mesh, axes="model")
     with pytest.raises(ValueError, match="'slice' is not among"):
         lepton.data_parallel(loss, optax.sgd(0.1), mesh, axes="data")
+    train = lepton.data_parallel(loss, lepton.compressed(optax.sgd(0.1), mesh, axes="data"), mesh)
+    params, state = train.init(parameters())
+    with pytest.raises(
+        ValueError, match="over slice, data, and compressed adds up gradients over data alone"
+    ):
+        train.step(params, state, floats(8, 32))
+    with pytest.raises(ValueError, match=r"batch has shape \(7, 32\): 4 devices along slice, data divide"):
+        train.step(params, state, floats(7, 32))
     tx = lepton.compressed(optax.sgd(0.1), mesh, axes=BOTH, smallest=0)
     state = tx.init(parameters())
     with pytest.raises(ValueError, match="inside jax"):

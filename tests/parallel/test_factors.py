@@ -66,7 +66,7 @@ def test_parts_give_the_whole(family: str) -> None:
 def test_what_stands_without_a_rule() -> None:
     known = {*DIMENSION_RULES, *TRANSFERS}
     assert sorted(known - {*RULES, *REGIONS}) == [], "primitives that other analyses know"
-    left = {name for name in _jax._primitive_table() if name not in {*RULES, *REGIONS}}
+    left = {name for name in _jax.primitive_table() if name not in {*RULES, *REGIONS}}
     assert left <= {"get", "swap", "eval_jaxpr", "stage", "call"}, (
         "of what jax.lax has: references, and programs in programs"
     )

@@ -24,6 +24,7 @@ from lepton_jax.parallel.plan import Plan, PlanError
 
 AUTO = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 EXPLICIT = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+MIXED = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Explicit, AxisType.Auto))
 RNG = np.random.default_rng(0)
 
 
@@ -164,7 +165,7 @@ def dense(w: Any, x: Any, scale: Any = 1.0, *, power: int = 1) -> Any:
     return (jnp.tanh(x @ w["a"]) @ w["b"] * scale) ** power
 
 
-@pytest.mark.parametrize("mesh", [AUTO, EXPLICIT], ids=["auto", "explicit"])
+@pytest.mark.parametrize("mesh", [AUTO, EXPLICIT, MIXED], ids=["auto", "explicit", "mixed"])
 def test_transformations(mesh: Any) -> None:
     once, twice, wanted = plain()
     f = lepton.optimize(dense, mesh=mesh, shard=DENSE, static_argnames="power")
@@ -346,7 +347,10 @@ def test_an_abstract_mesh_is_planned_not_run() -> None:
         ({"mesh": "data=8", "shard": "plan.json"}, "a saved plan is read by Plan.load"),
         ({"mesh": "data=8", "donate": "all"}, "donate is 'auto' or None"),
         ({"mesh": "data=8", "donate": "auto", "donate_argnums": 0}, "leave out donate_argnums"),
-        ({"mesh": "data=8", "memory": "much"}, "memory is a number of bytes or as '14GB'"),
+        ({"mesh": "data=8", "memory": "much"}, "memory is a number of bytes, 1 or more, or as '14GB'"),
+        ({"mesh": "data=8", "memory": -1.0}, "1 or more, or as '14GB', not -1.0"),
+        ({"mesh": "data=8", "donate_argnums": 7}, r"donate_argnums=\(7,\), but only accepts"),
+        ({"mesh": "data=8", "donate_argnames": "weights"}, "invalid argnames {'weights'}"),
         ({"mesh": "data"}, "a mesh in words is as"),
     ],
 )

@@ -251,7 +251,7 @@ def test_what_is_read_again_after_long_is_gathered_again() -> None:
         (jnp.tanh, 1),
         (lambda y: jnp.tanh(y) * y, 2),
         (lambda y: y**3 + 1, 3),
-        (lambda y: jnp.tanh(y * 2 / 3), 2),  # numbers are multiplied first
+        (lambda y: jnp.tanh(y * 2 / 3), 3),  # numbers are not multiplied first
         (lambda y: y - y.max(-1, keepdims=True), 3),  # the greatest, repeated, taken away
         (lambda y: jax.lax.stop_gradient(y).reshape(64, 1, 64)[:, 0], 0),
     ):
@@ -275,6 +275,17 @@ def test_a_torus_that_wraps_in_three_dimensions_is_gathered_by_sums() -> None:
         found = predicted(lambda w, x: x @ w, (w, x), (P(ALL), P(ALL)), pod)
         assert [(each.kind, each.bytes) for each in found.collectives] == [(kind, 1024 * 512 * 2)]
         assert found.count() == 1
+
+    def slope(k: jax.Array, x: jax.Array) -> jax.Array:
+        """Backward, the kernel's windows are turned: what was gathered forward serves."""
+        found: jax.Array = jax.grad(lambda x: jnp.sum(jax.lax.conv(x, k, (1, 1), "SAME") ** 2))(x)
+        return found
+
+    k, images = shape(64, 64, 3, 3, dtype="bfloat16"), shape(64, 64, 16, 16, dtype="bfloat16")
+    for mesh, times in (("data=16,model=4", 1), ("data=8,model=4", 2)):
+        found = predicted(slope, (k, images), (P(ALL), P(ALL)), MeshSpec.of(mesh, chip="v5p"))
+        kernels = [each for each in found.collectives if each.bytes >= 64 * 64 * 9 * 2 // 32]
+        assert len(kernels) == times, kernels
 
 
 def test_tpus_send_in_the_type_in_which_they_multiply() -> None:

@@ -318,6 +318,21 @@ def test_a_preset_that_has_nothing_to_split_says_so(preset: str, name: str, mesh
         arrange(preset, graph, roles, MeshSpec.of(mesh, chip="v5e"))
 
 
+def test_micro_batches_of_neighbours_are_named() -> None:
+    """No split of the whole batch splits each part; the message says how to cut it."""
+
+    def step(params: Any, x: Any) -> Any:
+        def part(sums: Any, x: Any) -> Any:
+            return sums + jax.grad(lambda w: jnp.sum((x @ w) ** 2))(params["w"]), None
+
+        return jax.lax.scan(part, jnp.zeros((16, 8)), x.reshape(4, -1, 16))[0]
+
+    graph = trace(step, {"w": jnp.ones((16, 8))}, jnp.ones((32, 16)))
+    roles, mesh = roles_of(graph, ["params/w", "x"]), MeshSpec.of("data=2", chip="cpu")
+    with pytest.raises(PresetError, match=r"4 runs of neighbours in x.*reshape\(-1, 4, .*microbatches=4"):
+        arrange("dp", graph, roles, mesh)
+
+
 def test_without_parameters_or_batch() -> None:
     graph = trace(lambda x: jnp.sin(x), jnp.ones((8, 8)))
     nothing = roles_of(graph, ["x"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from typing import Any
 
 import jax
@@ -204,8 +206,44 @@ def test_a_process_that_fails_says_with_what(monkeypatch: pytest.MonkeyPatch) ->
         thread.start()
     for thread in threads:
         thread.join()
-    watches[0]._error = "ValueError: no data"
+    monkeypatch.setattr(sys, "exit", sys.exit)  # both are put back
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: None)
+    monkeypatch.setattr("atexit.register", lambda function: None)
+    watches[0].at_exit()
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert watches[0]._error == "KeyboardInterrupt"
+    with pytest.raises(SystemExit, match="4"):
+        sys.exit(4)
     watches[0]._leave()
     assert heard.wait(5.0)
-    assert said == ["process 0 of 2 (127.0.0.1) ended with ValueError: no data; process 1 ends too"]
-    assert statuses == [1]
+    assert said == ["process 0 of 2 (127.0.0.1) ended with sys.exit(4); process 1 ends too"]
+    assert statuses == [4]
+
+
+def test_a_caught_exit_is_no_failure_and_who_is_left_behind_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "exit", sys.exit)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr("atexit.register", lambda function: None)
+    monkeypatch.setattr("lepton_jax.parallel._processes.watch._LEAVING", 0.0)
+    host, port, watches = "127.0.0.1", free_port(), {}
+
+    def join(process: int) -> None:
+        watches[process] = Watch(host, port, 2, process, 5.0, pytest.fail)
+
+    threads = [threading.Thread(target=join, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    watches[1].at_exit()
+    watches[0]._patience = 0.1
+    with pytest.raises(SystemExit):
+        sys.exit("caught")
+    watches[1]._leave()
+    deadline = time.monotonic() + 5.0
+    while not caplog.messages and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "came to its end 0.1 s ago, and process 0 runs on" in caplog.messages[0]
+    watches[0]._leave()

@@ -98,6 +98,11 @@ def test_parts_of_sums_are_joined_and_scattered() -> None:
     assert kinds(Layout(((), (), ()), ("a", "b")), Layout((("a", "b"), (), ()))) == [
         ("reduce-scatter", ("a", "b"), WHOLE // 8)
     ]
+    # What some of the axes shall split is added up over the others in parts.
+    assert kinds(Layout(((), (), ()), ("a", "b")), Layout((("b",), (), ()))) == [
+        ("reduce-scatter", ("b",), WHOLE // 4),
+        ("all-reduce", ("a",), WHOLE // 4),
+    ]
 
 
 def test_a_sum_over_one_axis_may_stay() -> None:

@@ -56,6 +56,18 @@ def test_forward_and_gradient() -> None:
     assert of(swapped, "batch") == ["x"]
 
 
+def test_one_array_that_a_step_gives_back_is_a_parameter_where_it_is_multiplied() -> None:
+    def last(w: jax.Array, x: jax.Array) -> jax.Array:
+        h, _ = jax.lax.scan(lambda h, w: (jnp.tanh(h @ w.T), None), x, w)
+        return jnp.mean(h**2)
+
+    w = jnp.ones((3, 8, 8))
+    step = found(lambda w, x: w - jax.grad(last)(w, x), "w", "x", args=(w, X))
+    assert step.kinds == ("param", "batch") and step.returned == {0: 0}
+    mean = found(lambda m, x: 0.9 * m + 0.1 * x, "m", "x", args=(X, X))
+    assert "param" not in mean.kinds
+
+
 def test_what_the_user_names_is_believed() -> None:
     def fun(x: jax.Array, table: jax.Array, key: jax.Array, temperature: jax.Array) -> jax.Array:
         return x @ table * temperature + jax.random.normal(key, (6, 8))

@@ -174,7 +174,7 @@ def towers(width: int, out: int, batch: int) -> tuple[Graph, Roles]:
 
 
 def test_of_what_a_search_cannot_tell_apart_fewer_bytes_are_taken_where_they_are_no_slower() -> None:
-    graph, roles = towers(2048, 64, 8192)
+    graph, roles = towers(1024, 256, 4096)
     fast, few = (solve(graph, roles, MESH, objective=each) for each in ("time", "bytes"))
     other = next(each for each in fast.candidates if each.name == "auto")
     assert fast.status == "bytes" and fast.sent == few.sent < 0.95 * other.sent
@@ -182,7 +182,7 @@ def test_of_what_a_search_cannot_tell_apart_fewer_bytes_are_taken_where_they_are
 
 
 def test_the_fewest_bytes_are_fewer_than_those_of_the_fastest_and_of_presets_that_share_the_work() -> None:
-    graph, roles = towers(4096, 1024, 32768)
+    graph, roles = towers(4096, 64, 4096)
     fast, few = (solve(graph, roles, MESH, objective=each) for each in ("time", "bytes"))
     assert few.sent < 0.95 * fast.sent and few.predicted > fast.predicted
     assert few.sent == sum(
@@ -193,7 +193,7 @@ def test_the_fewest_bytes_are_fewer_than_those_of_the_fastest_and_of_presets_tha
         assert each.sent >= few.sent or each.predicted.flops > most, each.name
     assert few.candidates[0].predicted.flops <= most
     assert few.status == "optimal" and few.cost == pytest.approx(few.objective, rel=1e-3) and few.gap <= 1e-3
-    assert f"bound, {few.bound / 1e6:.4g} MB" in str(few) and str(few).startswith("optimal: 22.94 MB sent")
+    assert f"bound, {few.bound / 1e6:.4g} MB" in str(few) and str(few).startswith("optimal: 3.572 MB sent")
     assert few.notes[0].startswith(f"the fastest layouts: {fast.sent / 1e6:.4g} MB sent, ")
     with pytest.raises(ValueError, match="time or bytes, not 'speed'"):
         solve(graph, roles, MESH, objective="speed")

@@ -17,7 +17,7 @@ from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction import predict
 from lepton_jax.parallel.presets import PresetError
-from lepton_jax.parallel.resharding import reshard, seconds
+from lepton_jax.parallel.resharding import reshard
 from lepton_jax.parallel.roles import Roles, roles_of
 from lepton_jax.parallel.solver import solve
 from lepton_jax.parallel.solver.building import build
@@ -25,6 +25,7 @@ from lepton_jax.parallel.solver.choices import index_layouts
 from lepton_jax.parallel.solver.flat import flatten
 from lepton_jax.parallel.solver.greedy import Improver
 from lepton_jax.parallel.solver.integer import solve_integer
+from lepton_jax.parallel.solver.objective import TIME
 from lepton_jax.parallel.solver.overlap import Shares, Soft
 from lepton_jax.parallel.solver.problem import Labels, Problem, Row
 from lepton_jax.parallel.solver.rivals import OVER_ALL, preset_layouts
@@ -117,7 +118,7 @@ def test_tables_are_the_costs_of_resharding() -> None:
     table = Tables(mesh).between(aval, before, after)
     for i in range(0, len(before.index), 3):
         for j in range(0, len(after.index), 2):
-            exact = seconds(reshard(aval, before.of(i), after.of(j), mesh), mesh)
+            exact = TIME.of(reshard(aval, before.of(i), after.of(j), mesh), mesh)
             assert table[i, j] == pytest.approx(exact, rel=1e-6, abs=1e-12), (before.of(i), after.of(j))
 
 

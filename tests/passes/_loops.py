@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from lepton_jax.ir.graph import Graph
 from lepton_jax.rewrite import Report
@@ -58,3 +59,32 @@ def body(graph: Graph) -> list[str]:
     """The operations in the body of the only loop of a graph."""
     (loop,) = [node for node in graph.walk() if node.op in ("scan", "while")]
     return [node.op for node in loop.regions[-1]]
+
+
+# Programs
+
+
+@jax.jit
+def handed_on(x: Any) -> Any:
+    """Its first result is its argument, which a loop around it cannot know when it is traced."""
+    return x, x + 1
+
+
+def trips(low: int, high: int) -> Any:
+    """A loop from `low` to `high`, which JAX does not know when it traces it."""
+
+    def f(x: Any) -> Any:
+        bounds = jnp.asarray(low), jnp.asarray(high)
+        return lax.fori_loop(*bounds, lambda i, v: jnp.sin(v) + i, x)
+
+    return f
+
+
+def average(x: Any, rate: Any) -> Any:
+    """A moving average, and its value after each step."""
+
+    def step(mean: Any, xt: Any) -> tuple[Any, Any]:
+        mean = mean + rate * (xt - mean)
+        return mean, mean
+
+    return lax.scan(step, x[0], x)

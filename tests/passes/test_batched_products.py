@@ -54,8 +54,8 @@ def test_the_forms_give_the_same_numbers(equation: str, shapes: Any, rules: dict
 
 def test_what_lies_in_memory_is_read_as_it_lies() -> None:
     scores, values = product(SCORES, computed=False), product(VALUES, computed=False)
-    few, many = floats(2, 3, 1, 16), floats(2, 3, 8, 16)
-    keys = floats(2, 16, 3, 8)
+    few, many = floats(2, 3, 1, 32), floats(2, 3, 8, 32)
+    keys = floats(2, 32, 3, 8)
     assert fired(scores, floats(2, 8, 3, 8), keys) == {}
     assert fired(values, few, keys) == {}
     assert fired(values, many, keys) == {"last-stays-last": 1}
@@ -63,10 +63,31 @@ def test_what_lies_in_memory_is_read_as_it_lies() -> None:
     assert fired(product(VALUES), many, keys, target="tpu") == {}
 
 
+def test_tiny_products_stay() -> None:
+    assert fired(product(VALUES), floats(2, 3, 4, 7), floats(2, 7, 3, 8)) == {}
+
+
 def test_only_float32_and_bfloat16() -> None:
     x, y = floats(2, 3, 8, 16), floats(2, 16, 3, 8)
     for dtype, count in ((jnp.bfloat16, 1), (jnp.float16, 0), (jnp.int32, 0)):
         assert len(fired(product(VALUES), x.astype(dtype), y.astype(dtype))) == count
+
+
+def test_int8_is_multiplied_by_rows() -> None:
+    """The same integers, and only where a is summed over columns and b over rows."""
+    weights, values = (jnp.asarray(x * 40, jnp.int8) for x in (floats(2, 3, 5, 16), floats(2, 16, 3, 8)))
+    numbers = (((1,), (3,)), ((0, 2), (0, 1)))
+
+    def mixed(weights: Any, values: Any) -> Any:
+        return jax.lax.dot_general(values, weights, numbers, preferred_element_type=jnp.int32)
+
+    graph, report = run(mixed, weights, values, passes=PASS)
+    assert dict(report.rules) == {"int8-rows-on-the-left": 1}
+    found = lepton.ir.to_callable(graph)(weights, values)[0]
+    np.testing.assert_array_equal(found, mixed(weights, values))
+    again = run(lepton.ir.to_callable(graph), weights, values, passes=PASS)[1]
+    assert not again.rules
+    assert fired(product("bhqd,bhkd->bhqk", computed=False), weights, weights) == {}
 
 
 def test_transposes_written_out_come_back() -> None:
@@ -90,7 +111,8 @@ def test_attention_of_flax_and_its_gradient() -> None:
     params = layer.init(jax.random.key(0), x)
 
     def loss(params: Any, x: Any) -> Any:
-        return jnp.sum(jnp.cos(layer.apply(params, x)))
+        y: Any = layer.apply(params, x)
+        return jnp.sum(jnp.cos(y))
 
     optimised = lepton.optimize(loss)
     rules = optimised.trace(params, x).report.rules

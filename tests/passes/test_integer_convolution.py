@@ -219,6 +219,17 @@ def test_other_targets_and_dtypes_are_left_alone() -> None:
     assert lowered(Case(plain.fun, wide, {}, passes="integer-convolution"))[1] == {}
 
 
+def test_any_number_of_images_is_no_failure() -> None:
+    (images,) = jax.export.symbolic_shape("images")
+    kernel, x = int8(3, 3, 3, 8), int8(2, 12, 12, 3)
+    for layout, shape in ((LAST, (images, 12, 12, 3)), (FIRST, (images, 3, 12, 12))):
+        one = case((1, 12, 12, 3), (3, 3, 3, 8), {}, layout=(layout[0], "HWIO", layout[2]))
+        fun = lepton.optimize(one.fun, one.passes, strict=True)
+        exported = jax.export.export(jax.jit(fun))(jax.ShapeDtypeStruct(shape, jnp.int8), kernel)
+        given = x if layout is LAST else jnp.moveaxis(x, 3, 1)
+        np.testing.assert_array_equal(exported.call(given, kernel), one.fun(given, kernel))
+
+
 def test_channels_first_stay_on_the_fast_path() -> None:
     """XLA would take the transposes into the convolution and widen its kernel."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -164,3 +165,35 @@ def test_each_of_several_passes_calibrates_what_it_takes() -> None:
     clipped, whole = sorted(float(array) * 127 for array in model.params.arrays if array.ndim == 0)
     assert whole == pytest.approx(float(jnp.abs(x).max()), rel=1e-5)
     assert clipped < 0.98 * whole
+
+
+def test_what_all_steps_share_is_seen_once_at_any_length() -> None:
+    """Layers in a loop over time in which they are the same; each layer has numbers of its own."""
+
+    def step(ws: Any, h: Any, x: Any) -> tuple[Any, None]:
+        return lax.scan(lambda h, w: (jnp.tanh(h @ w + x), None), h, ws)[0], None
+
+    def recurrent(ws: Any, xs: Any) -> Any:
+        return lax.scan(lambda h, x: step(ws, h, x), jnp.zeros(K), xs)[0]
+
+    ws, xs = floats(2, K, K, scale=0.1), floats(7, K)
+    short, codes = xs[:4], 2 * K * K
+    for options, size in (
+        ("activations=static", codes + 4 * 2 * (K + 1)),
+        ("weights=int4,method=gptq,balance=smoothquant", codes // 2 + 4 * 2 * 2 * K),
+        ("weights=int4,correct=bias", codes // 2 + 4 * 2 * 2 * K),
+    ):
+        model = lepton.compile(
+            recurrent, ws, xs, passes=f"default,quantize{{{options}}}", calibration=[xs, short], strict=True
+        )
+        assert model.nbytes == size, options
+        for x in (xs, short, floats(3, K)):
+            assert sqnr(recurrent(ws, x), model(x)) > (13 if "int4" in options else 25), options
+    (row,) = lepton.sensitivity(recurrent, ws, xs, data=[xs, short], passes="default,quantize").rows
+    assert row.saved == 2 * (3 * K * K - 4 * K)
+    f = lepton.trainable(
+        recurrent, ws, xs, passes="default,quantize{activations=static,train=lsq}", calibration=[xs]
+    )
+    (learned,) = f.params["learned"].values()
+    assert jax.tree.map(jnp.shape, learned) == {"input-step": (2,), "weight-step": (2, 1, K)}
+    np.testing.assert_allclose(f.compile(f.params)(short), f(f.params, short), rtol=1e-5, atol=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -129,6 +130,41 @@ def test_ranges_in_branches() -> None:
             exact, found = exactly(params, batch), model(batch)
             assert sqnr(exact["nested"], found["nested"]) > (25 if "int4" not in options else 10)
             assert sqnr(exact["layers"], found["layers"]) > 10
+
+
+def one_of_several(w: Any, x: Any) -> Any:
+    """A branch for each example."""
+
+    def deep(h: Any) -> Any:
+        return lax.cond(h[0] > 0, lambda h: jnp.tanh(h @ w["a"]) @ w["d"], lambda h: h @ w["b"], h)
+
+    return lax.switch(jnp.int32(x[1] > 0), [deep, lambda h: h @ w["c"]], x)
+
+
+def test_branches_under_vmap() -> None:
+    params = {name: floats(WIDTH, WIDTH, scale=0.2) for name in "abcd"}
+    x = floats(2, 4, WIDTH)
+
+    def fun(params: Any, x: Any) -> Any:
+        return jax.vmap(jax.vmap(one_of_several, (None, 0)), (None, 0))(params, x)
+
+    exact = fun(params, x)
+    for passes in ("quantize", "default,quantize{activations=static}"):
+        calibration = [x] if "static" in passes else None
+        model = lepton.compile(fun, params, x, passes=passes, calibration=calibration, strict=True)
+        assert not reasons(model.fun.report.sites) and len(model.params.arrays) <= 12
+        assert model.nbytes <= 4 * (WIDTH * WIDTH + 4 * WIDTH + 4)
+        assert sqnr(exact, model(x)) > 25
+    whole = lepton.compile(fun, params, x, passes="default")
+    assert whole.nbytes == 4 * 4 * WIDTH * WIDTH  # no copies for each example
+    np.testing.assert_allclose(whole(x), exact, rtol=1e-5, atol=1e-5)
+    f = lepton.trainable(fun, params, x, passes="default,quantize{weights=int4,train=lsq}")
+    assert not f.params["learned"]
+    slopes = jax.grad(lambda p: f(p, x).sum())(f.params)["params"]
+    wanted = jax.grad(lambda p: fun(p, x).sum())(params)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), slopes, wanted)
+    np.testing.assert_array_equal(f.compile(f.params)(x), f(f.params, x))
+    assert set(reasons(f.report.sites).values()) == {"vmap has made a selection of the branch that reads it"}
 
 
 class Perceptron(nnx.Module):

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax import lax
 
 import lepton_jax as lepton
@@ -112,8 +113,16 @@ def test_weights_in_codes_before_the_default_passes_and_gradients() -> None:
 def test_depthwise_convolutions_after_the_default_passes_are_sums_and_stay_floats() -> None:
     (case,) = DEPTHWISE.values()
     model = lepton.compile(case.fun, case.params, case.x, passes="default,quantize{activations=dynamic}")
-    assert reasons(model.fun.report.sites) == {"w": "no product, convolution or gather of rows reads it"}
+    (reason,) = reasons(model.fun.report.sites).values()
+    assert reason.startswith("depthwise-as-shifts has made a sum") and "quantize,default" in reason
     assert all(array.dtype == jnp.float32 for array in model.params.arrays)
+    static = "quantize{activations=static}"
+    given = (case.fun, case.params, case.x)
+    with pytest.raises(lepton.CalibrationError, match=r"nothing to calibrate.*depthwise-as-shifts"):
+        lepton.compile(*given, passes=f"default,{static}", calibration=[case.x])
+    before = lepton.compile(*given, passes=f"cleanup,movement,{static},default", calibration=[case.x])
+    assert sqnr(case.fun(case.params, case.x), before(case.x)) > 25
+    assert before.nbytes < model.nbytes / 2
 
 
 @jax.jit
@@ -144,6 +153,17 @@ def test_functions_that_are_called_in_several_places_have_weights_of_their_own()
 
 # tables
 
+
+def drawn(w: Any, i: Any) -> Any:
+    """Each row is chosen by the one before."""
+    return lax.scan(lambda j, _: (jnp.argmax(w[j]), w[j]), i[0, 1], length=5)[1]
+
+
+def counted(w: Any, x: Any) -> Any:
+    """A part of what is stacked for all steps."""
+    return lax.fori_loop(0, 9, lambda k, h: jnp.tanh(h) * w[8 - k], x)
+
+
 INDICES = jnp.array([[0, 3], [49, -1], [60, -60], [-50, 7]])  # 60 and -60 are out of bounds
 
 TABLES = {
@@ -152,6 +172,10 @@ TABLES = {
     "columns": Case(lambda w, i: jnp.take(w, i, axis=1), floats(K, 50), INDICES),
     "zeros": Case(lambda w, i: w.at[i].get(mode="fill", fill_value=0.0), floats(50, K), jnp.abs(INDICES)),
     "mapped": Case(lambda w, i: jax.vmap(lambda j: w[j])(i), floats(50, K), INDICES),
+    "each": Case(lambda w, i: jax.vmap(jax.vmap(lambda j: w[j]))(i), floats(50, K), INDICES),
+    "one": Case(lambda w, i: w[i[1, 1]], floats(50, K), INDICES),
+    "last": Case(drawn, floats(50, K, scale=0.1), INDICES),
+    "experts": Case(lambda w, i: w[jnp.abs(i) % 7], floats(7, 40, 6) * 4.0 ** jnp.arange(6), INDICES),
     "tied": Case(lambda w, i: w[i] @ w.T, floats(50, K), INDICES),
 }
 WITH_NAN = ("take", "columns")
@@ -168,6 +192,8 @@ def test_tables_give_what_take_gives() -> None:
             check_codes(model.params, case, name, dtype)
             assert sqnr(exact[name], found[name]) > floor, (name, weights)
             assert np.isnan(found[name]).any() == (name in WITH_NAN), name
+        experts = (exact["experts"][..., 0], found["experts"][..., 0])
+        assert sqnr(*experts) > floor, weights  # a column of small numbers beside large ones
 
 
 def test_a_tied_embedding_is_kept_once_with_quantised_activations_too() -> None:
@@ -188,6 +214,7 @@ def test_gathers_that_do_not_take_rows_are_left_with_a_reason() -> None:
         "ones": Case(lambda w, i: w.at[i].get(mode="fill", fill_value=1.0), floats(9, 4), jnp.arange(12)),
         "elements": Case(lambda w, i: w[i, i], floats(9, 4), jnp.arange(3)),
         "outer": Case(lambda w, x: jnp.tensordot(w, x, 0), floats(9, 4), floats(3)),
+        "counted": Case(counted, floats(9, 4), floats(4)),
         "image": Case(lambda w, x: convolution(NHWC)(x, w), floats(1, 7, 7, 2), floats(3, 3, 2, 4)),
     }
     fun, params, x = joined(cases)
@@ -196,4 +223,5 @@ def test_gathers_that_do_not_take_rows_are_left_with_a_reason() -> None:
     assert found["params/ones"] == "rows out of bounds are filled with 1.0"
     assert found["params/elements"] == "it does not take whole rows"
     assert found["params/image"] == "the weight is the image of the convolution"
+    assert found["params/counted"] == "no product, convolution or gather of rows reads it"
     assert "params/outer" in found

@@ -45,7 +45,7 @@ TOKENS = jnp.asarray(RNG.integers(0, 32, (2, 6)))
 
 def by_rms(p: Any, tokens: Any) -> Any:
     """Root mean square norms with gains, and a loop over layers."""
-    h = p["table"][tokens]
+    h = jax.vmap(jax.vmap(lambda i: p["table"][i]))(tokens)  # as Equinox writes it
     h = h + jax.nn.gelu(rms(h, p["gains"][0]) @ p["up"] + p["bias"]) @ p["down"] + p["out"]
     h, _ = jax.lax.scan(lambda h, w: (h + jnp.tanh(rms(h, 1.0) @ w) @ w.T, None), h, p["stack"])
     return rms(h, p["gains"][1]) @ p["table"].T

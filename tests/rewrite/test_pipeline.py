@@ -192,6 +192,7 @@ def test_random_pipelines_round_trip() -> None:
         ("everything{count=1,count=2}", r"option 'count' is given twice"),
         ("everything{limit=few}", r"option 'limit' of pass 'everything' wants none or int; got 'few'"),
         ('everything{word="open}', r"cannot read '\"open}'"),
+        ("everything{word=a/b}", r"cannot read '/b}' .*; paths and patterns are quoted: only="),
         ("particular", r"pass 'particular' needs the option 'bits'"),
         ("particular{bits=5}", r"option 'bits' of pass 'particular' is one of 4, 8; got '5'"),
         ("particular{bits=4,where=13}", r"pass 'particular': where is any place but 13"),

@@ -24,7 +24,8 @@ from lepton_jax.rewrite import (
     register,
     unregister,
 )
-from lepton_jax.rewrite.reproducer import default_folder, random_args, write_reproducer
+from lepton_jax.rewrite.replay import random_args
+from lepton_jax.rewrite.reproducer import default_folder, write_reproducer
 from lepton_jax.targets import get_target
 
 PLUGIN = """

@@ -1,24 +1,31 @@
 """The watch: each process keeps a connection to process 0 as long as it lives; process 0 tells all who died.
 
-The system closes the connection when a process dies, however it dies.
+The system closes the connection when a process dies, however it dies. One that ends by an exception or by
+`sys.exit` of a failure says so first. `raise SystemExit(1)` cannot be told from a program that came to its
+end: of such the others hear when they run on for long.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
+import math
 import os
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from lepton_jax.parallel._processes.line import Line, ProcessError, connect, server
 
+_LOG: Final = logging.getLogger("lepton")
 _MOMENT: Final = 1.0
 """Seconds in which a process that failed learns whether another one died before."""
+_LEAVING: Final = 10.0
+"""Seconds from `sys.exit` to the end of a process; one that lives on for longer has caught it."""
 
 
 class Watch:
@@ -33,7 +40,10 @@ class Watch:
         self._lines: dict[int, Line] = {}
         self._names: dict[int, str] = {}
         self._over = threading.Event()
+        self._patience = timeout
         self._error = ""
+        self._status = 1
+        self._until = math.inf
         if count == 1:
             return
         if process == 0:
@@ -45,13 +55,21 @@ class Watch:
 
     def at_exit(self) -> None:
         """Let the others know how this process ends; called last, since JAX's own exit waits for all."""
-        hook = sys.excepthook
+        hook, leave = sys.excepthook, sys.exit
 
         def noted(kind: Any, error: Any, trace: Any) -> None:
-            self._error = f"{kind.__name__}: {error}"[:1000]
+            self._error = ": ".join(filter(None, (kind.__name__, str(error))))[:1000]
+            self._status, self._until = 1, math.inf
             hook(kind, error, trace)
 
+        def leaving(status: Any = None) -> NoReturn:
+            if status not in (None, 0) and threading.current_thread() is threading.main_thread():
+                self._error, self._until = f"sys.exit({status!r})"[:1000], time.monotonic() + _LEAVING
+                self._status = status if isinstance(status, int) else 1
+            leave(status)
+
         sys.excepthook = noted
+        sys.exit = leaving
         atexit.register(self._leave)
 
     # Coming together
@@ -124,11 +142,21 @@ class Watch:
         kind = said.get("kind") if said else None
         if kind == "bye":
             self._lines.pop(peer, None)
+            self._remark(peer)
         elif said and kind == "death":
             self._dead(str(said["message"]))
         else:
             how = f"ended with {said['error']}" if said and kind == "failed" else "died"
             self._dead(f"process {peer} of {self._count} ({self._names[peer]}) {how}")
+
+    def _remark(self, peer: int) -> None:
+        """Of a process that came to its end: say so if this one does not for long."""
+        if not self._over.wait(self._patience):
+            _LOG.warning(
+                "process %d of %d (%s) came to its end %g s ago, and process %d runs on: if it waits for "
+                "that one in a collective, it waits in vain, and JAX ends both 300 s after the first ended",
+                *(peer, self._count, self._names[peer], self._patience, self._process),
+            )
 
     def _dead(self, message: str) -> None:
         """Tell the others, and end."""
@@ -140,6 +168,8 @@ class Watch:
         self._on_death(f"{message}; process {self._process} ends too")
 
     def _leave(self) -> None:
+        if time.monotonic() > self._until:
+            self._error = ""
         if self._error and self._over.wait(_MOMENT):  # a collective failed since a peer died:
             time.sleep(_MOMENT)  # the thread that saw it says so and ends this process
         self._over.set()
@@ -153,7 +183,7 @@ class Watch:
             for stream in (sys.stdout, sys.stderr):
                 with contextlib.suppress(Exception):
                     stream.flush()
-            os._exit(1)
+            os._exit(self._status)
 
 
 def _listed(numbers: list[int]) -> str:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from lepton_jax.ir.graph import Graph, Value
+from lepton_jax.ir.regions import slots
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,12 @@ _UPDATES: Final = frozenset(
 )
 
 
+_PRODUCTS: Final = frozenset({"dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"})
+_FORMS: Final = frozenset(
+    {"transpose", "reshape", "convert_element_type", "squeeze", "slice", "copy", "name"}
+)
+
+
 def _is_updated(output: Value, source: Value) -> bool:
     """Whether an output is an input with something added, element by element."""
     waiting, seen = [output], {output}
@@ -122,6 +129,26 @@ def _is_updated(output: Value, source: Value) -> bool:
             return True
         if value.node is not None and value.op in _UPDATES:
             fresh = [each for each in value.node.operands if each.shape == value.shape and each not in seen]
+            seen.update(fresh)
+            waiting += fresh
+    return False
+
+
+def is_multiplied(value: Value) -> bool:
+    """Whether a product reads an array, as it is or in another form, in loops and branches too."""
+    waiting, seen = [value], {value}
+    while waiting:
+        for node, place in waiting.pop().uses:
+            if node.op in _PRODUCTS:
+                return True
+            inside = [
+                node.regions[region].inputs[index]
+                for slot in (slots(node) if node.regions else ())
+                if slot.operand == place
+                for region, index in slot.inputs
+            ]
+            onward = [*inside, *(node.results if node.op in _FORMS else ())]
+            fresh = [each for each in onward if each not in seen]
             seen.update(fresh)
             waiting += fresh
     return False

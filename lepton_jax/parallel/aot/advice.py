@@ -11,7 +11,7 @@ from lepton_jax.parallel.aot.shardy import Buffer
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.words import bytes_text
 
-_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_BINARY: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?"
 _NEEDED: Final = (
     # libtpu today, and as it was: XLA:TPU's report with a list of allocations
@@ -57,20 +57,21 @@ def out_of_memory(message: str) -> OutOfMemory | None:
     needed = available = 0
     for form in _NEEDED:
         if found := form.search(message):
-            needed, available = _bytes(found[1], found[2]), _bytes(found[3], found[4])
+            needed, available = _binary_bytes(found[1], found[2]), _binary_bytes(found[3], found[4])
             break
     else:
         if found := _WANTED.search(message):
-            needed = _bytes(found[1], found[2])
+            needed = _binary_bytes(found[1], found[2])
     largest = tuple(
-        Buffer(_bytes(size, unit), shape, "", name or "", "value")
+        Buffer(_binary_bytes(size, unit), shape, "", name or "", "value")
         for size, unit, name, shape in _ALLOCATION.findall(message)
     )
     return OutOfMemory(needed, available, largest, message.partition("\n")[0])
 
 
-def _bytes(number: str, unit: str) -> int:
-    return int(float(number) * _UNITS[unit])
+def _binary_bytes(number: str, unit: str) -> int:
+    """Bytes, from a number and a unit as XLA says them: its K, M, G and T are powers of 1024."""
+    return int(float(number) * _BINARY[unit])
 
 
 def advice(

@@ -75,8 +75,8 @@ def compressed(
         >>> mesh = jax.make_mesh((1,), ("data",))
         >>> tx = compressed(optax.sgd(0.5), mesh, smallest=0)
         >>> state = tx.init({"w": jnp.ones((16, 16))})
-        >>> state.feedback.local[0].shape, state.feedback.local[0].sharding.spec
-        ((1, 256), PartitionSpec('data',))
+        >>> state.feedback.local[0].shape, tuple(state.feedback.local[0].sharding.spec)
+        ((1, 256), ('data',))
     """
     import optax
 
@@ -136,9 +136,10 @@ def state_specs(state: Any) -> Any:
     return jax.tree.map(specs, state, is_leaf=_is_feedback)
 
 
-def has_feedback(state: Any) -> bool:
-    """Whether a state is one of an optimiser with `compressed` in it."""
-    return any(_is_feedback(part) for part in jax.tree.leaves(state, is_leaf=_is_feedback))
+def summed_axes(state: Any) -> list[set[str]]:
+    """Of each `compressed` in an optimiser, by its state, the axes over which it adds up gradients."""
+    parts = jax.tree.leaves(state, is_leaf=_is_feedback)
+    return [{*part.outer, *part.inner} for part in parts if _is_feedback(part)]
 
 
 def refit(saved: Any, like: Any) -> Any:

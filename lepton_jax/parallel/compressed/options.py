@@ -67,8 +67,11 @@ class Compression:
             )
         least = {"block": 1, "rank": 1, "smallest": 0, "bucket": 1, "start": 0, "least_rate": 1.0}
         for name, at_least in least.items():
-            if getattr(self, name) < at_least:
-                raise ValueError(f"{name} is at least {at_least}, not {getattr(self, name)}")
+            given = getattr(self, name)
+            if given < at_least:
+                raise ValueError(f"{name} is at least {at_least}, not {given}")
+            if isinstance(at_least, int) and int(given) != given:
+                raise ValueError(f"{name} is a whole number, not {given}")
         if not 0.0 < self.share <= 1.0:
             raise ValueError(f"share is above 0 and at most 1, not {self.share}")
 

@@ -27,8 +27,8 @@ def matrices_of(shape: Sequence[int], rank: int, least: float) -> View | None:
     otherwise all dimensions but the last are the rows (convolutions).
 
     Example:
-        >>> matrices_of((24, 512, 512), 4, 2.0), matrices_of((3, 3, 64, 128), 4, 2.0), matrices_of((512,), 4,
-        2.0) ((24, 512, 512), (1, 576, 128), None)
+        >>> [matrices_of(shape, 4, 2.0) for shape in ((24, 512, 512), (3, 3, 64, 128), (512,))]
+        [(24, 512, 512), (1, 576, 128), None]
     """
     views: list[View] = []
     if len(shape) == 3:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
+from jax.tree_util import keystr, tree_flatten_with_path
 
-from lepton_jax.parallel.compressed.optimizer import has_feedback, state_specs
+from lepton_jax.parallel.compressed.optimizer import state_specs, summed_axes
 
 if TYPE_CHECKING:
     import optax
@@ -67,14 +70,30 @@ class DataParallel:
             The new parameters and state, and the mean of the devices' losses; with `has_aux` the pair of it
             and the mean of what else the loss gives.
         """
-        found: tuple[Any, Any, Any] = self._step(params, state, jax.tree.map(self._split, batch))
+        found: tuple[Any, Any, Any] = self._step(params, state, self._split(batch))
         return found
 
     def lower(self, params: Any, state: Any, batch: Any) -> Any:
         """The step's `jax.stages.Lowered` for such arguments, arrays or shapes."""
-        return self._step.lower(params, state, jax.tree.map(self._split, batch))
+        return self._step.lower(params, state, self._split(batch))
 
-    def _split(self, array: Any) -> Any:
+    def _split(self, batch: Any) -> Any:
+        """A batch over the devices.
+
+        Raises:
+            ValueError: they cannot divide the first dimension of an array.
+        """
+        count = math.prod(self._mesh.shape[axis] for axis in self._axes)
+        for way, array in tree_flatten_with_path(batch)[0]:
+            if not np.shape(array) or np.shape(array)[0] % count:
+                name = "/".join(filter(None, ("batch", keystr(way, simple=True, separator="/"))))
+                raise ValueError(
+                    f"{name} has shape {np.shape(array)}: {count} devices along {', '.join(self._axes)} "
+                    "divide the first dimension of each array of a batch; leave out the last few, or fill up"
+                )
+        return jax.tree.map(self._placed, batch)
+
+    def _placed(self, array: Any) -> Any:
         """An array of a batch over the devices; arrays of several processes stay as they are."""
         place = NamedSharding(self._mesh, PartitionSpec(self._axes))
         if isinstance(array, jax.ShapeDtypeStruct):
@@ -97,7 +116,14 @@ class DataParallel:
         import optax
 
         found, slope = jax.value_and_grad(self._loss, has_aux=self._has_aux)(params, batch)
-        if not has_feedback(state):
+        summed = summed_axes(state)
+        if wrong := [axes for axes in summed if axes != set(self._axes)]:
+            raise ValueError(
+                f"data_parallel splits the batch over {', '.join(self._axes)}, and compressed adds up "
+                f"gradients over {', '.join(sorted(wrong[0]))} alone: give it axes={self._axes}, and in "
+                "inner= those over which sums shall be exact"
+            )
+        if not summed:
             slope = lax.pmean(slope, self._axes)
         updates, state = self._tx.update(slope, state, params)
         return optax.apply_updates(params, updates), state, lax.pmean(found, self._axes)

@@ -12,30 +12,20 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from lepton_jax.ir.graph import Node, Value
-from lepton_jax.parallel.factors.elementwise import ELEMENTWISE
+from lepton_jax.parallel.prediction.elements import (
+    CALLS,
+    EXPONENTIALS,
+    FUSED,
+    RENAMED,
+    WINDOWS,
+    puts_one,
+    reads_elements,
+)
+from lepton_jax.parallel.prediction.softmaxes import softmax_runs_within
 from lepton_jax.parallel.prediction.windows import PRODUCTS
 
-FUSED: Final = (ELEMENTWISE - {"optimization_barrier"}) | {
-    *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "iota", "rev", "slice", "pad"),
-    *("shard_hint", "sharding_constraint", "stop_gradient", "concatenate"),
-}
-CALLS: Final = frozenset(
-    {
-        *("jit", "closed_call", "core_call", "remat2", "checkpoint"),
-        *("custom_jvp_call", "custom_vjp_call"),
-    }
-)
-"""Regions that run once, with what is around them."""
-RENAMED: Final = frozenset(
-    {
-        *("reshape", "transpose", "squeeze", "expand_dims"),
-        *("shard_hint", "sharding_constraint", "stop_gradient"),
-    }
-)
-"""What a product reads as it lies."""
 ENOUGH: Final = 1.25
 """Arrays with several readers are made again where what they are made of is at most this much larger."""
-EXPONENTIALS: Final = frozenset({"exp", "exp2"})
 MOST_WITHIN: Final = 32
 """How many operations are looked through to find what runs within a product."""
 
@@ -110,13 +100,19 @@ class Fusing:
 
     def runs(self, node: Node, written: Collection[Value]) -> bool:
         """Whether a node is a step of its own."""
-        return bool(written) or not (node.op in FUSED or any(value in self._within for value in node.results))
+        return bool(written) or not (
+            self.by_elements(node) or any(value in self._within for value in node.results)
+        )
+
+    def by_elements(self, node: Node) -> bool:
+        """Whether a node works on elements, and runs within who reads what it makes."""
+        return node.op in FUSED or (self._within_products and puts_one(node))
 
     def _made_of(self, value: Value) -> tuple[Value, ...]:
         if value in self.same:
             return self.made_of(self.same[value])
         node, within = value.node, value in self._within
-        if node is None or value in self.products or not (within or node.op in FUSED):
+        if node is None or value in self.products or not (within or self.by_elements(node)):
             return (value,)
         found = dict.fromkeys(root for operand in node.operands for root in self.made_of(operand))
         if within or (
@@ -127,17 +123,19 @@ class Fusing:
 
     def _is_fused(self, value: Value, bytes: int) -> bool:
         """Whether an array is made again by who reads it, from others of so many bytes."""
+        if not bytes and self._within_products:
+            return True
         if any(node.regions and node.op not in CALLS for node, _ in value.uses):
             return False
         readers = [node for node, _ in value.uses]
-        if self._is_read_whole(value, readers):
+        if self._is_read_whole(value):
             return False
         if bytes <= ENOUGH * self._size(value):
-            return not self._is_masked(value)
+            return not softmax_runs_within(value)
         count = len(readers)
         if not self._within_products:
-            return count == 1 and _reads_elements(readers[0])
-        return all(map(_reads_elements, readers)) and bytes * (count - 1) < self._size(value) * (count + 1)
+            return count == 1 and reads_elements(readers[0])
+        return all(map(reads_elements, readers)) and bytes * (count - 1) < self._size(value) * (count + 1)
 
     def _is_softmax(self, value: Value, roots: Iterable[Value]) -> bool:
         """Whether several products read exponentials of one array that not each of them takes for itself.
@@ -152,7 +150,7 @@ class Fusing:
         ahead, seen = [value], {value}
         while ahead:
             node = ahead.pop().node
-            if node is None or node.op not in FUSED:
+            if node is None or not self.by_elements(node):
                 continue
             if node.op in EXPONENTIALS:
                 return True
@@ -166,11 +164,13 @@ class Fusing:
         readers = _read_by(value)
         return len(readers) == 1 and _uses(value) == 1 and readers[0] not in self._apart
 
-    def _is_read_whole(self, value: Value, readers: Collection[Node]) -> bool:
-        """Whether a product reads an array that is not made within it."""
-        if self._within_products or value.node is None or value.node.op in RENAMED:
+    def _is_read_whole(self, value: Value) -> bool:
+        """Whether somebody reads an array that is not made within it."""
+        if value.node is None or value.node.op in RENAMED:
             return False
-        return any(node.op in PRODUCTS for node in readers)
+        if not self._within_products:
+            return any(node.op in PRODUCTS for node, _ in value.uses)
+        return any(node.op in WINDOWS for node, _ in value.uses)
 
     def _absorb(self, product: Node) -> None:
         """Find what runs within a product, on its result before that is written."""
@@ -213,22 +213,14 @@ class Fusing:
             if not first.uses or first in self._moved or first in self._kept:
                 return None
             for node, _ in first.uses:
-                if node.op not in FUSED or self._waits(node, born, {*between, *ahead}):
+                if not self.by_elements(node) or self._waits(node, born, {*between, *ahead}):
                     return None
                 ahead[node.results[0]] = None
             if len(ahead) == 1:
                 (end,) = ahead
-                if self._size(end) <= self._size(value) or self._is_masked(end):
+                if self._size(end) <= self._size(value) or softmax_runs_within(end):
                     return between, end
         return None
-
-    def _is_masked(self, value: Value) -> bool:
-        """Whether it is chosen by a mask and read several times, as scores of attention: XLA keeps such."""
-        node = value.node
-        if node is None or node.op != "select_n" or len(value.uses) < 2:
-            return False
-        mask, *others = (self.made_of(operand) for operand in node.operands)
-        return any(others) and not any(root in other for other in others for root in mask)
 
     def _at(self, value: Value) -> int:
         return -1 if value.node is None else self._place.get(value.node, -1)
@@ -241,7 +233,7 @@ class Fusing:
                 before = value.node
                 if before is None or value in known or self._at(value) < born:
                     continue
-                if before.op not in FUSED or value in self.products:
+                if not self.by_elements(before) or value in self.products:
                     return True
                 known.add(value)
                 ahead.append(before)
@@ -261,8 +253,3 @@ def _uses(value: Value) -> int:
 def _is_renaming(node: Node) -> bool:
     """Whether a node gives what it reads another name, and does nothing else."""
     return node.op in RENAMED
-
-
-def _reads_elements(node: Node) -> bool:
-    """Whether operations on elements run within a node, on what it reads."""
-    return node.op in FUSED or node.op in PRODUCTS or node.op.startswith("reduce_")

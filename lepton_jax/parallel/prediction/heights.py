@@ -7,7 +7,6 @@ runs on a program that is simplified already: what is simplified away is not cou
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import Final
@@ -23,7 +22,6 @@ gathered if the chain is longer than this: so compiling for TPUs showed."""
 
 _NOTHING: Final = frozenset({"stop_gradient", "copy", "copy_p", "name", "shard_hint", "sharding_constraint"})
 _SHAPES: Final = frozenset({"reshape", "squeeze", "expand_dims", "broadcast_in_dim"})
-_SCALES: Final = frozenset({"mul", "div"})
 _SEVERAL: Final[Mapping[str, int]] = MappingProxyType({"one_minus_square": 2})
 
 
@@ -104,7 +102,7 @@ def _steps(node: Node, value: Value) -> int:
     (result, *_) = node.results
     if node.op in _SHAPES or node.op.startswith("reduce_"):
         return int(_sizes(value) != _sizes(result))
-    if _is_bound(node) or (node.op in _SCALES and _is_scaled(value) and _is_scaled(result)):
+    if _is_bound(node):
         return 0
     count = _SEVERAL.get(node.op, 1)
     if node.op == "integer_pow":
@@ -125,21 +123,6 @@ def _is_bound(node: Node) -> bool:
         and any(value.is_const for value in node.operands)
         and any(value.node is not None and value.node.op == "reduce_max" for value in node.operands)
     )
-
-
-def _is_scaled(value: Value) -> bool:
-    """Whether it is made by multiplying with a number, or dividing by one: XLA joins such."""
-    node = value.node
-    return node is not None and node.op in _SCALES and any(map(_is_number, node.operands))
-
-
-def _is_number(value: Value) -> bool:
-    if value.is_const:
-        return value.ndim == 0 or math.prod(value.shape) == 1
-    node = value.node
-    if node is None or not (node.op == "broadcast_in_dim" or node.op in ELEMENTWISE):
-        return False
-    return all(map(_is_number, node.operands))
 
 
 def _products(power: int) -> int:

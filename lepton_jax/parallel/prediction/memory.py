@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.regions import slots
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction.events import Walked
 from lepton_jax.parallel.prediction.onchip import on_chip, placed, together
@@ -44,12 +46,15 @@ def memory_of(graph: Graph, walked: Walked, mesh: MeshSpec, donated: Collection[
     """
     spans = Spans(graph, walked, mesh)
     arguments = sum(spans.size(value) for value in graph.inputs if value.uses)
-    free = [(graph.inputs[i].shape, graph.inputs[i].dtype, spans.layout(graph.inputs[i])) for i in donated]
+    free: dict[tuple[Any, ...], list[Value]] = {}
+    for i in donated:
+        free.setdefault(_kind(graph.inputs[i], spans), []).append(graph.inputs[i])
     outputs = 0
     for value in dict.fromkeys(graph.outputs):
-        key = value.shape, value.dtype, spans.layout(value)
-        if key in free:
-            free.remove(key)
+        if taken := free.get(_kind(value, spans)):
+            if _is_read_meanwhile(value, taken):
+                spans.of[value].given = False
+            taken.pop()
         elif not value.is_const:
             outputs += spans.size(value)
     capacity = on_chip(mesh.chip.name)
@@ -58,3 +63,22 @@ def memory_of(graph: Graph, walked: Walked, mesh: MeshSpec, donated: Collection[
     alive = tuple(value for value, span in spans.of.items() if span in there and not span.given)
     peak = arguments + outputs + load.bytes
     return Memory(arguments, outputs, load.bytes, peak, spans.nodes[load.step], alive)
+
+
+def _kind(value: Value, spans: Spans) -> tuple[Any, ...]:
+    """What two arrays have in common of which one may take the memory of the other."""
+    return value.shape, value.dtype, spans.layout(value)
+
+
+def _is_read_meanwhile(value: Value, inputs: Collection[Value]) -> bool:
+    """Whether a loop stacks an array up while it takes rows out of one of these: both are there then."""
+    node = value.node
+    if node is None or node.op != "scan":
+        return False
+    stacked = scanned = False
+    for slot in slots(node):
+        if slot.kind == "stacked" and slot.result is not None:
+            stacked |= node.results[slot.result] is value
+        elif slot.kind == "scanned" and slot.operand is not None:
+            scanned |= node.operands[slot.operand] in inputs
+    return stacked and scanned

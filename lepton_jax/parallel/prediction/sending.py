@@ -8,8 +8,8 @@ from typing import Final
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.parallel.collectives import Collective
 from lepton_jax.parallel.layouts import Layout
+from lepton_jax.parallel.prediction.elements import FUSED
 from lepton_jax.parallel.prediction.events import Walked
-from lepton_jax.parallel.prediction.fusing import FUSED
 from lepton_jax.parallel.prediction.windows import PRODUCTS
 
 _IN_PARTS: Final = "collective-permute"
@@ -22,7 +22,7 @@ class Sending:
         moved: the values that are sent as they are made, and how.
         gathers: who has which value brought to lie otherwise before reading it, and how it lies then; not
             what is sent part by part.
-        apart: the products that are computed in parts, each sent on while others are multiplied.
+        apart: the products that are computed in parts, each sent on while others are multiplied; how.
         scattered: of those whose results are scattered so, the bytes of a part.
         sums: the values that are parts of a sum which stands between them and who reads them.
     """
@@ -32,8 +32,8 @@ class Sending:
         sent = [move for move in walked.moves if move.value not in walked.held]
         self.moved: Mapping[Value, Collective] = {move.value: move.collective for move in sent}
         self.gathers = _gathers(walked)
-        self.apart = {
-            move.node
+        self.apart: Mapping[Node, Collective] = {
+            move.node: move.collective
             for move in walked.moves
             if move.node is not None and move.node.op in PRODUCTS and move.collective.kind == _IN_PARTS
         }

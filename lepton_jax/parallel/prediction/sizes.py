@@ -14,12 +14,16 @@ LANES: Final = 128
 SUBLANES: Final = 8
 
 
-def local_bytes(value: Value, layout: Layout, mesh: MeshSpec) -> int:
-    """The bytes of one device's part of a value that lies so; on TPUs those of whole tiles."""
+def local_bytes(value: Value, layout: Layout, mesh: MeshSpec, minor: tuple[int, ...] | None = None) -> int:
+    """The bytes of one device's part of a value that lies so; on TPUs those of whole tiles.
+
+    Args:
+        minor: the dimensions that tiles may cover; None: all.
+    """
     if value.dtype is None:
         return 0
     shape = layout.local_shape(value.shape, mesh)
-    elements = tiled_elements(shape) if mesh.chip.rates.platform == "tpu" else math.prod(shape)
+    elements = tiled_elements(shape, minor) if mesh.chip.rates.platform == "tpu" else math.prod(shape)
     return elements * int(value.dtype.itemsize)
 
 
@@ -30,10 +34,10 @@ def row_bytes(value: Value, layout: Layout, mesh: MeshSpec) -> int:
 
 
 @cache
-def tiled_elements(shape: tuple[int, ...]) -> int:
+def tiled_elements(shape: tuple[int, ...], minor: tuple[int, ...] | None = None) -> int:
     """How many elements an array takes in a TPU's memory, which holds tiles of 8 rows of 128.
 
-    The two dimensions that the tiles cover are those that leave the least room unused.
+    The two dimensions that the tiles cover are those, of `minor` or of all, that leave the least room unused.
 
     Example:
         >>> tiled_elements((512, 8, 64)), tiled_elements((64, 8, 64))
@@ -46,7 +50,7 @@ def tiled_elements(shape: tuple[int, ...]) -> int:
         whole // (lanes * rows) * (-(-lanes // LANES) * LANES) * _rows(rows)
         for i, lanes in enumerate(shape)
         for j, rows in enumerate(shape)
-        if i != j
+        if i != j and (minor is None or (i in minor and j in minor))
     )
 
 

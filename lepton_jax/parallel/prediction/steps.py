@@ -5,14 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 from lepton_jax.ir.graph import Node, Value
+from lepton_jax.parallel.factors.elementwise import ELEMENTWISE
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.prediction.elements import WINDOWS
 from lepton_jax.parallel.prediction.events import Walked
 from lepton_jax.parallel.prediction.sizes import local_bytes
 from lepton_jax.parallel.prediction.span import Span
 
 OUTSIDE: Final = frozenset({"v5p"})
 """Chips whose vector memory only operations on elements write to, not products, collectives and copies."""
+
+
+MINOR: Final = 4
+"""Dimensions of the arrays whose tiles convolutions choose: with examples, channels, and two more or more."""
 
 
 class Steps:
@@ -36,6 +42,7 @@ class Steps:
         self.walked = walked
         self.tiled = mesh.chip.rates.platform == "tpu"
         self._sizes: dict[Value, int] = {}
+        self._minors: dict[Value, tuple[int, ...] | None] = {}
         self._loops: list[int] = []
 
     def layout(self, value: Value) -> Layout:
@@ -52,7 +59,24 @@ class Steps:
     def _size(self, value: Value) -> int:
         if value.is_const:
             return 0
-        return local_bytes(value, self.layout(value), self.mesh)
+        return local_bytes(value, self.layout(value), self.mesh, self._minor(value))
+
+    def _minor(self, value: Value) -> tuple[int, ...] | None:
+        """The dimensions that tiles of an array cover: of what convolutions make examples and channels.
+
+        So has what is made of that by elements, or of its windows. None: any.
+        """
+        node = value.node
+        if node is None or value.ndim < MINOR or not self.tiled:
+            return None
+        if value not in self._minors:
+            self._minors[value] = None
+            if node.op == "conv_general_dilated":
+                self._minors[value] = tuple(node.params["dimension_numbers"].out_spec[:2])
+            elif node.op in ELEMENTWISE or node.op in WINDOWS:
+                same = (self._minor(each) for each in node.operands if each.ndim == value.ndim)
+                self._minors[value] = next((each for each in same if each is not None), None)
+        return self._minors[value]
 
     def share(self, node: Node) -> float:
         """What each device does of a node."""

@@ -21,8 +21,8 @@ from lepton_jax.ir._cost.leaves import leaf_cost
 from lepton_jax.ir.cost import seconds
 from lepton_jax.ir.graph import Node
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.prediction.elements import FUSED
 from lepton_jax.parallel.prediction.events import Move, Walked
-from lepton_jax.parallel.prediction.fusing import FUSED
 from lepton_jax.parallel.prediction.windows import PRODUCTS
 from lepton_jax.targets.rates import Target
 

@@ -23,7 +23,14 @@ from lepton_jax.parallel.prediction.copies import Copies, taken_apart
 from lepton_jax.parallel.prediction.events import Move, Walked
 from lepton_jax.parallel.prediction.heights import FAR as FAR
 from lepton_jax.parallel.prediction.heights import heights
-from lepton_jax.parallel.prediction.values import described, is_made, needed_nodes, only_multiplied, summed_as
+from lepton_jax.parallel.prediction.values import (
+    described,
+    is_made,
+    needed_nodes,
+    only_multiplied,
+    summed_as,
+    turned,
+)
 from lepton_jax.parallel.prediction.windows import PRODUCTS, Product
 from lepton_jax.parallel.resharding import reshard
 from lepton_jax.parallel.strategies import as_given, cheapest
@@ -208,7 +215,9 @@ class _Walk:
             return
         moves = reshard(self.sent_as(value), have, layout, self.mesh)
         height = None if node is None else self.heights.get(node, 0)
-        if self.copies.has(value, layout, moves, height):
+        # What sums gather is one array for convolutions forward and backward, which turn its windows.
+        summed = any(each.kind == "all-reduce" for each in moves)
+        if self.copies.has(turned(value) if summed else value, layout, moves, height):
             return
         self.add(moves, value, node, times)
         if len(moves) == 1 and node in self.products:

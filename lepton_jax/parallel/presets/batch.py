@@ -15,12 +15,16 @@ def batch_dims(work: Work) -> list[Dim]:
     """Of the arrays of a batch the dimension of its examples.
 
     It is the first; the second where a loop goes along the first (micro-batches). Arrays whose first
-    dimension is not as long as that of most are no examples.
+    dimension is not as long as that of most are no examples, nor are those of which a loop takes neighbours
+    at a time.
     """
     together = work.together(1)
     found: list[Dim] = []
+    neighbours = _in_neighbours(work)
     for i in work.roles.batch:
         value = work.graph.inputs[i]
+        if i in neighbours:
+            continue
         dim = 1 if value.ndim > 1 and together.find((value, 0)) in together.fixed else 0
         found.append((value, dim))
     sizes = Counter(value.shape[dim] for value, dim in found)
@@ -28,6 +32,21 @@ def batch_dims(work: Work) -> list[Dim]:
         return []
     usual = max(sizes, key=lambda size: (sizes[size], -list(sizes).index(size)))
     return [(value, dim) for value, dim in found if value.shape[dim] == usual]
+
+
+def _in_neighbours(work: Work) -> dict[int, int]:
+    """The inputs that are cut along their first dimension into parts which a loop takes, and how many."""
+    together = work.together(1)
+    found: dict[int, int] = {}
+    for i in work.roles.batch:
+        value = work.graph.inputs[i]
+        if not value.ndim or together.find((value, 0)) not in together.fixed:
+            continue
+        for user in value.users():
+            shape = user.results[0].shape
+            if user.op == "reshape" and shape and shape[0] < value.shape[0]:
+                found[i] = shape[0]
+    return found
 
 
 def split_batch(work: Work, axes: Sequence[str], *, needed: str = "") -> Axes:
@@ -44,6 +63,17 @@ def split_batch(work: Work, axes: Sequence[str], *, needed: str = "") -> Axes:
     """
     dims = batch_dims(work)
     if not dims:
+        for i, parts in _in_neighbours(work).items():
+            wrong = (
+                f"micro-batches are {parts} runs of neighbours in {work.roles.paths[i]}, so that no split of "
+                f"it splits each; let each take every {parts}th example, as in x.reshape(-1, {parts}, "
+                f"*x.shape[1:]).swapaxes(0, 1), or write the step for the whole batch and ask for "
+                f"microbatches={parts}"
+            )
+            if needed:
+                raise PresetError(f"shard={needed!r}: {wrong}")
+            work.note("the batch", wrong)
+            return ()
         if needed:
             raise PresetError(
                 f"shard={needed!r}: none of the inputs {', '.join(work.roles.paths[:8])} is a batch: "

@@ -13,7 +13,7 @@ from lepton_jax.ir.cost import seconds
 from lepton_jax.ir.graph import Node
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
-from lepton_jax.parallel.prediction.fusing import FUSED
+from lepton_jax.parallel.prediction.elements import FUSED
 from lepton_jax.parallel.solver.choices import Label, label_of, labels_of, layout_of, real_axes
 from lepton_jax.parallel.solver.flat import Flat, Op
 from lepton_jax.parallel.solver.groups import Cluster, clusters

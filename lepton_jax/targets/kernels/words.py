@@ -64,8 +64,8 @@ def pack_words(codes: jax.Array, bits: int, width: int) -> jax.Array:
 
     Example:
         >>> words = pack_words(jnp.arange(-4, 4, dtype=jnp.int8)[None], 4, 2)
-        >>> words.shape, [hex(word) for word in words[0].tolist()]
-        ((64, 2), ['0x2064', '0x3175'])
+        >>> words.shape, [hex(word & 0xFFFF) for word in words[0].tolist()]
+        ((64, 2), ['0xa864', '0xb975'])
     """
     if bits not in (4, 8) or codes.ndim != 2 or codes.dtype != jnp.int8:
         raise ValueError(

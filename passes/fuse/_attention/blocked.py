@@ -195,28 +195,26 @@ def _tangent(
 
     Where the maxima have one too: to the tangents of the scores that reach them, and to the number of these.
     """
-    count = 1 + len(plan.scores.leaves)
+    count, tile = 1 + len(plan.scores.leaves), plan.every
+    begin = (row * plan.block[0], column * plan.block[1])
 
-    def scores(moved: Sequence[Any]) -> Any:
+    def with_moved(numbers: Sequence[int], moved: Sequence[Any]) -> list[Any]:
         mine = list(blocks)
-        for n, block in zip(leaf, moved, strict=True):
+        for n, block in zip(numbers, moved, strict=True):
             mine[n] = block
-        every = plan.every
-        mine = [plan.scores.prepared(leaf, block) for leaf, block in enumerate(mine[1:count])]
-        start = (row * plan.block[0], column * plan.block[1])
-        return scores_of(plan, every.program, every.ragged, mine, start, plan.block)
+        return mine
+
+    def scores(mine: Sequence[Any]) -> Any:
+        own = [plan.scores.prepared(leaf, block) for leaf, block in enumerate(mine[1:count])]
+        return scores_of(plan, tile.program, tile.ragged, own, begin, plan.block)
 
     if plan.masks or plan.tracks:
 
         def every(*moved: Any) -> tuple[Any, Any, Any]:
-            mine = list(blocks)
-            for n, block in zip(moving, moved, strict=True):
-                mine[n] = block
-            tile, start = plan.every, (row * plan.block[0], column * plan.block[1])
-            own = [plan.scores.prepared(leaf, block) for leaf, block in enumerate(mine[1:count])]
-            made = scores_of(plan, tile.program, tile.ragged, own, start, plan.block)
+            mine = with_moved(moving, moved)
+            made = scores(mine)
             late = [plan.late.prepared(leaf, block) for leaf, block in enumerate(mine[count:])]
-            return *weigh(plan, tile, jnp.exp(made - safe(top)), mine[0], late, start), made
+            return *weigh(plan, tile, jnp.exp(made - safe(top)), mine[0], late, begin), made
 
         (_, _, made), (*changed, change) = jax.jvp(every, [blocks[n] for n in moving], list(tangents))
         if plan.tracks:
@@ -228,13 +226,15 @@ def _tangent(
     by_leaf = [t for n, t in zip(moving, tangents, strict=True) if n]
     mixed: list[Any] = []
     if leaf:
-        made, change = jax.jvp(scores, ([blocks[n] for n in leaf],), (by_leaf,))
+        made, change = jax.jvp(
+            lambda *moved: scores(with_moved(leaf, moved)), [blocks[n] for n in leaf], by_leaf
+        )
         weights = jnp.exp(made - safe(top))
         change = weights * change
         mixed.append(mix(change, blocks[0], plan))
         sums = change.sum(plan.key, keepdims=True)
     else:
-        weights = jnp.exp(scores([]) - safe(top))
+        weights = jnp.exp(scores(blocks) - safe(top))
         sums = jnp.zeros_like(top)
     if 0 in moving:
         mixed.append(mix(weights, tangents[moving.index(0)], plan))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from lepton_jax.passes.fuse._attention.match import Found
 from lepton_jax.passes.fuse._attention.maxima import at_least_one, loosen, tracks
 from lepton_jax.passes.fuse._attention.order import sort
 from lepton_jax.passes.fuse._attention.plan import Plan, Tile
-from lepton_jax.passes.fuse._attention.program import Builder, Program, Step, batch_first
+from lepton_jax.passes.fuse._attention.program import Builder, Program, batch_first
 from lepton_jax.passes.fuse._attention.region import Region, Sink, stages, vanishes
 from lepton_jax.passes.fuse._attention.rows import Thin, as_subtracted, finished, thin_of
 from lepton_jax.passes.fuse._attention.rowsums import row_sums, write_row_sums
@@ -35,7 +35,7 @@ Results = Sequence[Value]
 """The product of weights and values, the maxima of the scores, the sums of exponentials, and of others."""
 
 
-def plan_of(found: Found, cutting: Cutting, tracks: bool) -> Plan:
+def plan_of(found: Found, cutting: Cutting, tracked: bool) -> Plan:
     """What the blocked form has to know."""
     contract, batch = dot_numbers(found.dot)
     side = found.side
@@ -47,10 +47,11 @@ def plan_of(found: Found, cutting: Cutting, tracks: bool) -> Plan:
         precision = precision[::-1]
     weights = widened(found.weights) if cutting.widen else found.weights
     summed = widened(found.summed) if cutting.widen else found.summed
+    places = {node: place for place, (node, _, _) in enumerate(found.late.steps)}
     plan = Plan(
         scores=cutting.scores,
         weights=weights,
-        moves=tuple(step for step, node in _steps(weights, found) if node.op in MOVES),
+        moves=tuple(weights.steps[places[node]] for node in found.moves if node.op in MOVES),
         summed=summed if found.masked else replace(summed, steps=()),
         labels=found.labels,
         shape=found.scores.shape,
@@ -68,7 +69,7 @@ def plan_of(found: Found, cutting: Cutting, tracks: bool) -> Plan:
         order=order,
         counts=tuple(int(c) for c in blocks.counts.sum(1)),
         fill=blocks.fill,
-        tracks=tracks,
+        tracks=tracked,
     )
     return replace(plan, layout=_layout(found.dot, plan))
 
@@ -135,23 +136,21 @@ def write(
     dot = found.dot
     graph = dot.graph
     assert graph is not None
-    tracked = tracks(found, region)
     reached = loosen(found) if region.sinks else ()
     rows = row_sums(found, region.sinks)
     again = bool(region.sinks) or keep is not None
-    results = _forward(found, cutting, tracked, again) if given is None else given
+    results = _forward(found, cutting, tracks(found, region), again) if given is None else given
     mixed, top, total, *others = results
     if keep is not None:
         for value in results:
             keep(value)
-    old = found.ends
     dot.result.replace_uses(mixed)
     erase_dead(dot)
     _replace(found.sums, total)
     _replace(found.tops, top)
     for (node, _), value in zip(found.others, others, strict=False):
         _replace((node,), value)
-    for node in old:
+    for node in found.ends:
         erase_dead(node)
     if region.sinks or any(value.uses for value in results[1:]):
         sort(graph)
@@ -189,13 +188,6 @@ def _forward(found: Found, cutting: Cutting, tracked: bool, again: bool) -> Resu
         again=again,
     )
     return write_before(made, dot, RULE)
-
-
-def _steps(weights: Program, found: Found) -> Iterator[tuple[Step, Node]]:
-    """The steps from the exponentials to the product's operand, with what they were in the graph."""
-    nodes = {node: place for place, (node, _, _) in enumerate(found.late.steps)}
-    for node in found.moves:
-        yield weights.steps[nodes[node]], node
 
 
 def _write_stage(found: Found, sinks: list[Sink], cutting: Cutting, top: Value) -> None:

@@ -8,7 +8,7 @@ from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.ir.regions import erase_dead_nodes
 from lepton_jax.passes.loops._interchange.exchange import Plan, Role, over_layers
 from lepton_jax.passes.loops._interchange.stack import Stack
-from lepton_jax.passes.loops._parts.piece import Piece, cut
+from lepton_jax.passes.loops._parts.piece import cut, once
 from lepton_jax.passes.loops._parts.scan import (
     Scan,
     add_scanned,
@@ -80,7 +80,7 @@ def outer_operands(stack: Stack, rule: str) -> Outer:
     found, fixed, varying = _operands(stack)
     if fixed:
         piece, leaves = cut(time.body, fixed)
-        values = write_before(rewrite(_once, *time.fed(leaves)[0], piece=piece), time.node, rule)
+        values = write_before(rewrite(once, *time.fed(leaves)[0], piece=piece), time.node, rule)
         found |= {v: (value, False) for v, value in zip(fixed, values, strict=True)}
     if varying:
         piece, leaves = cut(time.body, varying)
@@ -110,10 +110,6 @@ def _operands(stack: Stack) -> tuple[Outer, list[Value], list[Value]]:
         elif stack.state_of(value) is None:
             made[bool(stack.depends[value])].append(value)
     return found, *made
-
-
-def _once(*args: Any, piece: Piece) -> list[Any]:
-    return piece(*args)
 
 
 def put_outside(stack: Stack, made: Rewrite, rule: str) -> None:

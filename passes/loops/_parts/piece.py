@@ -83,6 +83,11 @@ def _is_inside(value: Value, nodes: dict[Node, None]) -> bool:
     return value.literal if value.is_const else value.node in nodes
 
 
+def once(*args: Any, piece: Piece) -> list[Any]:
+    """A piece as it is."""
+    return piece(*args)
+
+
 def batched(*args: Any, piece: Piece, mapped: tuple[bool, ...], length: int) -> list[Any]:
     """A piece for all iterations at once: results are stacked along a new leading axis.
 

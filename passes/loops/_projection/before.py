@@ -39,7 +39,7 @@ def project_inputs(node: Node, ctx: PassContext) -> None:
     ]
     if not roots:
         return
-    moved = _with_readers(scan.body, roots, free, depends)
+    moved = _with_readers(scan.body, roots, free)
     moved = {n: None for n in moved if depends[n.results[0]]}
     frontier = [v for n in scan.body if n in moved for v in n.results if _read_elsewhere(v, moved)]
     needed = makers(frontier, lambda value: False)
@@ -97,9 +97,7 @@ def free_nodes(scan: Scan, depends: dict[Value, int]) -> dict[Node, None]:
     return found
 
 
-def _with_readers(
-    body: Graph, roots: list[Node], free: dict[Node, None], depends: dict[Value, int]
-) -> dict[Node, None]:
+def _with_readers(body: Graph, roots: list[Node], free: dict[Node, None]) -> dict[Node, None]:
     """The roots, and what is computed from them without making them larger."""
     moved = dict.fromkeys(roots)
     for node in free:

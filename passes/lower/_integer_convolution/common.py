@@ -14,7 +14,7 @@ from jax import lax
 from lepton_jax.ir.cost import size_of
 from lepton_jax.ir.graph import Node
 from lepton_jax.passes.lower._convolution.depthwise import MOST_TAPS
-from lepton_jax.passes.lower._convolution.window import Ints, Window, taps_of, window_of, work_of
+from lepton_jax.passes.lower._convolution.window import Ints, Window, taps_of, window_of
 from lepton_jax.passes.lower._layout import row_major
 from lepton_jax.rewrite import node_rule
 from lepton_jax.targets.forms import LEAST_WEIGHT
@@ -37,13 +37,26 @@ def has_work(node: Node) -> bool:
         return False
     if 0 in (*x.shape, *kernel.shape, *node.result.shape) or node.params["batch_group_count"] != 1:
         return False
-    return size_of(kernel.shape) >= LEAST_WEIGHT or work_of(node, window_of(node)) >= _LEAST_WORK
+    window = window_of(node)
+    work = _work_of_one(node, window) * _images(node, window)
+    return size_of(kernel.shape) >= LEAST_WEIGHT or work >= _LEAST_WORK
 
 
 def may_keep(node: Node, window: Window) -> bool:
     """Whether its kernel may be kept in another form: the same for any number of images."""
-    kernel, images = node.operands[1], node.operands[0].shape[window.lhs[0]]
-    return size_of(kernel.shape) >= LEAST_WEIGHT or work_of(node, window) >= _LEAST_WORK * images
+    return size_of(node.operands[1].shape) >= LEAST_WEIGHT or _work_of_one(node, window) >= _LEAST_WORK
+
+
+def _images(node: Node, window: Window) -> int:
+    """How many images there are; one at least, where their number is a symbol."""
+    images = node.operands[0].shape[window.lhs[0]]
+    return images if type(images) is int else 1
+
+
+def _work_of_one(node: Node, window: Window) -> int:
+    """The operations for one image; at least so many, where its size is a symbol."""
+    shape = [n for i, n in enumerate(node.result.shape) if i != window.out[0] and type(n) is int]
+    return 2 * math.prod(shape) * channels_of(node, window) * math.prod(taps_of(node, window))
 
 
 def is_integer(node: Node) -> bool:

@@ -14,6 +14,7 @@ from lepton_jax.ir.graph import Node
 from lepton_jax.numerics.quantize import Scheme, encode, scale_of
 from lepton_jax.passes.quantize._kv_cache.moves import Axes
 from lepton_jax.passes.quantize._quantize.dots import Dims, in_result
+from lepton_jax.targets.convolution_forms import has_dot_products
 
 _FEW: Final = 8
 """Rows below which sums of products, converted on the way, are faster on a CPU than products of matrices."""
@@ -73,8 +74,10 @@ def _form(
 ) -> tuple[Scheme | None, Literal["plain", "rows", "sums"]]:
     if platform != "cpu":
         return own, "plain"
-    if own.fmt.kind != "integer" or inner:
-        return (None, "sums") if rows < _FEW else (own if own.fmt.kind == "integer" else None, "plain")
+    if own.fmt.kind != "integer":
+        return None, "sums" if rows < _FEW else "plain"
+    if inner and rows < _FEW and not has_dot_products():
+        return None, "sums"
     return own, "rows" if rows < _FEWEST else "plain"
 
 

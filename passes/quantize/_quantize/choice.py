@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _LAYOUT: Final = MatrixLayout()
 
+_FEWEST_IN_COLUMN: Final = 16
+"""Elements of a column, from which on each column of the matrices in a table has a scale, as experts need."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -269,8 +272,9 @@ def _table(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
     if not settings.symmetric:
         return "tables have no zero points"
     others = tuple(i for i in range(use.weight.ndim) if i != axis)
-    last = max(others, key=lambda i: use.weight.shape[i])
-    scheme = _scheme(settings, use.weight.ndim, others, last)
+    longest = max(others, key=lambda i: use.weight.shape[i])
+    of_matrices = len(others) > 1 and use.weight.shape[longest] >= _FEWEST_IN_COLUMN
+    scheme = _scheme(settings, use.weight.ndim, (longest,) if of_matrices else others, longest)
     if settings.per == "tensor" and not scheme.group_sizes:
         return "tables have a scale for each row"
     if settings.method == "gptq":
@@ -280,7 +284,9 @@ def _table(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
     watchers = watchers_of(storage, None, settings)
     kinds = tuple(watcher.kind for watcher in watchers)
     how = tables.Rows(axis, storage, tuple((name, node.params[name]) for name in names), kinds)
-    done = _words(storage, settings, None).replace("per channel", "per row")
+    done = _words(storage, settings, None)
+    if not of_matrices:
+        done = done.replace("per channel", "per row")
     trained = rounding_of(storage, None, watchers)
     remark = _short_group(storage, use.weight.shape)
     return Plan(tables.rows, how, done, tuple(watchers), remark, trained)

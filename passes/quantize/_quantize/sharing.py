@@ -8,13 +8,12 @@ import jax
 from jax import lax
 
 from lepton_jax.ir.binding import parameters_of
-from lepton_jax.ir.graph import Graph, Node
+from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.passes._weights.copies import Places, copied
 from lepton_jax.rewrite import PassContext, erase_dead, rewrite
 from lepton_jax.rewrite.replacement import write
 
 _RULE: Final = "weight-for-all-the-batch"
-
-Ints = tuple[int, ...]
 
 
 def share_weights(graph: Graph, ctx: PassContext) -> None:
@@ -22,18 +21,16 @@ def share_weights(graph: Graph, ctx: PassContext) -> None:
     nodes = [node for node in graph.walk() if node.op == "dot_general" and _repeated(node)]
     early = parameters_of(graph, ctx.params) if nodes and ctx.params else {}
     for node in nodes:
-        for side in _repeated(node):
-            repeat = node.operands[side].node
-            assert repeat is not None
-            if not early.get(repeat.operands[0]) or not ctx.fire(_RULE, node):
+        for side, one, places in _repeated(node):
+            if not early.get(one) or not ctx.fire(_RULE, node):
                 continue
             made = rewrite(
                 product,
                 node.operands[1 - side],
-                repeat.operands[0],
+                one,
                 side=side,
                 dims=node.params["dimension_numbers"],
-                places=tuple(repeat.params["broadcast_dimensions"]),
+                places=places,
                 precision=node.params["precision"],
                 wide=node.params["preferred_element_type"],
             )
@@ -42,23 +39,19 @@ def share_weights(graph: Graph, ctx: PassContext) -> None:
             break
 
 
-def _repeated(node: Node) -> list[int]:
-    """Which operands are copies of one array, one for each of the batch."""
+def _repeated(node: Node) -> list[tuple[int, Value, Places]]:
+    """Which operands are copies of one array, one for each of the batch; the array; where its axes are."""
     _, batch = node.params["dimension_numbers"]
     found = []
     for side, value in enumerate(node.operands):
-        made = value.node
-        if not batch[0] or made is None or made.op != "broadcast_in_dim" or len(made.operands) != 1:
-            continue
-        places = tuple(made.params["broadcast_dimensions"])
-        alike = made.operands[0].shape == tuple(value.shape[d] for d in places)
-        if alike and sorted((*places, *batch[side])) == list(range(value.ndim)):
-            found.append(side)
+        for one, places in copied(value) if batch[0] else ():
+            if sorted((*places, *batch[side])) == list(range(value.ndim)):
+                found.append((side, one, places))
     return [] if node.params.get("out_sharding") is not None else found
 
 
 def product(
-    x: jax.Array, weight: jax.Array, *, side: int, dims: Any, places: Ints, precision: Any, wide: Any
+    x: jax.Array, weight: jax.Array, *, side: int, dims: Any, places: Places, precision: Any, wide: Any
 ) -> jax.Array:
     """The product, its dimensions in the order that it had with a batch.
 

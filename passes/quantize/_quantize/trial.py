@@ -17,9 +17,9 @@ from lepton_jax.numerics.hessian import MatrixLayout
 from lepton_jax.numerics.packing import packed_size
 from lepton_jax.numerics.quantize import Scheme, decode, nbytes
 from lepton_jax.numerics.sensitivity import damage
-from lepton_jax.passes._weights.lifting import in_branch, lift, loop_lengths, top
+from lepton_jax.passes._weights.lifting import in_branch, lift, top
 from lepton_jax.passes._weights.moments import HessianSeen, hessian_seen
-from lepton_jax.passes._weights.uses import WeightUse
+from lepton_jax.passes._weights.uses import WeightUse, layers_of
 from lepton_jax.passes._weights.watching import Known, observe, seen
 from lepton_jax.passes.quantize._quantize.choice import Plan
 from lepton_jax.passes.quantize._quantize.correcting import lost
@@ -170,7 +170,7 @@ def _either(
 
 
 def _tried(use: WeightUse, found: Plan, is_estimated: bool) -> Tried:
-    times = math.prod(max(length, 1) for length in loop_lengths(use.node.graph))
+    times = layers_of(use)
     weight, storage = use.weight, found.how.storage
     size = math.prod(weight.shape) * times
     before = size * weight.dtype.itemsize

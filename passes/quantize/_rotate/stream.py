@@ -36,13 +36,11 @@ class Reader:
     Attributes:
         product: the product.
         axis: of the weight, that goes with the stream.
-        late: the axis of the activation.
         steps: scales and shifts in between, in order.
     """
 
     product: Product
     axis: int
-    late: int
     steps: tuple[Step, ...] = ()
 
 
@@ -103,7 +101,7 @@ class Stream:
             self.axes[value] = axis
             reason = self._made(value, axis)
             for user, position in [] if reason else value.uses:
-                reason = reason or self._read(user, position, value, axis)
+                reason = reason or self._read(user, position, axis)
             if reason is not None:
                 return reason
         return None
@@ -170,7 +168,7 @@ class Stream:
 
     # Who reads a value
 
-    def _read(self, user: Node, position: int, value: Value, axis: int) -> str | None:
+    def _read(self, user: Node, position: int, axis: int) -> str | None:
         if user.op == RETURN:
             return self._leaves(user.graph, position, axis)
         if user.regions:
@@ -240,7 +238,7 @@ class Stream:
         shapes = [compact_shape(v, user.operands[position].ndim) for step in steps for v in step.early]
         if not all(map(product.takes_inside, shapes)):
             return f"{user.op} reads it after it was scaled by parameters along other axes than the weight's"
-        self.readers.append(Reader(product, place, axis, steps))
+        self.readers.append(Reader(product, place, steps))
         return None
 
     def _step(self, user: Node, position: int, axis: int) -> Step | None:

@@ -128,7 +128,7 @@ def absorb_before(node: Node, known: Known) -> bool:
             shape=shape,
             path=path,
         )
-    _take_off(node, value, known)
+    _take_off(node, value)
     return True
 
 
@@ -148,7 +148,7 @@ def _taken_in(
     return result + shift if kind == "add" else result - shift
 
 
-def _take_off(node: Node, value: Value, known: Known) -> None:
+def _take_off(node: Node, value: Value) -> None:
     """Let what read a scaled or shifted value read the value itself."""
     if value.shape != node.result.shape:
         for user, position in list(node.result.uses):

@@ -50,8 +50,7 @@ def sum_of_convolution(node: Node, ctx: PassContext) -> Outcome:
         *conv.operands,
         *(() if shift is None else (shift,)),
         axes=tuple(sorted(axes)),
-        sizes=tuple(conv.result.shape[d] for d in out[2:]),
-        shape=None if shift is None else tuple(conv.result.shape),
+        shape=tuple(conv.result.shape),
         primitive=conv.primitive,
         params=tuple(sorted(conv.params.items())),
     )
@@ -83,8 +82,7 @@ def summed_convolution(
     kernel: jax.Array,
     *shift: jax.Array,
     axes: tuple[int, ...],
-    sizes: tuple[int, ...],
-    shape: tuple[int, ...] | None,
+    shape: tuple[int, ...],
     primitive: Any,
     params: Params,
 ) -> jax.Array:
@@ -92,13 +90,10 @@ def summed_convolution(
 
     Args:
         shift: what is added to the convolution, if anything is.
-        sizes: the lengths of its spatial dimensions.
-        shape: of the convolution, where something is added.
+        shape: of the convolution.
     """
-    if shape is not None:
-        total = summed_convolution(
-            x, kernel, axes=axes, sizes=sizes, shape=None, primitive=primitive, params=params
-        )
+    if shift:
+        total = summed_convolution(x, kernel, axes=axes, shape=shape, primitive=primitive, params=params)
         return lax.add(total, sum_of_broadcast(shift[0], axes, shape))
     settings = dict(params)
     left, right, out = settings["dimension_numbers"]
@@ -111,7 +106,7 @@ def summed_convolution(
     if not set(out[2:]) <= set(axes):
         whole = bind(x, kernel, primitive=primitive, params=params)
         return lax.squeeze(whole, axes)
-    met = _met_by_taps(x, kernel, sizes, settings)
+    met = _met_by_taps(x, kernel, tuple(shape[d] for d in out[2:]), settings)
     numbers = ((left[1], *left[2:]), (right[1], *right[2:]))
     total = lax.dot_general(
         met,

@@ -98,7 +98,7 @@ class BatchedReader:
         if node.op == "mul":
             return self.scaled(node, depth)
         if node.op == "reshape":
-            return self.kron(node, depth)
+            return self.kron(node)
         if node.op == "transpose":
             swapped = (*range(self.rank), self.rank + 1, self.rank)
             inner = self.read(node.operands[0], depth - 1) if node.params["permutation"] == swapped else None
@@ -209,7 +209,7 @@ class BatchedReader:
             second if right[0] == self.rank else ("transpose", second),
         )
 
-    def kron(self, node: Node, depth: int) -> Recipe | None:
+    def kron(self, node: Node) -> Recipe | None:
         """reshape(a[..., :, None, :, None] * b[..., None, :, None, :])"""
         inner, n = node.operands[0].node, self.rank
         if inner is None or inner.op != "mul" or inner.result.ndim != n + 4:

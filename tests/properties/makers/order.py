@@ -114,6 +114,14 @@ MAKERS: Final[Makers] = {
     "top-of-top": (
         on(_rows, lambda d, x: lax.top_k(lax.top_k(x, x.shape[-1] - 1)[0], d.whole(1, x.shape[-1] - 1))),
     ),
+    "part-of-sort": (
+        on(
+            lambda d: _rows(d, "reals"),
+            _ends_of_sort,
+            prepare=SIMPLIFIED,
+            kinks="between equals a sort gives the derivative to one, a maximum shares it evenly",
+        ),
+    ),
     "entry-by-bisection": (
         on(lambda d: _rows(d, "floats", 3), _middle_of_sort, prepare=SIMPLIFIED),
         on(lambda d: d.ints((d.size(1), d.size(3)), "int32", "int8"), _middle_of_sort, prepare=SIMPLIFIED),
