@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 import lepton_jax as lepton
 from benchmarks._common import Row
 from benchmarks.shard_cases._large import Made, Sizes, decoding, prefill, recurrent, training
+from benchmarks.shard_cases._topology import reached
 from benchmarks.shard_cases._vision import residual, vision
 from benchmarks.shard_cases.memory import measured
-from lepton_jax.parallel.aot.topologies import TopologyError, get_topology
 
 POD: Final = "v5e:4x4"
 ONE: Final = "data=16"
@@ -58,10 +58,8 @@ CASES: Final[tuple[tuple[str, Callable[[], Made], str, str], ...]] = (
 def measure(quick: bool) -> list[Row]:
     """Megabytes on a device when most is there."""
     pod = "cpu:8" if quick else POD
-    try:
-        topology = get_topology(pod)
-    except TopologyError as error:
-        print(f"not measured: {error}")
+    topology = reached(pod)
+    if topology is None:
         return []
     quickly: Callable[[], Made] = partial(training, Sizes(2, 64, 128, 4, 4, 256), 16, 32)
     return [

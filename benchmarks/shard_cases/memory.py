@@ -29,9 +29,9 @@ from benchmarks.shard_cases._programs import (
     mean_square,
     norm,
 )
+from benchmarks.shard_cases._topology import reached
 from benchmarks.shard_cases.solve import decoder
 from benchmarks.shard_cases.wire import through_lepton
-from lepton_jax.parallel.aot.topologies import TopologyError, get_topology
 
 POD: Final = "v5e:2x4"
 AXES: Final = "data=2,model=4"
@@ -44,10 +44,8 @@ Made = Callable[[], tuple[Any, tuple[Any, ...]]]
 def measure(quick: bool) -> list[Row]:
     """Megabytes on a device when most is there."""
     pod = "cpu:8" if quick else POD
-    try:
-        topology = get_topology(pod)
-    except TopologyError as error:
-        print(f"not measured: {error}")
+    topology = reached(pod)
+    if topology is None:
         return []
     mesh = topology.mesh(AXES)
     cases = _quick(mesh) if quick else _cases(mesh)

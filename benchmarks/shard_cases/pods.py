@@ -16,10 +16,11 @@ from jax.sharding import PartitionSpec as P
 
 from benchmarks._common import Row
 from benchmarks.shard_cases._programs import HEAD, attention, mean_square, norm
+from benchmarks.shard_cases._topology import reached
 from lepton_jax.parallel.aot.compile import compile_for
 from lepton_jax.parallel.aot.hlo import KINDS, totals
 from lepton_jax.parallel.aot.result import Compiled
-from lepton_jax.parallel.aot.topologies import Topology, TopologyError, get_topology
+from lepton_jax.parallel.aot.topologies import Topology
 
 PODS: Final = (
     ("v5e:2x4", "data=2,model=4"),
@@ -47,10 +48,8 @@ def measure(quick: bool) -> list[Row]:
     layers, width, length = (2, 256, 32) if quick else (32, 2048, 1024)
     rows = []
     for name, axes in SMALL if quick else PODS:
-        try:
-            topology = get_topology(name)
-        except TopologyError as error:
-            print(f"not measured: {error}")
+        topology = reached(name)
+        if topology is None:
             continue
         rows.append(_row(compiled(topology, axes, layers, width, length)))
         print(rows[-1], flush=True)

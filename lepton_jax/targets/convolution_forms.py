@@ -55,14 +55,23 @@ def has_fast_path(channels: int, outputs: int) -> bool:
     return channels >= _LIBRARY_CHANNELS or outputs >= _LIBRARY_OUTPUTS
 
 
+def is_product_of_small_image(channels: int, taps: tuple[int, ...], pixels: int) -> bool:
+    """Whether an int8 convolution is faster as a product of patches, with AVX-512 VNNI and no AMX.
+
+    Args:
+        channels: that each result is summed over.
+        taps: the spatial sizes of the kernel.
+        pixels: of one image of the result.
+
+    Example:
+        >>> is_product_of_small_image(512, (3, 3), 49), is_product_of_small_image(64, (3, 3), 49)
+        (True, False)
+    """
+    return channels >= _SMALL_IMAGE_CHANNELS and pixels <= SMALL_IMAGE and math.prod(taps) <= _MOST_TAPS
+
+
 def convolution_form(
-    channels: int,
-    outputs: int,
-    taps: tuple[int, ...],
-    strides: tuple[int, ...],
-    *,
-    dot_products: bool,
-    pixels: int | None = None,
+    channels: int, outputs: int, taps: tuple[int, ...], strides: tuple[int, ...], *, dot_products: bool
 ) -> Form:
     """The fastest form of an int8 convolution of images on a CPU, channels last and without groups.
 
@@ -72,7 +81,6 @@ def convolution_form(
         taps: the spatial sizes of the kernel.
         strides: for each spatial dimension.
         dot_products: whether the processor has instructions for them.
-        pixels: of one image of the result; given where the processor has AVX-512 VNNI and no AMX.
 
     Example:
         >>> convolution_form(3, 64, (7, 7), (2, 2), dot_products=True)
@@ -89,8 +97,6 @@ def convolution_form(
         if channels <= FEW_CHANNELS and products <= EXACT_PRODUCTS:
             return "floats"
         return "patches" if channels >= MANY_CHANNELS and math.prod(taps) <= _MOST_TAPS else "direct"
-    if pixels is not None and pixels <= SMALL_IMAGE and channels >= _SMALL_IMAGE_CHANNELS:
-        return "patches" if math.prod(taps) <= _MOST_TAPS else "direct"
     strided = any(step != 1 for step in strides)
     if tuple(strides) == (2, 2) and min(taps) >= _BLOCK_TAPS and channels * 4 <= PACKED_CHANNELS:
         return "blocks"

@@ -56,11 +56,11 @@ def last_stays_last(node: Node, ctx: PassContext) -> Outcome:
     if inner is None or product is None:
         return None
     moved = tuple(_place(inner, d) for d in order)
-    return rewrite(_transposed, *inner.operands[::-1], product=tuple(product.items()), permutation=moved)
+    return rewrite(_transposed, *inner.operands[::-1], permutation=moved, **product)
 
 
-def _transposed(b: jax.Array, a: jax.Array, *, product: Any, permutation: tuple[int, ...]) -> jax.Array:
-    return lax.transpose(bind(b, a, **dict(product)), permutation)
+def _transposed(b: jax.Array, a: jax.Array, *, permutation: tuple[int, ...], **product: Any) -> jax.Array:
+    return lax.transpose(bind(b, a, **product), permutation)
 
 
 @movement_rule("dot_general", level="reassociate", backends=("cpu",))
@@ -144,11 +144,11 @@ def batch_first(node: Node, ctx: PassContext) -> Outcome:
     first = tuple(range(len(batches[0])))
     sums = tuple((order.index(dims[0]),) for order, dims in zip(orders, (left, right), strict=True))
     how = changed(node, dimension_numbers=(sums, (first, first)))
-    return rewrite(_of_transposed, a, b, orders=tuple(orders), product=tuple(how.items()))
+    return rewrite(_of_transposed, a, b, orders=tuple(orders), **how)
 
 
-def _of_transposed(a: jax.Array, b: jax.Array, *, orders: Any, product: Any) -> Any:
-    return bind(lax.transpose(a, orders[0]), lax.transpose(b, orders[1]), **dict(product))
+def _of_transposed(a: jax.Array, b: jax.Array, *, orders: Any, **product: Any) -> Any:
+    return bind(lax.transpose(a, orders[0]), lax.transpose(b, orders[1]), **product)
 
 
 @movement_rule("dot_general", backends=("cpu",))
@@ -168,7 +168,7 @@ def int8_rows_on_the_left(node: Node, ctx: PassContext) -> Outcome:
     if product is None:
         return None
     permutation = tuple(_place(node, d) for d in range(node.result.ndim))
-    return rewrite(_transposed, b, a, product=tuple(product.items()), permutation=permutation)
+    return rewrite(_transposed, b, a, permutation=permutation, **product)
 
 
 def _is_batched(node: Node, *dtypes: Any) -> bool:

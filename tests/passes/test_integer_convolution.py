@@ -137,6 +137,7 @@ SMALL_IMAGES = {
     "few channels": case((1, 7, 7, 64), (3, 3, 64, 64), {}, **VNNI),
     "large image": case((1, 17, 16, 128), (3, 3, 128, 32), {}, **VNNI),
     "large kernel": case((1, 7, 7, 128), (9, 9, 128, 4), {}, **VNNI),
+    "three channels": case((1, 16, 16, 3), (3, 3, 3, 32), PATCHES, **VNNI),
     "one tap": case((1, 7, 7, 128), (1, 1, 128, 64), DOT, **VNNI),
 }
 

@@ -28,6 +28,7 @@ from lepton_jax.targets.convolution_forms import (
     Form,
     convolution_form,
     has_fast_path,
+    is_product_of_small_image,
 )
 from lepton_jax.targets.forms import PACKED_CHANNELS
 
@@ -112,7 +113,13 @@ def small_image_as_product(node: Node, ctx: PassContext) -> Outcome:
     To at most 64 pixels (256 with jax 0.10), on processors with AVX-512 VNNI and no AMX: 1.2×, 1.3× to 2.8×
     with jax 0.10 (`python benchmarks/forms.py --only convolutions`).
     """
-    return _patches(node, dot_products=True, small=True)
+    window = window_of(node)
+    if not _is_simple(node, window):
+        return None
+    pixels = math.prod(node.result.shape[d] for d in window.out[2:])
+    if not is_product_of_small_image(channels_of(node, window), taps_of(node, window), pixels):
+        return None
+    return _as_product(node, window)
 
 
 @integer_rule()
@@ -125,12 +132,14 @@ def many_channels_as_product(node: Node, ctx: PassContext) -> Outcome:
     return _patches(node, dot_products=False)
 
 
-def _patches(node: Node, *, dot_products: bool, small: bool = False) -> Outcome:
+def _patches(node: Node, *, dot_products: bool) -> Outcome:
     window = window_of(node)
-    if not _is_simple(node, window):
+    if not _is_simple(node, window) or form_of(node, window, dot_products=dot_products) != "patches":
         return None
-    if form_of(node, window, dot_products=dot_products, small=small) != "patches":
-        return None
+    return _as_product(node, window)
+
+
+def _as_product(node: Node, window: Window) -> Outcome:
     x, kernel = node.operands
     mark = kernel.node
     alone = mark is not None and is_stored(mark) and len(kernel.uses) == 1 and may_keep(node, window)
@@ -155,17 +164,12 @@ def of_patches(
     return lax.dot_general(patches, matrix, numbers, preferred_element_type=jnp.int32)
 
 
-def form_of(node: Node, window: Window, *, dot_products: bool, small: bool = False) -> Form:
-    """The form of a convolution with channels last that the table names.
-
-    Args:
-        dot_products: whether the processor has instructions for them.
-        small: whether it is faster at products than at convolutions of small images.
-    """
+def form_of(node: Node, window: Window, *, dot_products: bool) -> Form:
+    """The form of a convolution with channels last that the table names."""
     channels, outputs = channels_of(node, window), node.operands[1].shape[window.rhs[0]]
-    taps, pixels = taps_of(node, window), math.prod(node.result.shape[d] for d in window.out[2:])
-    given = pixels if small else None
-    return convolution_form(channels, outputs, taps, window.strides, dot_products=dot_products, pixels=given)
+    return convolution_form(
+        channels, outputs, taps_of(node, window), window.strides, dot_products=dot_products
+    )
 
 
 def _is_simple(node: Node, window: Window) -> bool:
