@@ -20,7 +20,7 @@ from lepton_jax.parallel.prediction.span import Span
 from lepton_jax.parallel.prediction.spans import Spans
 from lepton_jax.parallel.prediction.steps import OUTSIDE
 from lepton_jax.parallel.prediction.times import arithmetic
-from lepton_jax.parallel.prediction.windows import ONCE
+from lepton_jax.parallel.prediction.windows import PARTS_AT_ONCE
 
 FAR: Final = 8
 """An array stays between two readers if that takes less than copying the whole vector memory so often."""
@@ -61,7 +61,7 @@ class Assignment:
         often[: len(spans.depths)] = LOOPED ** np.array(spans.depths, float)
         loops = np.ones(steps)
         for step, node in enumerate(spans.nodes):
-            if node is not None and (parts := spans.parts(node)) > ONCE:
+            if node is not None and (parts := spans.parts(node)) > PARTS_AT_ONCE:
                 loops[step] = 2 / parts * (1 + LOOPED)  # two parts ahead, two in each round
         took = np.maximum(self._busy, self._moved / self._speed) * often * loops
         self._often = often

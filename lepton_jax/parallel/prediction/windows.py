@@ -25,7 +25,7 @@ ENOUGH: Final = 4096
 """Operations for each byte that is sent on: with as many XLA gathers, with more it multiplies meanwhile. So
 compiling for v5e and v5p with 4, 8 and 16 devices showed."""
 
-ONCE: Final = 4
+PARTS_AT_ONCE: Final = 4
 """With so many devices the loop over the parts, two each way in a step, runs once."""
 
 
@@ -70,7 +70,9 @@ class Product:
             return move
         count = mesh.size(*move.axes)
         # Of a loop that runs once nobody reads the last two.
-        return _apart(move, move.bytes // count, count + 1 - (2 if count == ONCE else 0) - int(again))
+        return _apart(
+            move, move.bytes // count, count + 1 - (2 if count == PARTS_AT_ONCE else 0) - int(again)
+        )
 
     def scatter(self, move: Collective, want: Layout, mesh: MeshSpec, again: bool) -> Collective:
         """The sum of the parts of the result, or the permutations that take its place.
@@ -96,7 +98,7 @@ class Product:
         if set().union(*split) != axes:
             return move
         # A loop that runs once first sends zeros, two for all of one shape.
-        return _apart(move, part, count + 1 - (2 if again and count == ONCE else 0))
+        return _apart(move, part, count + 1 - (2 if again and count == PARTS_AT_ONCE else 0))
 
     def _can(self, move: Collective, mesh: MeshSpec) -> bool:
         """Whether multiplying takes long enough to hide the sending; two devices gain nothing."""
