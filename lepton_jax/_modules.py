@@ -63,11 +63,24 @@ def _wraps_function(module: Any) -> bool:
 
 def _module_inside(function: Any) -> str | None:
     """The class of the module that JAX has transformed, itself or a method of it, to give a function."""
-    while (function := getattr(function, "__wrapped__", None)) is not None:
+    while (function := _inner(function)) is not None:
         owner = getattr(function, "__self__", function)
-        if _is_module(owner) and any(map(_is_array, jax.tree.leaves(owner))):
+        is_equinox = _is_module(owner) and any(map(_is_array, jax.tree.leaves(owner)))
+        if is_equinox or _is_a(owner, "flax.nnx", "Module"):
             return type(owner).__name__
     return None
+
+
+def _inner(function: Any) -> Any:
+    """What a transformation, or `functools.partial`, has made a function of, if it was made of something."""
+    if isinstance(function, functools.partial):
+        return function.func
+    inside = getattr(function, "__wrapped__", None)
+    if inside is not None or not str(getattr(function, "__module__", "")).startswith("jax."):
+        return inside
+    cells = getattr(function, "__closure__", None) or ()  # JAX gives no `__wrapped__` to what has no name
+    found = (cell.cell_contents for cell in cells)
+    return next((each for each in found if _is_a(each, "flax.nnx", "Module")), None)
 
 
 def _method_name(owner: Any, model: Any) -> str:

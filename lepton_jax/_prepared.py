@@ -129,8 +129,21 @@ class Prepared(Mapping[str, jax.Array]):
         """The bytes that the arrays take in memory."""
         return sum(int(array.nbytes) for array in self._arrays)
 
-    def with_arrays(self, arrays: Sequence[Any]) -> Prepared:
-        """The same form with other arrays, such as those of a checkpoint."""
+    def with_arrays(self, arrays: Sequence[Any] | Mapping[str, Any]) -> Prepared:
+        """The same form with other arrays, such as those of a checkpoint.
+
+        Args:
+            arrays: in order, or by name.
+
+        Raises:
+            PrepareError: there are others than these.
+        """
+        if isinstance(arrays, Mapping):
+            if others := sorted(set(arrays) ^ set(self.form.names)):
+                raise PrepareError(f"the arrays given are not those that were prepared: {', '.join(others)}")
+            arrays = [arrays[name] for name in self.form.names]
+        if len(arrays) != len(self.form.names):
+            raise PrepareError(f"{len(self.form.names)} arrays were prepared, and {len(arrays)} are given")
         return Prepared(arrays, self.form)
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Form]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import chex
@@ -175,6 +176,10 @@ def test_equinox() -> None:
     for fun in (eqx.filter_jit(lambda n, x: n.forward(x)), lambda n, x: eqx.filter_vmap(n.dense)(x)):
         model = lepton.compile(fun, net, X)
         np.testing.assert_allclose(model(X), fun(net, X), rtol=1e-5, atol=1e-6)
-    for hidden in (jax.vmap(net.dense), jax.vmap(net.dense.__call__)):
+    layer = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    for hidden in (
+        *(jax.vmap(net.dense), jax.vmap(net.dense.__call__)),
+        *(jax.vmap(layer), nnx.jit(layer), jax.jit(layer.__call__), functools.partial(layer)),
+    ):
         with pytest.raises(TypeError, match="cannot take parameters out of a transformed Linear"):
             lepton.compile(hidden, X)

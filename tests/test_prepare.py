@@ -135,8 +135,15 @@ def test_wrong_use_is_named() -> None:
         lepton.optimize(lambda **named: named["weights"], params=0)(weights=X)
     with pytest.raises(PrepareError, match="only a part of the argument 'params'"):
         lepton.optimize(forward, params="params/w").prepare(PARAMS, X)
+    prepared = f.prepare(PARAMS, X)
     with pytest.raises(KeyError, match="'c' is not among the prepared arrays params/b, params/w"):
-        f.prepare(PARAMS, X)["c"]
+        prepared["c"]
+    named = prepared.with_arrays(dict(reversed(list(prepared.items()))))
+    np.testing.assert_array_equal(f.apply(named, X), f.apply(prepared, X))
+    with pytest.raises(PrepareError, match="not those that were prepared: c"):
+        prepared.with_arrays({**prepared, "c": X})
+    with pytest.raises(PrepareError, match="2 arrays were prepared, and 1 are given"):
+        prepared.with_arrays([X])
 
 
 def test_parameters_prepared_for_another_program_are_refused() -> None:

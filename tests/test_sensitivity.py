@@ -110,3 +110,10 @@ def test_metrics_of_the_user_and_wrong_use() -> None:
         lepton.sensitivity(program, PARAMS, TOKENS, data=DATA, passes="default")
     with pytest.raises(lepton.CalibrationError, match="data is empty"):
         lepton.sensitivity(program, PARAMS, TOKENS, data=[])
+
+
+def test_a_model_without_products() -> None:
+    """Second moments predict nothing for tables: their errors are measured all the same."""
+    passes = "default,quantize{weights=int4}"
+    found = lepton.sensitivity(lambda t, i: t[i] * 2.0, PARAMS["table"], TOKENS, data=DATA, passes=passes)
+    assert [(row.name, row.estimate, row.error > 0) for row in found.rows] == [("t", None, True)]

@@ -28,6 +28,7 @@ ENCODER: Final = {
     "W8A8, static": "deploy,quantize{activations=static}",
     "W8A8, dynamic, attention": "deploy,quantize{activations=dynamic},quantize-attention",
     "weights alone": "deploy,quantize",
+    "weights alone, decoded": "deploy,quantize{products=floats}",
 }
 
 DECODER: Final = {
@@ -35,6 +36,7 @@ DECODER: Final = {
     "W8A8, static": "deploy,quantize{activations=static}",
     "W8A8, dynamic, int8 cache": "deploy,quantize{activations=dynamic},kv-cache",
     "weights alone": "deploy,quantize",
+    "weights alone, decoded": "deploy,quantize{products=floats}",
     "weights alone, int8 cache": "deploy,quantize,kv-cache",
 }
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
+from lepton_jax.ir.binding import parameters_of
 from lepton_jax.ir.cost import graph_cost, node_cost
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.importer import from_jaxpr
@@ -58,6 +59,38 @@ def compared(outcome: Value | Rewrite, node: Node, ctx: PassContext) -> tuple[fl
     read = {outcome} if isinstance(outcome, Value) else set(outcome.values)
     before = sum(_seconds(n, fixed, ctx) for n, fixed in _with_fixed(superfluous(node, read)))
     return before, 0.0 if isinstance(outcome, Value) else seconds_of(outcome, node, ctx)
+
+
+def why_not_late(outcome: Rewrite, node: Node, ctx: PassContext) -> str | None:
+    """Why an outcome does not pay where `prepare` computes what depends on parameters alone, or None.
+
+    For rules that take an operand apart: where the program is cut in two, what it was made of costs nothing.
+    """
+    if _DISREGARDED.get() or not (ctx.is_bound and ctx.params):
+        return None
+    early = parameters_of(_top(node), ctx.params)
+    if not any(early.get(v) for v in node.operands):
+        return None
+    fresh = _graph(traced(outcome, node))
+    known = {a: v.is_const or v in early for a, v in zip(fresh.inputs, outcome.values, strict=True)}
+    before, after = ctx.seconds(node_cost(node)), 0.0
+    for made in fresh:
+        is_early = all(v.is_const or known.get(v, False) for v in made.operands)
+        known.update(dict.fromkeys(made.results, is_early))
+        after += 0.0 if is_early else ctx.seconds(node_cost(made))
+    if after < WORTH * before:
+        return None
+    times = f"{after * 1e6:.3g} µs instead of {before * 1e6:.3g}"
+    return f"of parameters alone it is made once, and each call would take {times}"
+
+
+def _top(node: Node) -> Graph:
+    """The whole program that a node is in."""
+    graph = node.graph
+    while graph is not None and graph.parents and graph.parents[0].graph is not None:
+        graph = graph.parents[0].graph
+    assert graph is not None
+    return graph
 
 
 def seconds_of(outcome: Rewrite, node: Node, ctx: PassContext) -> float:

@@ -88,6 +88,9 @@ PRODUCTS: Final[Mapping[tuple[str, str], Limits]] = MappingProxyType(
 # XLA. int8 has the same forms with instructions for it (VNNI, AMX) and without.
 _BFLOAT16: Final = Limits(turned_rows=64, by_rows=False, least_rows=4, lone_row=4)
 
+_MANY_ROWS: Final = 128
+"""Rows up to which a weight has to be faster as unsigned numbers, to be kept so for any number of rows."""
+
 
 def limits_of(platform: str, dtype: str) -> Limits | None:
     """How products of a dtype are fast on a platform: on CPU, on the processor of this machine.
@@ -103,7 +106,9 @@ def limits_of(platform: str, dtype: str) -> Limits | None:
 
 # Elements of a weight, and up to how many rows it is faster as unsigned numbers. With JAX 0.10 products of
 # int8 with int8 take twice as long.
-_UNSIGNED: Final = ((2**22, 128), (2**18, 16)) if jax.__version_info__ >= (0, 11) else ((2**16, 256),)
+_UNSIGNED: Final = (
+    ((2**22, 128), (2**18, 16)) if jax.__version_info__ >= (0, 11) else ((2**22, 2048), (2**16, 256))
+)
 
 
 def unsigned_rows(platform: str, dtype: str, elements: int) -> int:
@@ -116,6 +121,16 @@ def unsigned_rows(platform: str, dtype: str, elements: int) -> int:
     if (platform, dtype) != ("cpu", "int8") or not processor.wants_unsigned():
         return 0
     return next((rows for least, rows in _UNSIGNED if elements >= least), 0)
+
+
+def keeps_unsigned(platform: str, elements: int) -> bool:
+    """Whether an int8 weight is best kept as unsigned numbers, whatever the number of rows.
+
+    Example:
+        >>> keeps_unsigned("gpu", 2**24)
+        False
+    """
+    return unsigned_rows(platform, "int8", elements) >= _MANY_ROWS
 
 
 def most_merged(platform: str, dtype: str) -> int:

@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import jax
-import jax.numpy as jnp
 
 from lepton_jax.ir.graph import Graph, Node, Value
-from lepton_jax.ir.regions import add_constant, editable, slots, trip_count
+from lepton_jax.ir.regions import add_constant, editable, trip_count
 from lepton_jax.ir.shards import axes_over, shard_maps_around
 from lepton_jax.passes.loops._parts.scan import add_scanned, add_stacked, is_plain_scan
 from lepton_jax.passes.loops._parts.shards import part_of, parts_together, varied_as
@@ -131,77 +130,16 @@ def _merged(
         return spread.transpose(order).reshape(count, -1, *rest)
 
     states = jax.tree.unflatten(tree, [by_device(array) for array in arrays])
-    return _in_one(states, over_loops(merge, loops + 1))
+    return in_one(states, over_loops(merge, loops + 1))
 
 
-def _in_one(states: Any, together: Callable[[Any, Any], Any]) -> list[Any]:
+def in_one(states: Any, together: Callable[[Any, Any], Any]) -> list[Any]:
     """States that are stacked along the first axis, put together in order."""
     first = jax.tree.map(lambda array: array[0], states)
     total, _ = jax.lax.scan(
         lambda sofar, each: (together(sofar, each), None), first, jax.tree.map(lambda a: a[1:], states)
     )
     return jax.tree.leaves(total)
-
-
-def same_in_loops(value: Value, graph: Graph) -> tuple[bool, ...]:
-    """For each scan that a region stands in, outermost first, whether a value is the same in all iterations.
-
-    Args:
-        value: of the region, made of what the loops are handed from outside, not of what they carry.
-    """
-    found: list[bool] = []
-    values = {value}
-    while graph.parents:
-        node, reached = graph.parents[0], _inputs_below(values)
-        fed = [
-            (slot.kind, node.operands[slot.operand])
-            for slot in slots(node)
-            if slot.operand is not None
-            and any(node.regions[r] is graph and graph.inputs[i] in reached for r, i in slot.inputs)
-        ]
-        if node.op == "scan":
-            found.insert(0, trip_count(node) > 0 and all(kind == "constant" for kind, _ in fed))
-        values = {operand for _, operand in fed}
-        assert node.graph is not None
-        graph = node.graph
-    return tuple(found)
-
-
-def _inputs_below(values: set[Value]) -> set[Value]:
-    """The inputs of a region that values in it are made of."""
-    found, work = set(values), list(values)
-    for value in work:
-        fresh = [] if value.node is None else [v for v in value.node.operands if v not in found]
-        found.update(fresh)
-        work += fresh
-    return {value for value in found if value.node is None and not value.is_const}
-
-
-def over_iterations(
-    states: Sequence[Value], merge: Callable[[Any, Any], Any], tree: Any, same: tuple[bool, ...]
-) -> list[Value]:
-    """States at the top of the program, stacked over loops, with those of some loops put together.
-
-    Args:
-        same: for each loop, outermost first, whether its iterations are to be put together.
-    """
-    node = states[0].node
-    assert node is not None and node.graph is not None
-    made = rewrite(_over_iterations, *states, merge=merge, tree=tree, same=same)
-    return write_before(made, node.graph.ret, _RULE)
-
-
-def _over_iterations(
-    *arrays: Any, merge: Callable[[Any, Any], Any], tree: Any, same: tuple[bool, ...]
-) -> list[Any]:
-    gone = [i for i, is_gone in enumerate(same) if is_gone]
-
-    def in_front(array: Any) -> Any:
-        moved = jnp.moveaxis(array, gone, range(len(gone)))
-        return moved.reshape(math.prod(moved.shape[: len(gone)]), *moved.shape[len(gone) :])
-
-    states = jax.tree.unflatten(tree, [in_front(array) for array in arrays])
-    return _in_one(states, over_loops(merge, len(same) - len(gone)))
 
 
 def lift(

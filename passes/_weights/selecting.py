@@ -71,6 +71,9 @@ class WeightPass(Pass):
     on_shards: ClassVar[bool] = False
     """Whether the pass takes weights in `shard_map`s too."""
 
+    operations: ClassVar[tuple[str, ...]] = OPS
+    """The operations whose weights the pass takes."""
+
     only: str | None = None
     skip: str | None = None
     scope: str | None = None
@@ -82,8 +85,8 @@ class WeightPass(Pass):
     def __post_init__(self) -> None:
         """Check the options."""
         super().__post_init__()
-        if unknown := set(self.ops.split()) - set(OPS):
-            raise ValueError(f"ops: {', '.join(sorted(unknown))} is none of {', '.join(OPS)}")
+        if unknown := set(self.ops.split()) - set(self.operations):
+            raise ValueError(f"ops: {', '.join(sorted(unknown))} is none of {', '.join(self.operations)}")
         if self.least < 0 or self.skip_first < 0 or self.skip_last < 0:
             raise ValueError("least, skip_first and skip_last cannot be negative")
         expression("scope", self.scope)
@@ -99,7 +102,7 @@ class WeightPass(Pass):
         for pattern in (self.only, self.skip):
             if pattern is not None:
                 self._check(pattern, ctx)
-        uses = weight_uses(graph, ctx, shards=self.on_shards)
+        uses = weight_uses(graph, ctx, shards=self.on_shards, ops=self.operations)
         reasons = [self._unselected(use, number, len(uses)) for number, use in enumerate(uses)]
         found = Selection(uses, reasons, graph)
         if uses and not found.selected and not any(site.done and site.by == self.name for site in ctx.sites):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,9 @@ from lepton_jax.ir.binding import Sources, parameters_of
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.inline import inline_call, is_plain_call
 from lepton_jax.ir.shards import axes_of_spec, shard_maps_around
-from lepton_jax.passes._weights.lifting import loop_lengths, same_in_loops
+from lepton_jax.passes._weights.dtypes import join_dtypes
+from lepton_jax.passes._weights.iterations import same_in_loops
+from lepton_jax.passes._weights.lifting import loop_lengths
 from lepton_jax.passes._weights.rows import take_rows
 from lepton_jax.rewrite import PassContext
 
@@ -66,7 +68,9 @@ class WeightUse:
         return self.node.operands[1 - self.side]
 
 
-def weight_uses(graph: Graph, ctx: PassContext, *, shards: bool = False) -> list[WeightUse]:
+def weight_uses(
+    graph: Graph, ctx: PassContext, *, shards: bool = False, ops: Sequence[str] = OPS
+) -> list[WeightUse]:
     """The operations that use weights, regions included, in program order.
 
     A weight is an array of floats with two dimensions or more that is made of parameters alone. A function
@@ -74,13 +78,15 @@ def weight_uses(graph: Graph, ctx: PassContext, *, shards: bool = False) -> list
 
     Args:
         shards: those in `shard_map`s too, where each device has a part of a weight.
+        ops: which operations.
     """
-    known = _opened(graph, ctx, shards)
+    known = _opened(graph, ctx, shards, ops)
     take_rows(graph, ctx, known)
+    join_dtypes(graph, ctx, known)
     found: list[WeightUse] = []
     taken = {site.name for site in ctx.sites if site.done and site.by == ctx.current_pass}
     for node in _in_order(graph):
-        if node.op not in OPS:
+        if node.op not in ops:
             continue
         sides = [i for i, v in enumerate(node.operands[:2]) if known.get(v)]
         if len(sides) != 1 or not _is_weight(node, sides[0]):
@@ -130,12 +136,14 @@ def indexed_axis(node: Node) -> int | None:
     return axis if whole and sizes[axis] == 1 else None
 
 
-def _opened(graph: Graph, ctx: PassContext, shards: bool) -> Sources:
+def _opened(graph: Graph, ctx: PassContext, shards: bool, ops: Sequence[str]) -> Sources:
     """What is made of parameters, once no function that is called in several places is handed weights."""
     refused: set[Node] = set()
     while True:
         known = parameters_of(graph, ctx.params, named=True, shards=shards)
-        calls = [node for node in _in_order(graph) if node not in refused and _hides_weights(node, known)]
+        calls = [
+            node for node in _in_order(graph) if node not in refused and _hides_weights(node, known, ops)
+        ]
         if not calls:
             return known
         for node in calls:
@@ -145,10 +153,10 @@ def _opened(graph: Graph, ctx: PassContext, shards: bool) -> Sources:
                 refused.add(node)
 
 
-def _hides_weights(node: Node, known: Sources) -> bool:
+def _hides_weights(node: Node, known: Sources, ops: Sequence[str]) -> bool:
     if not is_plain_call(node) or node.own_regions() or not any(known.get(v) for v in node.operands):
         return False
-    return any(inner.op in OPS for region in node.regions for inner in region.walk())
+    return any(inner.op in ops for region in node.regions for inner in region.walk())
 
 
 def unused_name(name: str, taken: set[str]) -> str:

@@ -13,13 +13,12 @@ import jax.numpy as jnp
 from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.ir.shards import shard_maps_around
 from lepton_jax.numerics._seen import seen_by
+from lepton_jax.passes._weights.iterations import over_iterations, same_in_loops
 from lepton_jax.passes._weights.lifting import (
     depth,
     found_by_calibration,
     in_branch,
     lift_states,
-    over_iterations,
-    same_in_loops,
     top,
 )
 from lepton_jax.passes._weights.uses import WeightUse

@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Final
 import jax
 
 from lepton_jax.ir.graph import Graph, Value
-from lepton_jax.passes._weights.lifting import depth, found_by_calibration, in_branch, lift, loop_lengths
+from lepton_jax.passes._weights.iterations import lift_weight, same_in_loops
+from lepton_jax.passes._weights.lifting import depth, found_by_calibration, in_branch, loop_lengths
 from lepton_jax.passes._weights.selecting import WeightPass
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.passes.compress._low_rank.choosing import forms_of
@@ -30,7 +31,7 @@ class Place:
 
     Attributes:
         form: of the adapter.
-        loops: that the use stands in.
+        loops: that the use stands in, and over which the weight differs.
         shapes: of the two factors, those of loops in front.
         params: the positions of the parameters that the weight is made of.
     """
@@ -77,26 +78,29 @@ class Beside(WeightPass):
             if isinstance(forms, str) or isinstance(loops, str):
                 self.leave(use, forms if isinstance(forms, str) else str(loops), _RULE, ctx)
             elif ctx.watches is not None:
-                place = self._place(use, forms[0], loops)
-                graph.set_outputs([*graph.outputs, lift(use.weight, region)])
-                ctx.watches.append(Watch(use.name, KIND, place, None, 1, loops))
+                same = same_in_loops(use.weight, region)
+                place = self._place(use, forms[0], same)
+                graph.set_outputs([*graph.outputs, lift_weight(use.weight, region, same)])
+                ctx.watches.append(Watch(use.name, KIND, place, None, 1, place.loops))
             elif (use.name, KIND) in ctx.calibration and ctx.fire(_RULE, use.node):
                 self._write(use, forms[0], ctx)
                 self.note(use, f"rank {min(self.rank, forms[0].most)} beside it", "", ctx)
         self.report_rest(found, _RULE, ctx)
 
-    def _place(self, use: WeightUse, form: Form, loops: int) -> Place:
+    def _place(self, use: WeightUse, form: Form, same: tuple[bool, ...]) -> Place:
         rank = min(self.rank, form.most)
         weight = jax.ShapeDtypeStruct(form.shape, use.weight.dtype)
         made = jax.eval_shape(lambda w: form.factors(w, None, rank), weight)
-        lengths = loop_lengths(use.node.graph)
+        every = zip(loop_lengths(use.node.graph), same, strict=True)
+        lengths = [length for length, is_same in every if not is_same]
         shapes = tuple((*lengths, *each.shape) for each in made)
-        return Place(form, loops, shapes, use.params)
+        return Place(form, len(lengths), shapes, use.params)
 
     def _write(self, use: WeightUse, form: Form, ctx: PassContext) -> None:
         node, graph = use.node, use.node.graph
         assert graph is not None
-        factors = found_by_calibration(use.name, KIND, graph, ctx)
+        same = same_in_loops(use.weight, graph)
+        factors = found_by_calibration(use.name, KIND, graph, ctx, same=same)
         if self.merged:
             made = rewrite(_onto, use.weight, *factors, form=form, scale=self.scale)
             node.set_operand(use.side, write_before(made, node, _RULE)[0])

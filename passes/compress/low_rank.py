@@ -14,6 +14,7 @@ from lepton_jax.ir.cost import node_cost
 from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.ir.shards import shard_maps_around
 from lepton_jax.numerics.formats import get_format
+from lepton_jax.passes._weights.iterations import same_in_loops
 from lepton_jax.passes._weights.lifting import found_by_calibration, loop_lengths
 from lepton_jax.passes._weights.moments import hessian_seen
 from lepton_jax.passes._weights.on_shards import why_not_on_shards
@@ -242,7 +243,7 @@ class LowRank(WeightPass):
         """What calibration found or training learned of a use, as values there."""
         graph = use.node.graph
         assert graph is not None
-        return found_by_calibration(use.name, kind, graph, ctx)
+        return found_by_calibration(use.name, kind, graph, ctx, same=same_in_loops(use.weight, graph))
 
     def _sum_up(self, before: Counter[str], after: Counter[str], ctx: PassContext) -> None:
         """Say what all weights became, and by how much a budget or ratio is missed."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal
 
 from lepton_jax.ir.binding import store
 from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.numerics.palettes import PaletteScheme, nbytes
-from lepton_jax.passes._weights.lifting import found_by_calibration, loop_lengths
+from lepton_jax.passes._weights.iterations import same_in_loops
+from lepton_jax.passes._weights.lifting import found_by_calibration
 from lepton_jax.passes._weights.selecting import WeightPass
-from lepton_jax.passes._weights.uses import WeightUse
+from lepton_jax.passes._weights.uses import WeightUse, layers_of
 from lepton_jax.passes.compress._palettize.layout import Layout, layout_of
 from lepton_jax.passes.compress._palettize.looking_up import GATHER, Look, Take, rounded, rows_of, weight_of
 from lepton_jax.passes.compress._palettize.seeing import (
@@ -136,13 +136,14 @@ class Palettize(WeightPass):
         if not ctx.fire(RULE, use.node):
             return None
         if key not in known.values:
-            palette = self._given(use, name, kind, ctx)
-            source = self._given(use, name, CODES, ctx) if self.train == "centroids" else layout.base
+            palette = self._given(use, layout, name, kind, ctx)
+            source = self._given(use, layout, name, CODES, ctx) if self.train == "centroids" else layout.base
             known.values[key] = source, palette
+        words = self._words(use, layout)
         self._write(use, layout, known.values[key], ctx)
         lost = ctx.calibration[name, ERROR][0].shape[0] * UNIT
         remark = "on a cpu this is smaller, not faster" if self._looks_up(ctx) else ""
-        self.note(use, f"{self._words(use, layout)}, error {lost:.2g}", remark, ctx)
+        self.note(use, f"{words}, error {lost:.2g}", remark, ctx)
         return None
 
     def _looks_up(self, ctx: PassContext) -> bool:
@@ -173,11 +174,11 @@ class Palettize(WeightPass):
         (made,) = write_before(rewrite(weight_of, *values, how=how), node, RULE)
         node.set_operand(use.side, made)
 
-    def _given(self, use: WeightUse, name: str, kind: str, ctx: PassContext) -> Value:
+    def _given(self, use: WeightUse, layout: Layout, name: str, kind: str, ctx: PassContext) -> Value:
         """What calibration found or training learned of a weight, as a value where it is used."""
         graph = use.node.graph
         assert graph is not None
-        (value,) = found_by_calibration(name, kind, graph, ctx)
+        (value,) = found_by_calibration(name, kind, graph, ctx, same=same_in_loops(layout.base, graph))
         return value
 
     def _needs(self) -> str:
@@ -189,7 +190,7 @@ class Palettize(WeightPass):
     def _words(self, use: WeightUse, layout: Layout) -> str:
         """What a weight becomes: bits, and bytes over the loops that it stands in."""
         shape, scheme, size = layout.base.shape, layout.scheme, layout.base.dtype.itemsize
-        layers = math.prod(loop_lengths(use.node.graph))
+        layers = layers_of(use)
         share = "per tensor" if scheme.axis is None else f"{scheme.groups(shape)} palettes"
         share += f", vectors of {scheme.vector}" if scheme.vector > 1 else ""
         share += "" if self.train == "none" else f", {self.train}"

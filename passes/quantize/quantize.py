@@ -14,7 +14,7 @@ from lepton_jax.passes._weights.guards import take_off_guards
 from lepton_jax.passes._weights.moments import MeanSeen
 from lepton_jax.passes._weights.on_shards import why_not_on_shards
 from lepton_jax.passes._weights.selecting import WeightPass
-from lepton_jax.passes._weights.uses import WeightUse
+from lepton_jax.passes._weights.uses import OPS, WeightUse
 from lepton_jax.passes._weights.watching import Known, observe, seen
 from lepton_jax.passes.quantize._quantize.choice import Plan, plan
 from lepton_jax.passes.quantize._quantize.correcting import correct, mean_of
@@ -40,10 +40,10 @@ class Quantize(WeightPass):
         %t = max |%x| / 127;  %c: i8 = round(%x / %t);  %a: i32 = dot_general %c %q;  %2 = %a · %t · %s
 
     Weights are found by where they come from: arrays of two dimensions or more that are made of parameters
-    alone (`params=` says which arguments they are), read by products, convolutions, and gathers of rows.
-    Several settings for one program are several passes: each takes what it selects and what those before
-    it have left. Whatever is left in floats is in the report with its reason. Approximate; it runs when it
-    is named.
+    alone (`params=` says which arguments they are), read by products (ragged ones too), convolutions, and
+    gathers of rows. Several settings for one program are several passes: each takes what it selects and what
+    those before it have left. Whatever is left in floats is in the report with its reason. Approximate; it
+    runs when it is named.
 
     Attributes:
         weights: the format of the weights, see `lepton_jax.numerics.formats`.
@@ -63,6 +63,9 @@ class Quantize(WeightPass):
         correct: `bias`: what rounding a weight takes from the mean of its result, over the inputs that
             calibration saw, is added again; into the bias, if there is one.
         observer: of static activations, see `lepton_jax.numerics.observers.OBSERVERS`.
+        products: of floats with weights in codes on a CPU with dot products of int8: `auto`: activations are
+            taken apart in two or three int8 numbers each, of 15 or 22 bits together, and multiplied so;
+            `floats`: with the decoded weight.
         residuals: what else reads activations that become codes under a static scale, such as sums around
             layers: `floats`, the activations as they were, or `codes`, so that nothing but codes goes from
             layer to layer.
@@ -85,6 +88,7 @@ class Quantize(WeightPass):
     name: ClassVar[str] = "quantize"
     approximates: ClassVar[bool] = True
     on_shards: ClassVar[bool] = True
+    operations: ClassVar[tuple[str, ...]] = (*OPS, "ragged_dot_general")
 
     weights: str = "int8"
     activations: Literal["none", "dynamic", "static"] = "none"
@@ -98,9 +102,11 @@ class Quantize(WeightPass):
     balance: Literal["none", "smoothquant", "awq"] = "none"
     correct: Literal["none", "bias"] = "none"
     observer: str = "minmax"
+    products: Literal["auto", "floats"] = "auto"
     residuals: Literal["floats", "codes"] = "floats"
     train: Train = "none"
     store: Literal["auto", "small", "fast"] = "auto"
+    ops: str = " ".join(operations)
 
     def __post_init__(self) -> None:
         """Check the options."""

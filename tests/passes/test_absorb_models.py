@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import linen, nnx
 
+import lepton_jax as lepton
 from tests.passes._absorb import (
     AFTER,
     BEFORE,
@@ -119,3 +120,46 @@ def test_norms_of_flax_and_equinox_go() -> None:
     both = jax.jit(lambda given: [[f(*args) for f in pair] for pair, args in zip(pairs, given, strict=True)])
     for expected, (result,) in both(given):
         np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_merged_adapters_stay_merged() -> None:
+    """No other pass takes a weight apart again that `prepare` makes once, at few rows either."""
+    p = {"w": numbers(2, 64, 64), "a": numbers(2, 64, 2), "b": numbers(2, 2, 64)}
+
+    def beside(p: Any, x: Any) -> Any:
+        return jax.lax.scan(lambda h, w: (jax.numpy.tanh(h @ w["w"] + (h @ w["a"]) @ w["b"]), None), x, p)[0]
+
+    def whole(p: Any, x: Any) -> Any:
+        return x @ (p["w"][0] + p["a"][0] @ p["b"][0])
+
+    x = numbers(3, 64)
+    for fun in (beside, whole):
+        model = lepton.compile(fun, p, x, passes="deploy")
+        assert model.nbytes == 4 * 64 * 64 * (2 if fun is beside else 1)
+        np.testing.assert_allclose(model(x), jax.jit(fun)(p, x), rtol=1e-4, atol=1e-4)
+    factors = lepton.compile(lambda p, x: x @ (p["a"][0] @ p["b"][0]), p, x, passes="deploy")
+    assert factors.nbytes == 4 * 2 * (64 + 64)  # the product of both would be more to read at each call
+
+
+def test_batches_of_unknown_size() -> None:
+    """What goes into weights does not depend on it."""
+    p = {"w": numbers(8, 3, 3, 3), "n": norm(8), "o": numbers(8, 5)}
+
+    def network(p: Any, x: Any) -> Any:
+        y = jax.lax.conv_general_dilated(x.transpose(0, 3, 1, 2), p["w"], (1, 1), "SAME")
+        y = batch_norm(y.transpose(0, 2, 3, 1), p["n"])
+        return jax.nn.relu(y).mean((1, 2)) @ p["o"]
+
+    x, (batch,) = numbers(4, 6, 6, 3), jax.export.symbolic_shape("batch")
+    unknown = jax.ShapeDtypeStruct((batch, 6, 6, 3), x.dtype)
+    model = lepton.compile(network, p, unknown, passes="deploy")
+    rules = lepton.compile(network, p, x, passes="deploy").report().passes.rules
+    for rule in ("scale-and-shift-into-weight", "scale-and-shift-into-readers"):
+        assert model.report().passes.rules[rule] == rules[rule] >= 1
+    expected = jax.jit(network)(p, x)
+    np.testing.assert_allclose(model(x), expected, rtol=1e-4, atol=1e-5)
+    exported = jax.export.export(jax.jit(model.jit), platforms=("cpu", "cuda", "tpu"))(model.params, unknown)
+    for size in (1, 4):
+        np.testing.assert_allclose(
+            exported.call(model.params, x[:size]), expected[:size], rtol=1e-4, atol=1e-5
+        )

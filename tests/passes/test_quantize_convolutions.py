@@ -12,7 +12,7 @@ from jax import lax
 
 import lepton_jax as lepton
 from lepton_jax.numerics import packed_axis
-from tests.passes._quantize import Case, check_codes, floats, joined, kept_of, reasons, sqnr
+from tests.passes._quantize import Case, check_codes, done, floats, joined, kept_of, reasons, sqnr
 
 Layout = tuple[str, str, str]
 NHWC: Layout = ("NHWC", "HWIO", "NHWC")
@@ -128,3 +128,40 @@ def test_what_is_said_of_groups() -> None:
         run.trace(floats(3, 3, channels // groups, 32), floats(1, 9, 9, channels))
         (site,) = run.report.sites
         assert site.done and site.reason.startswith(said) and bool(site.reason) == bool(said), groups
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shape", "kernel", "groups"),
+    [
+        (("NCHW", "OIHW", "NCHW"), (4, 6, 7, 7), (8, 6, 3, 3), 1),
+        (("NHWC", "HWIO", "NHWC"), (4, 7, 7, 6), (3, 3, 3, 8), 2),
+        (("NWC", "OWI", "NCW"), (4, 12, 6), (6, 9, 1), 6),
+    ],
+)
+def test_one_kernel_for_all_examples(numbers: Any, shape: Any, kernel: Any, groups: int) -> None:
+    """Branches that examples choose for themselves: their kernels are kept once, not for each example."""
+    params = {"one": floats(*kernel, scale=0.3), "other": floats(*kernel, scale=0.3)}
+
+    def convolve(x: Any, w: Any) -> Any:
+        ones = (1,) * (x.ndim - 1)
+        return lax.conv_general_dilated(
+            x[None], w, ones, "SAME", dimension_numbers=numbers, feature_group_count=groups
+        )[0]
+
+    def program(p: Any, x: Any) -> Any:
+        def one(x: Any) -> Any:
+            return lax.cond(
+                x.sum() > 0, lambda x: convolve(x, p["one"]), lambda x: convolve(2 * x, p["other"]), x
+            )
+
+        return jax.vmap(one)(x)
+
+    x = floats(*shape)
+    expected = jax.jit(program)(params, x)
+    for options in ("", "activations=dynamic", "activations=static", "weights=int4,method=gptq"):
+        batches = [x, -x] if "static" in options or "gptq" in options else None
+        passes = f"cleanup,movement,quantize{{{options}}},default"
+        model = lepton.compile(program, params, x, passes=passes, calibration=batches)
+        assert model.nbytes <= 0.39 * sum(weight.nbytes for weight in params.values()), options
+        assert sqnr(expected, model(x)) > (12 if "int4" in options else 32), options
+        assert all(done(model.report().passes.sites).values())

@@ -210,3 +210,28 @@ def test_modules_as_parameters() -> None:
     only = lepton.optimize(counted, "default,quantize", params="model/down")
     only(model, x, 0.0)
     assert sites_of(only) == {"model/down/kernel"}
+
+
+def test_products_of_two_dtypes() -> None:
+    """`x @ w` with a weight of another dtype than x; one that stays in floats is kept as it was."""
+
+    def program(p: Any, x: Any) -> Any:
+        return jnp.tanh(x @ p["one"]) @ p["two"]
+
+    for weights, inputs in (
+        (jnp.bfloat16, jnp.float32),
+        (jnp.float32, jnp.bfloat16),
+        (jnp.float16, jnp.bfloat16),
+    ):
+        params = {name: floats(WIDTH, WIDTH, scale=0.2).astype(weights) for name in ("one", "two")}
+        x = floats(4, WIDTH).astype(inputs)
+        expected = jax.jit(program)(params, x)
+        for options in ("", "activations=dynamic", "weights=int4,group=8"):
+            model = lepton.compile(program, params, x, passes=f"default,quantize{{{options}}}")
+            assert all(done(model.report().passes.sites).values())
+            assert model(x).dtype == expected.dtype
+            least = 14 if "int4" in options else 33
+            assert sqnr(expected.astype(jnp.float32), model(x).astype(jnp.float32)) > least
+        model = lepton.compile(program, params, x, passes='default,quantize{skip="p/two"}')
+        kept = [array.dtype for array in model.params.values() if array.size == WIDTH * WIDTH]
+        assert sorted(map(str, kept)) == sorted(("int8", jnp.dtype(weights).name))

@@ -14,7 +14,8 @@ import numpy as np
 
 from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.numerics.low_rank_budget import Array, Curve, allocate, rank_of_energy
-from lepton_jax.passes._weights.lifting import depth, in_branch, lift
+from lepton_jax.passes._weights.iterations import lift_sums, lift_weight, same_in_loops
+from lepton_jax.passes._weights.lifting import depth, in_branch
 from lepton_jax.passes._weights.moments import HessianSeen
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.passes.compress._low_rank.choosing import Choice, cheapest, rounded, static_rank
@@ -220,12 +221,14 @@ def watch(
         if isinstance(loops, str):
             left[use.name] = loops
             continue
-        places.append(Place(use.name, tuple(mine), loops, hessian, faster))
-        values = {"weight": use.weight}
+        same = same_in_loops(use.weight, region)
+        places.append(Place(use.name, tuple(mine), loops - sum(same), hessian, faster))
+        values = {"weight": lift_weight(use.weight, region, same)}
         if hessian is not None:
-            values |= dict(zip(_MOMENTS, _moments(use, hessian), strict=True))
+            moments = lift_sums(_moments(use, hessian), region, same)
+            values |= dict(zip(_MOMENTS, moments, strict=True))
         state.append(dict.fromkeys(values))
-        outputs += [lift(values[name], region) for name in sorted(values)]
+        outputs += [values[name] for name in sorted(values)]
     if places:
         graph.set_outputs([*graph.outputs, *outputs])
         kind = CHOSEN if all(hessian is None for hessian in hessians) else "low-rank"

@@ -14,7 +14,8 @@ import numpy as np
 from lepton_jax.ir.graph import Graph
 from lepton_jax.numerics.hessian import MatrixLayout
 from lepton_jax.numerics.palettes import PaletteScheme, Palettized, decode, palettize
-from lepton_jax.passes._weights.lifting import depth, in_branch, lift
+from lepton_jax.passes._weights.iterations import lift_sums, lift_weight, same_in_loops
+from lepton_jax.passes._weights.lifting import depth, in_branch
 from lepton_jax.passes._weights.uses import WeightUse
 from lepton_jax.passes.compress._palettize.layout import Layout
 from lepton_jax.rewrite import PassContext, Watch, rewrite
@@ -48,7 +49,7 @@ class PaletteSeen:
     Attributes:
         name: of the use.
         scheme: of the weight.
-        loops: leading axes of the weight, which run over the loops that the use stands in.
+        loops: leading axes of the weight, which run over the loops in which it differs.
         matrix: where inputs were seen, the axes of the weight that they are multiplied with.
         learns: whether training learns the palettes.
     """
@@ -118,16 +119,17 @@ def watch(use: WeightUse, layout: Layout, learns: bool, graph: Graph, ctx: PassC
     loops = "it is in a cond" if in_branch(region) else depth(region)
     if isinstance(loops, str):
         return loops
-    values, matrix = {"weight": layout.base}, None
+    same, matrix = same_in_loops(layout.base, region), None
+    values = {"weight": lift_weight(layout.base, region, same)}
     if layout.hessian is not None:
         watcher, matrix = layout.hessian
         seen = write_before(rewrite(_see, use.other, watcher=watcher), use.node, RULE)
-        values |= dict(zip(("matrix", "rows", "nonfinite"), seen, strict=True))
+        values |= dict(zip(("matrix", "rows", "nonfinite"), lift_sums(seen, region, same), strict=True))
     names = sorted(values)
-    graph.set_outputs([*graph.outputs, *(lift(values[name], region) for name in names)])
+    graph.set_outputs([*graph.outputs, *(values[name] for name in names)])
     tree = jax.tree.structure(dict.fromkeys(names, 0))
     kind = PALETTE if matrix is None else "palette"
-    observer = PaletteSeen(use.name, layout.scheme, loops, matrix, learns)
+    observer = PaletteSeen(use.name, layout.scheme, loops - sum(same), matrix, learns)
     ctx.watches.append(Watch(use.name, kind, observer, tree, len(names), 0))
     return None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import reduce
 from typing import Any, Final
 
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lepton_jax.ir.binding import store
-from lepton_jax.numerics.packing import pack, unpack
+from lepton_jax.numerics.packing import pack, pieces, unpack, unpack_pieces
 from lepton_jax.numerics.quantize import Quantized, Scheme, decode
 from lepton_jax.passes.quantize._quantize.weights import Storage, coded
 
@@ -25,6 +26,9 @@ BLOCK: Final = 2**20
 """Elements of a block: its floats, 4 MiB, fit into the cache of a core or two."""
 
 _STEP: Final = 16
+
+_CODES_TOGETHER: Final = 8
+"""Packed codes of any number of bits fill whole bytes with so many."""
 
 
 def channels_of_block(shape: Ints, contracted: Ints, batch: Ints) -> int:
@@ -71,7 +75,7 @@ def in_blocks(
     contracted = dims[0][side]
     free = tuple(i for i in range(weight.ndim) if i not in contracted)
     order = (*free, *sorted(contracted))
-    q, scheme = _ordered(coded(weight, storage, known), order), _moved(storage.scheme, order)
+    q, scheme = ordered(coded(weight, storage, known), order), moved(storage.scheme, order)
     bits, last = scheme.fmt.bits, weight.shape[order[-1]]
     whole = pack(q.codes, bits, q.codes.ndim - 1) if storage.is_packed else q.codes
     codes, scale = store(whole), store(q.scale)
@@ -80,27 +84,50 @@ def in_blocks(
     x = x.astype(jnp.float32)
     count, blocks = weight.shape[free[0]], -(-weight.shape[free[0]] // size)
     place = 0 if side == 0 else x.ndim - len(contracted)
+    many = _pieces(storage, scheme, last, len(contracted))
+    xs = jnp.split(x, many, dims[0][1 - side][-1])
 
     def step(_: None, start: jax.Array) -> tuple[None, jax.Array]:
-        part = _cut(codes, start, size)
-        if storage.is_packed:
-            part = unpack(part, bits, last, part.ndim - 1, scheme.fmt.signed_codes)
-        zeros = None if zero is None else _cut(zero, start, size)
-        w = decode(part, _cut(scale, start, size), zeros, scheme, jnp.float32)
+        part, scales = _cut(codes, start, size), _split(_cut(scale, start, size), many)
+        zeros = [None] * many if zero is None else _split(_cut(zero, start, size), many)
+        each = zip(unpacked(part), scales, zeros, xs, strict=True)
+        return None, reduce(jnp.add, [product(*these) for these in each])
+
+    def unpacked(part: jax.Array) -> list[jax.Array]:
+        if not storage.is_packed:
+            return [part]
+        how = bits, last, part.ndim - 1, scheme.fmt.signed_codes
+        return unpack_pieces(part, *how) if many > 1 else [unpack(part, *how)]
+
+    def product(part: jax.Array, scales: jax.Array, zeros: jax.Array | None, x: jax.Array) -> jax.Array:
+        w = decode(part, scales, zeros, scheme, jnp.float32)
         pair, axes = ((w, x), (along, dims[0][1])) if side == 0 else ((x, w), (dims[0][0], along))
-        return None, lax.dot_general(*pair, (axes, ((), ())), preferred_element_type=jnp.float32)
+        return lax.dot_general(*pair, (axes, ((), ())), preferred_element_type=jnp.float32)
 
     _, parts = lax.scan(step, None, jnp.arange(blocks) * size)
-    return _joined(parts, place, count)
+    return joined(parts, place, count)
 
 
-def _ordered(q: Quantized, order: Ints) -> Quantized:
+def _pieces(storage: Storage, scheme: Scheme, last: int, contracted: int) -> int:
+    """In how many pieces packed codes are decoded; 1: put together, where they end within bytes or groups."""
+    many = pieces(scheme.fmt.bits) if storage.is_packed else 1
+    if contracted > 1 or last % _CODES_TOGETHER:
+        return 1
+    return 1 if any(last // many % group for group in scheme.group_sizes) else many
+
+
+def _split(x: jax.Array, many: int) -> list[jax.Array]:
+    """Scales or zeros for each piece: those of its groups, or the same for all."""
+    return [x] * many if x.shape[-1] == 1 else jnp.split(x, many, x.ndim - 1)
+
+
+def ordered(q: Quantized, order: Ints) -> Quantized:
     """Codes, scale and zero with the weight's axes in another order."""
     zero = None if q.zero is None else lax.transpose(q.zero, order)
     return Quantized(lax.transpose(q.codes, order), lax.transpose(q.scale, order), zero)
 
 
-def _moved(scheme: Scheme, order: Ints) -> Scheme:
+def moved(scheme: Scheme, order: Ints) -> Scheme:
     """The scheme of a weight with its axes in another order."""
     shared = None if scheme.shared is None else tuple(order.index(i % len(order)) for i in scheme.shared)
     axes = tuple(order.index(i % len(order)) for i in scheme.group_axes)
@@ -115,7 +142,7 @@ def _cut(x: jax.Array, start: jax.Array, size: int) -> jax.Array:
     return x if x.shape[0] == 1 else lax.dynamic_slice_in_dim(x, start, size, 0)
 
 
-def _joined(parts: jax.Array, place: int, count: int) -> jax.Array:
+def joined(parts: jax.Array, place: int, count: int) -> jax.Array:
     """Blocks one after another along an axis, of which the last begins where it ends with the axis.
 
     Args:

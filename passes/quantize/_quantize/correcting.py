@@ -125,7 +125,7 @@ def _lost(
         exact = lax.dot_general(*operands, named["dimension_numbers"], precision=highest)
     how = replace(how, activations=None)
     if isinstance(how, dots.Product):
-        how = replace(how, precision=lax.Precision.HIGHEST, block=0)
+        how = replace(how, precision=lax.Precision.HIGHEST, block=0, digits=None)
     operands = (weight, x) if side == 0 else (x, weight)
     lost: jax.Array = (exact - instead(*operands, *values, how=how)).astype(how.result)
     return lost

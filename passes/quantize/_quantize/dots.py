@@ -12,6 +12,7 @@ from jax import lax
 from lepton_jax.ir.binding import store
 from lepton_jax.numerics.quantize import Scheme, decode, encode, scale_of
 from lepton_jax.passes.quantize._quantize.blocks import in_blocks
+from lepton_jax.passes.quantize._quantize.digits import Digits, product_in_digits, product_of_codes
 from lepton_jax.passes.quantize._quantize.learned import input_scale, of_weight
 from lepton_jax.passes.quantize._quantize.observing import by_kind
 from lepton_jax.passes.quantize._quantize.weights import Storage, as_float, kept, summed
@@ -36,6 +37,7 @@ class Product:
             channel, and the weight is multiplied by it; see `balancing`.
         kinds: what calibration has seen.
         block: how many output channels of a weight are decoded at a time, see `blocks`; 0: all of them.
+        digits: how activations in floats, or a packed weight, are multiplied as int8, see `digits`.
     """
 
     side: int
@@ -47,6 +49,7 @@ class Product:
     balance: str | None = None
     kinds: tuple[str, ...] = ()
     block: int = 0
+    digits: Digits | None = None
 
     @property
     def channel(self) -> int:
@@ -68,6 +71,9 @@ def product(lhs: jax.Array, rhs: jax.Array, *others: jax.Array, how: Product) ->
     weight, x = (lhs, rhs) if how.side == 0 else (rhs, lhs)
     seen = by_kind(others, how.kinds)
     known = of_weight(seen)
+    if how.activations is None and how.digits is not None:
+        y = product_in_digits(weight, x, known, how.storage, how.side, how.dims, how.digits)
+        return y.astype(how.result)
     if how.activations is None and how.block:
         y = in_blocks(weight, x, known, how.storage, how.side, how.dims, how.block)
         return y.astype(how.result)
@@ -100,9 +106,12 @@ def _of_codes(
 ) -> jax.Array:
     """A product of codes, scaled afterwards."""
     side, dims = how.side, how.dims
-    w = kept(weight, how.storage, known)
     scale, zero = scale_of(x, activations) if limits is None else limits
     codes = encode(x, scale, zero, activations)
+    if how.digits is not None:
+        total = product_of_codes(weight, codes, known, how.storage, side, dims, how.digits)
+        return (total * in_result(as_float(scale), 1 - side, dims, weight.ndim)).astype(how.result)
+    w = kept(weight, how.storage, known)
     if how.storage.scheme.group_sizes:
         total = _grouped(w.codes, w.scale, codes, side, how.storage, dims)
     else:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _RULE: Final = "quantized-weight"
 
-_PRODUCTS: Final = ("dot_general", "conv_general_dilated")
+_PRODUCTS: Final = ("dot_general", "ragged_dot_general", "conv_general_dilated")
 
 _DERIVATIVE: Final = "transpose("
 """What JAX writes into the name stack of the operations of a gradient."""

@@ -51,6 +51,11 @@ class Trial(Quantize):
         """A trial with the settings of another pass."""
         return cls(**{each.name: getattr(settings, each.name) for each in fields(settings)}, record=record)
 
+    @property
+    def calibrates(self) -> bool:
+        """Always: second moments of the inputs, where there are any, predict errors."""
+        return True
+
     def __str__(self) -> str:
         """The pass that is tried, as pipeline text."""
         return str(Quantize(**{each.name: getattr(self, each.name) for each in fields(Quantize)}))
@@ -78,8 +83,9 @@ class Trial(Quantize):
         node = use.node
         made = rewrite(
             _either,
-            *(flags, *node.operands, weight, *values, *shift),
+            *(flags, weight, *node.operands, *values, *shift),
             number=len(self.record.sites),
+            count=len(node.operands),
             side=use.side,
             instead=found.fun,
             how=found.how,
@@ -144,11 +150,10 @@ def _zero(x: jax.Array) -> jax.Array:
 
 def _either(
     flags: jax.Array,
-    lhs: jax.Array,
-    rhs: jax.Array,
     exact: jax.Array,
     *values: jax.Array,
     number: int,
+    count: int,
     side: int,
     instead: Any,
     how: Any,
@@ -156,15 +161,16 @@ def _either(
     primitive: Any,
     params: tuple[tuple[str, Any], ...],
 ) -> Any:
-    known, shift = (values[:-1], values[-1]) if is_corrected else (values, None)
+    operands, known = values[:count], values[count:]
+    known, shift = (known[:-1], known[-1]) if is_corrected else (known, None)
 
     def quantized() -> Any:
-        found = instead(lhs, rhs, *known, how=how)
+        found = instead(*operands, *known, how=how)
         return found if shift is None else found + shift
 
     def plain() -> Any:
-        operands = (exact, rhs) if side == 0 else (lhs, exact)
-        return primitive.bind(*operands, **dict(params))
+        before, after = operands[:side], operands[side + 1 :]
+        return primitive.bind(*before, exact, *after, **dict(params))
 
     return lax.cond(flags[number], quantized, plain)
 

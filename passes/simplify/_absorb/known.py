@@ -68,9 +68,8 @@ class Known:
         erase_dead(node)
 
     def misplaced(self, node: Node) -> bool:
-        """Whether arrays at a node carry shardings or have symbolic shapes."""
-        values = (*node.operands, *node.results)
-        return not all(v.is_static for v in values) or unplaced(node, self.ctx) is not None
+        """Whether arrays at a node carry shardings."""
+        return unplaced(node, self.ctx) is not None
 
     def why_not(self, weight: Value, product: Node) -> str | None:
         """Why a weight cannot be replaced by another of its size without more bytes to keep, or None."""

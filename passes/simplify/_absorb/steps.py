@@ -36,6 +36,8 @@ def step_of(node: Node) -> Step | None:
 
 def _is_reshape(node: Node) -> bool:
     """Whether a node gives the same elements, and some, another shape."""
+    if not (node.result.is_static and node.operands[0].is_static):
+        return False  # which axes go together is not known of symbolic sizes
     size = math.prod(node.result.shape)
     if size == 0 or math.prod(node.operands[0].shape) != size:
         return False

@@ -17,6 +17,7 @@ from lepton_jax.passes.simplify._movement.common import is_free, movement_rule, 
 from lepton_jax.passes.simplify._structure.apply import times
 from lepton_jax.passes.simplify._structure.operators import Reader, Recipe, may_cancel
 from lepton_jax.rewrite import PassContext, Rule, rewrite
+from lepton_jax.rewrite.profit import why_not_late
 from lepton_jax.rewrite.rule import Outcome
 
 _DEEPEST: Final = 5
@@ -50,7 +51,7 @@ def product_with_batched_structure(node: Node, ctx: PassContext) -> Outcome:
         recipe = reader.read(matrix)
         if recipe is None:
             continue
-        return rewrite(
+        made = rewrite(
             times_each,
             other,
             *reader.values,
@@ -64,6 +65,10 @@ def product_with_batched_structure(node: Node, ctx: PassContext) -> Outcome:
             precision=node.params.get("precision"),
             accumulate=node.params.get("preferred_element_type"),
         )
+        if reason := why_not_late(made, node, ctx):
+            ctx.miss("product-with-batched-structure", node, reason)
+            return None
+        return made
     return None
 
 
