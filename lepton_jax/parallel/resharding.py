@@ -14,17 +14,24 @@ from typing import Any
 from lepton_jax.parallel.collectives import Collective, Kind
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.scattering import fills_torus, scattered
 
 Axes = tuple[str, ...]
 
 
-def reshard(aval: Any, before: Layout, after: Layout, mesh: MeshSpec) -> tuple[Collective, ...]:
+def reshard(
+    aval: Any, before: Layout, after: Layout, mesh: MeshSpec, *, even: bool = False, joined: bool = False
+) -> tuple[Collective, ...]:
     """The collectives that bring an array from one layout to another, in the order in which they run.
 
     Args:
         aval: shape and dtype of the array, any dtype; bytes follow from them.
         before: how it lies; may be parts of a sum.
         after: how it shall lie; a sum over an axis may stay in parts.
+        mesh: the mesh.
+        even: whether parts of sums are taken to be whole tiles, so that all are scattered (`scattering`).
+        joined: whether a sum over several axes is completed over all of them at once, as those are that
+            reductions make, and not products.
 
     Returns:
         none where each device has what it needs: nothing to do, or a slice of what it holds.
@@ -36,7 +43,7 @@ def reshard(aval: Any, before: Layout, after: Layout, mesh: MeshSpec) -> tuple[C
     Example:
         >>> import jax
         >>> mesh = MeshSpec.of("data=2,model=4", chip="v5e")
-        >>> x = jax.ShapeDtypeStruct((8, 16), "float32")
+        >>> x = jax.ShapeDtypeStruct((64, 128), "float32")
         >>> [str(c.kind) for c in reshard(x, Layout(((), ()), ("model",)), Layout((("model",), ())), mesh)]
         ['reduce-scatter']
         >>> reshard(x, Layout.whole(2), Layout((("data",), ())), mesh)
@@ -51,7 +58,7 @@ def reshard(aval: Any, before: Layout, after: Layout, mesh: MeshSpec) -> tuple[C
         )
     if before == after:
         return ()
-    moves = _Moves(aval, before, after, mesh)
+    moves = _Moves(aval, before, after, mesh, even, joined)
     moves.reduce()
     moves.slice()
     if not moves.rename():
@@ -96,9 +103,19 @@ def stops(aval: Any, before: Layout, after: Layout, mesh: MeshSpec) -> tuple[Lay
 class _Moves:
     """The layout as it is on the way, and the collectives so far."""
 
-    def __init__(self, aval: Any, before: Layout, after: Layout, mesh: MeshSpec) -> None:
+    def __init__(
+        self,
+        aval: Any,
+        before: Layout,
+        after: Layout,
+        mesh: MeshSpec,
+        even: bool = False,
+        joined: bool = False,
+    ) -> None:
         self.aval = aval
         self.mesh = mesh
+        self.tiled = mesh.chip.rates.platform == "tpu" and not even
+        self.joined = joined
         self.dims = [_real(axes, mesh) for axes in before.dims]
         self.goal = [_real(axes, mesh) for axes in after.dims]
         self.partial = [name for name in _real(before.partial, mesh) if name not in after.partial]
@@ -106,11 +123,11 @@ class _Moves:
         self.found: list[Collective] = []
         self.passed: list[Layout] = []
 
-    def add(self, kind: Kind, axes: Iterable[str]) -> None:
-        """One more, whose result lies as the array lies now."""
+    def add(self, kind: Kind, axes: Iterable[str], share: float = 1.0) -> None:
+        """One more, whose result lies as the array lies now; or is a share of that."""
         chosen = set(axes)
         ordered = tuple(name for name in self.mesh.names if name in chosen)
-        nbytes = Layout(tuple(self.dims)).local_bytes(self.aval, self.mesh)
+        nbytes = round(share * Layout(tuple(self.dims)).local_bytes(self.aval, self.mesh))
         if kind in ("all-gather", "reduce-scatter") and fills_torus(ordered, self.mesh):
             nbytes *= self.mesh.devices if kind == "reduce-scatter" else 1
             kind = "all-reduce"
@@ -121,34 +138,37 @@ class _Moves:
         """Complete the sums: each device gets the slice that it shall have, or all of it.
 
         Where some axes of the sum split the result, it is scattered over these, and its parts are added up
-        over the others: so compiling for TPUs showed.
+        over the others: so compiling for TPUs showed. For CPUs XLA does not scatter.
         """
         if not self.partial:
             return
-        scattered = {d: run for d in range(len(self.dims)) if (run := self._sliceable(d, self.partial))}
+        split = {d: run for d in range(len(self.dims)) if (run := self._sliceable(d, self.partial))}
         rest = set(self.partial)
-        if len(scattered) == 1 and self._scatters(*scattered):
-            ((dim, run),) = scattered.items()
-            self.dims[dim] += run
-            self.add("reduce-scatter", run)
-            rest -= set(run)
+        if len(split) == 1 and self.mesh.chip.rates.platform != "cpu":
+            ((dim, run),) = split.items()
+            if not self.joined or rest == set(run):
+                self.scatter(dim, run)
+                rest -= set(run)
         if rest:
             self.add("all-reduce", rest)
         self.partial = []
 
-    def _scatters(self, dim: int) -> bool:
-        """Whether XLA joins the sum and its slice along a dimension into one operation.
-
-        For CPUs it does not. For TPUs compiling showed that along the last of three or more dimensions it
-        does where the one before fills the 128 lanes; or, where not all devices take part, where the last is
-        wider.
-        """
-        platform = self.mesh.chip.rates.platform
-        if platform != "tpu" or len(self.dims) < 3 or dim != len(self.dims) - 1:
-            return platform != "cpu"
-        if self.mesh.size(*self.partial) < self.mesh.devices:
-            return bool(self.aval.shape[dim] // self.mesh.size(*self.dims[dim]) > 128)
-        return bool(self.aval.shape[dim - 1] // self.mesh.size(*self.dims[dim - 1]) % 128 == 0)
+    def scatter(self, dim: int, run: Axes) -> None:
+        """Each device gets its slice along a dimension."""
+        before = self.dims[dim]
+        self.dims[dim] += run
+        shape = Layout(tuple(self.dims)).local_shape(self.aval.shape, self.mesh)
+        is_tiled = self.tiled and not fills_torus(run, self.mesh)
+        slices = scattered(shape, dim, self.mesh.size(*run)) if is_tiled else (shape[dim],)
+        if slices is None:
+            self.dims[dim] = before
+            self.add("all-reduce", run)
+            self.dims[dim] += run
+            return
+        first, *shifts = slices
+        self.add("reduce-scatter", run, first / shape[dim])
+        for shift in shifts:
+            self.add("collective-permute", run, shift / shape[dim])
 
     def slice(self) -> None:
         """Axes that split nothing yet and shall split the next smaller part."""
@@ -258,17 +278,6 @@ class _Moves:
         if together:
             self.add("all-gather", together)
         self.dims = list(self.goal)
-
-
-def fills_torus(axes: Iterable[str], mesh: MeshSpec) -> bool:
-    """Whether a collective is over all of a torus that wraps in three dimensions.
-
-    There XLA gathers and scatters by all-reduces: so compiling for v5p:4x4x4 and 4x4x8 showed, with arrays of
-    all sizes. Smaller ones, and 32 of 64 devices, it does not; nor do chips in two dimensions.
-    """
-    chip = mesh.chip
-    least = chip.wraps_at**chip.torus
-    return chip.torus == 3 and mesh.devices >= least and mesh.size(*axes) == mesh.devices
 
 
 def _real(axes: Iterable[str], mesh: MeshSpec) -> Axes:

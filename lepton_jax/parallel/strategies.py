@@ -145,7 +145,7 @@ def _moves(
             continue
         if not set(want.partial) <= set(have.partial):
             return None
-        found += reshard(aval, have, want, mesh)
+        found += reshard(aval, have, want, mesh, even=True)
     return tuple(found)
 
 

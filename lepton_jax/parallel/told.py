@@ -89,7 +89,7 @@ def is_kept_apart(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSp
     if any(layout.partial for layout in (*before, want)):
         return False
     made = cheapest(node, before, [want], mesh)[0].results[0]
-    moves = reshard(value.aval, made, want, mesh) if made.partial else ()
+    moves = reshard(value.aval, made, want, mesh, even=True) if made.partial else ()
     return any(each.kind == "reduce-scatter" for each in moves)
 
 

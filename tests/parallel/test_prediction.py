@@ -232,6 +232,14 @@ def test_what_only_one_product_reads_is_sent_on_while_it_multiplies() -> None:
     # Axes that split the same dimension besides: XLA does not take such products apart.
     mixed = predicted(gradients, args, (P(ALL), P(ALL), P("model")), out=(P(ALL), P(ALL)))
     assert "collective-permute" not in {each.kind for each in mixed.collectives}
+    # The other devices have copies of the weights, or split rows that only the other operand has.
+    for axes in ((), ("data",)):
+        batch = shape(*((2,) if axes else ()), 8192, 1024, dtype="bfloat16")
+        copies = predicted(lambda w, x: x @ w, (w, batch), (P("model"), P(*axes, "model")))
+        assert [(each.kind, each.times) for each in copies.collectives] == [("all-gather", 1)]
+    long = shape(16384, 1024, dtype="bfloat16")
+    alone = predicted(lambda x, y: x.T @ y, (long, long), (P("model"),) * 2, out=P("model"))
+    assert [(each.kind, each.times) for each in alone.collectives] == [("reduce-scatter", 1)]
 
 
 def test_what_is_read_again_after_long_is_gathered_again() -> None:

@@ -13,6 +13,7 @@ from lepton_jax.parallel.aot.hlo import collectives
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.resharding import nbytes, reshard, seconds, stops
+from lepton_jax.parallel.scattering import scattered
 
 P = PartitionSpec
 SHAPE = (64, 32, 16)
@@ -90,9 +91,9 @@ def test_parts_of_sums_are_joined_and_scattered() -> None:
     partial = Layout(((), (), ()), ("b",))
     assert kinds(partial, Layout.whole(3)) == [("all-reduce", ("b",), WHOLE)]
     assert kinds(partial, Layout((("b",), (), ()))) == [("reduce-scatter", ("b",), WHOLE // 4)]
-    # For CPUs XLA keeps the sum and its slice apart, and for TPUs where lanes are not filled.
+    # For CPUs XLA keeps the sum and its slice apart.
     assert kinds(partial, Layout((("b",), (), ())), TWO) == [("all-reduce", ("b",), WHOLE)]
-    assert kinds(partial, Layout(((), (), ("b",)))) == [("all-reduce", ("b",), WHOLE)]
+    assert kinds(partial, Layout(((), (), ("b",)))) == [("reduce-scatter", ("b",), WHOLE // 4)]
     both = Layout((("a",), (), ()), ("b",))
     assert kinds(both, Layout((("a", "b"), (), ()))) == [("reduce-scatter", ("b",), WHOLE // 8)]
     assert kinds(Layout(((), (), ()), ("a", "b")), Layout((("a", "b"), (), ()))) == [
@@ -102,6 +103,65 @@ def test_parts_of_sums_are_joined_and_scattered() -> None:
     assert kinds(Layout(((), (), ()), ("a", "b")), Layout((("b",), (), ()))) == [
         ("reduce-scatter", ("b",), WHOLE // 4),
         ("all-reduce", ("a",), WHOLE // 4),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shape", "dim", "count", "slices"),
+    [
+        # Rows: whole tiles, an even number of them in each of equal pieces, none too large.
+        ((256, 1024), 0, 4, (256,)),
+        ((256, 4096), 0, 4, (264, 24)),
+        ((256, 4096), 0, 8, (256,)),
+        ((1024, 1024), 0, 4, (1032, 24)),
+        ((1024, 4096), 0, 2, (1064, 40)),
+        ((256, 8192), 0, 4, (280, 72)),
+        ((800, 6016), 0, 4, (832, 96)),
+        ((24, 64), 0, 4, (32, 24)),
+        ((68, 2048), 0, 16, (72, 60)),
+        # The last device lacks more than one part, or too much would be sent.
+        ((13, 2048), 0, 16, (16, 16, 16, 13)),
+        ((9, 4096), 0, 4, None),
+        ((4, 4096), 0, 8, None),
+        # Lanes: two halves; what does not fill them is stored the other way round.
+        ((1024, 256), 1, 4, (256,)),
+        ((1024, 384), 1, 4, None),
+        ((1024, 128), 1, 8, None),
+        ((1024, 192), 1, 4, (192,)),
+        ((256, 16, 64), 0, 4, (256,)),
+        ((128, 16, 64), 0, 8, None),
+        ((16, 128, 4, 64), 1, 4, None),
+        ((4096,), 0, 4, None),
+    ],
+)
+def test_tpus_scatter_parts_of_whole_tiles(
+    shape: tuple[int, ...], dim: int, count: int, slices: tuple[int, ...] | None
+) -> None:
+    """What texts compiled for v5e:2x4 and v5p:4x4x4 have for gradients of weights in bfloat16 and float32."""
+    assert scattered(shape, dim, count) == slices
+
+
+def test_what_scattering_in_tiles_sends() -> None:
+    rows = jax.ShapeDtypeStruct((1024, 4096), "bfloat16")
+    partial, row = Layout(((), ()), ("a", "b")), 4096 * 2
+    goal = Layout((("b",), ()))
+    assert kinds(partial, goal, aval=rows) == [
+        ("reduce-scatter", ("b",), 264 * row),
+        ("collective-permute", ("b",), 24 * row),
+        ("all-reduce", ("a",), 256 * row),
+    ]
+    even = reshard(rows, partial, goal, TPU, even=True)
+    assert [(each.kind, each.bytes) for each in even] == [
+        ("reduce-scatter", 256 * row),
+        ("all-reduce", 256 * row),
+    ]
+    # Reductions are added up over all axes at once, where not all of them split the result.
+    whole = [("all-reduce", ("a", "b"), 1024 * row)]
+    assert [(m.kind, m.axes, m.bytes) for m in reshard(rows, partial, goal, TPU, joined=True)] == whole
+    odd = jax.ShapeDtypeStruct((1024, 1536), "bfloat16")
+    assert kinds(partial, Layout(((), ("b",))), aval=odd) == [
+        ("all-reduce", ("b",), 1024 * 1536 * 2),
+        ("all-reduce", ("a",), 1024 * 384 * 2),
     ]
 
 

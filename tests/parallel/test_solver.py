@@ -163,22 +163,60 @@ def tower(params: Any, ids: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.mean(y.astype(jnp.float32) ** 2)
 
 
-def towers(width: int, out: int, batch: int) -> tuple[Graph, Roles]:
-    params = {
-        "tables": [Shape((1 << 17, 128), jnp.bfloat16)] * 2,
-        "w1": Shape((320, width), jnp.bfloat16),
-        "w2": Shape((width, out), jnp.bfloat16),
-    }
-    ids, x = Shape((batch, 2), jnp.int32), Shape((batch, 64), jnp.bfloat16)
-    return program(jax.grad(tower), params, ids, x)
+TOWERS = {"tables": [Shape((1 << 17, 128), jnp.bfloat16)] * 2}
+
+
+def towers(width: int, out: int, batch: int, moments: bool = False) -> tuple[Graph, Roles]:
+    """The gradients of such layers, or a step with the momentum in float32."""
+    params = {**TOWERS, "w1": Shape((320, width), jnp.bfloat16), "w2": Shape((width, out), jnp.bfloat16)}
+    data = Shape((batch, 2), jnp.int32), Shape((batch, 64), jnp.bfloat16)
+    if not moments:
+        return program(jax.grad(tower), params, *data)
+
+    def step(params: Any, moments: Any, *data: jax.Array) -> Any:
+        grads = jax.grad(tower)(params, *data)
+        moments = jax.tree.map(lambda m, g: 0.9 * m + g.astype(m.dtype), moments, grads)
+        return jax.tree.map(lambda p, m: p - (0.1 * m).astype(p.dtype), params, moments), moments
+
+    return program(step, params, jax.tree.map(lambda p: Shape(p.shape, jnp.float32), params), *data)
 
 
 def test_of_what_a_search_cannot_tell_apart_fewer_bytes_are_taken_where_they_are_no_slower() -> None:
-    graph, roles = towers(1024, 256, 4096)
+    graph, roles = towers(1024, 128, 4096)
     fast, few = (solve(graph, roles, MESH, objective=each) for each in ("time", "bytes"))
     other = next(each for each in fast.candidates if each.name == "auto")
     assert fast.status == "bytes" and fast.sent == few.sent < 0.95 * other.sent
     assert fast.predicted == few.predicted < other.predicted.seconds
+
+
+def test_sums_that_are_completed_together_count_once_what_any_takes() -> None:
+    """All gradients in one sum over 64 devices, though each weight alone would rather be scattered."""
+    pod = MeshSpec.of("data=16,model=4", chip="v5p")
+    found = solve(*towers(1024, 64, 65536, moments=True), pod)
+    other = next(each for each in found.candidates if each.name == "auto")
+    assert found.status == "sums" and found.predicted < 0.95 * other.predicted.seconds
+    sums = [each for each in found.candidates[0].predicted.collectives if each.kind == "all-reduce"]
+    assert [each.axes for each in sums] == [("data", "model")]
+
+
+@pytest.mark.parametrize("objective", ["time", "bytes"])
+def test_weights_are_split_where_their_gradients_need_no_larger_parts(objective: str) -> None:
+    """Rows of [1024, 4096] over four devices would be 264 of them, and over the lanes all is even."""
+    params = {"w": Shape((1024, 4096), jnp.bfloat16)}
+
+    def turned(params: Any, x: jax.Array) -> Any:
+        """The gradient's product is [4096, 1024]: it counts as it is stored."""
+        slope = jax.grad(lambda p: jnp.mean((x @ p["w"]).astype(jnp.float32) ** 2))(params)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, slope)
+
+    graph, roles = program(turned, params, Shape((2048, 1024), jnp.bfloat16))
+    line = MeshSpec.of("model=4", chip="v5e")
+    rows, lanes = (
+        solve(graph, roles, line, objective=objective, pins={graph.inputs[0]: Layout(each)})
+        for each in ((("model",), ()), ((), ("model",)))
+    )
+    free = solve(graph, roles, line, objective=objective)
+    assert free.sent <= lanes.sent < rows.sent and free.objective <= lanes.objective < rows.objective
 
 
 def test_the_fewest_bytes_are_fewer_than_those_of_the_fastest_and_of_presets_that_share_the_work() -> None:

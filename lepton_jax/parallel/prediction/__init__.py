@@ -48,7 +48,7 @@ def predict(
         layout.check(value.shape, mesh, f"{value.dtype}{list(value.shape)}")
     found = walk(graph, assignment, mesh)
     memory = memory_of(graph, found, mesh, donated)
-    moves = combined(found.moves)
+    moves = combined([event for event in found.events if isinstance(event, Move)])
     times = times_of(found, moves, mesh)
     return Prediction(
         mesh,

@@ -34,7 +34,8 @@ class Walked:
     """What was found.
 
     Attributes:
-        moves: the collectives, in the order of the program.
+        moves: the collectives, in the order of the program, without those that only move rows of what a sum
+            left on the wrong device.
         shares: of each leaf node, what each device computes of it.
         times: of each leaf node, how often it runs.
         held: of each value the layouts in which it is kept besides its own.

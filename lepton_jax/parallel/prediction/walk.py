@@ -53,6 +53,7 @@ MANUAL: Final[Mapping[str, Kind]] = MappingProxyType(
     }
 )
 """The collectives that `jax.lax` has."""
+_ADDING: Final = PRODUCTS | {"reduce_sum", "gather", "scatter-add", "cumsum"}
 
 
 def walk(graph: Graph, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> Walked:
@@ -178,16 +179,19 @@ class _Walk:
         aval = self.sent_as(value)
         if have.partial and self.dtypes.get(value, value.dtype) != value.dtype:
             aval = value.aval.update(dtype=self.dtypes[value])
-        moves: Sequence[Collective] = reshard(aval, have, want, self.mesh)
+        source = self.source.get(value, node)
+        joined = source is not None and source.op.startswith("reduce_")
+        moves: Sequence[Collective] = reshard(aval, have, want, self.mesh, joined=joined)
         after = self.is_returned(value)
         if moves and have.partial and after and times == 1:
             self.found.parts[value] = have
-        source = self.source.get(value, node)
-        if have.partial and len(moves) == 1 and source in self.products:
-            key = want.local_shape(value.shape, self.mesh), moves[0].axes, self.loop
-            moves = [self.products[source].scatter(moves[0], want, self.mesh, key in self.scattered)]
-            if moves[0].kind == "collective-permute":
+        even = reshard(aval, have, want, self.mesh, even=True)
+        if have.partial and len(even) == 1 and source in self.products:
+            key = want.local_shape(value.shape, self.mesh), even[0].axes, self.loop
+            apart = self.products[source].scatter(even[0], want, self.mesh, key in self.scattered)
+            if apart.kind == "collective-permute":
                 self.scattered.add(key)
+                moves = [apart]
         self.add(moves, value, source, times, after)
 
     def is_returned(self, value: Value) -> bool:
@@ -235,10 +239,13 @@ class _Walk:
         """Note collectives."""
         what = described(value, node)
         ahead = value in self.given
+        scattered = False
         for each in moves:
             move = Move(replace(each, times=each.times * times, what=what), value, node, ahead, after)
-            self.found.moves.append(move)
+            if not (scattered and each.kind == "collective-permute"):
+                self.found.moves.append(move)
             self.found.note(move, self.loop)
+            scattered = scattered or each.kind == "reduce-scatter"
 
     def holder(self, node: Node, times: int) -> None:
         """A node with regions: what goes in, what is done there, what comes out."""
@@ -291,11 +298,3 @@ class _Walk:
                 self.state[node.results[slot.result]] = (
                     Layout(((), *want.dims)) if slot.kind == "stacked" else want
                 )
-
-
-_ADDING: Final = frozenset(
-    {
-        *("dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated", "reduce_sum", "gather"),
-        *("scatter-add", "cumsum"),
-    }
-)

@@ -4,6 +4,7 @@ A product whose operand is gathered, or whose result is scattered, becomes a loo
 by a permutation (Wang et al., "Overlap Communication with Dependent Computation via Decomposition", ASPLOS
 2023). XLA does so where the devices that exchange split nothing but that operand and the rows of the other,
 where multiplying takes long enough to hide the sending, and where no other operation reads what is gathered.
+All other devices must split the product besides: what is gathered or scattered has no copies.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from lepton_jax.parallel.collectives import Collective
 from lepton_jax.parallel.factors import factors_of
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
-from lepton_jax.parallel.resharding import fills_torus
+from lepton_jax.parallel.scattering import fills_torus
 
 PRODUCTS: Final = frozenset({"dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated"})
 ENOUGH: Final = 4096
@@ -68,6 +69,9 @@ class Product:
             return move
         if len({(factor in factors.reduced, factor in shared) for factor in mine}) > 1:
             return move
+        summed = all(factor in factors.reduced for factor in mine)
+        if not self._others(axes, mesh) <= self._apart_from(axes, place, summed):
+            return move
         count = mesh.size(*move.axes)
         # Of a loop that runs once nobody reads the last two.
         return _apart(
@@ -95,10 +99,30 @@ class Product:
         if not summed[0] or summed[0] != summed[1] or not all(f in factors.reduced for f in summed[0]):
             return move
         split = [set(names) for names in want.dims if axes & set(names)]
-        if set().union(*split) != axes:
+        if set().union(*split) != axes or not self._others(axes, mesh) <= set(want.axes):
             return move
         # A loop that runs once first sends zeros, two for all of one shape.
         return _apart(move, part, count + 1 - (2 if again and count == PARTS_AT_ONCE else 0))
+
+    @staticmethod
+    def _others(axes: set[str], mesh: MeshSpec) -> set[str]:
+        """The axes along which other devices stand than those that exchange."""
+        return {axis.name for axis in mesh.axes if axis.size > 1} - axes
+
+    def _apart_from(self, axes: set[str], place: int, summed: bool) -> set[str]:
+        """The axes by which a product that gathers an operand falls apart into smaller ones.
+
+        They split what both operands and the result have, or what only this operand has where it is gathered
+        along what is summed over.
+        """
+        factors = factors_of(self.node)
+        theirs = _all(factors.operands[1 - place])
+        found: set[str] = set()
+        for parts, names in zip(factors.operands[place], self.operands[place].dims, strict=True):
+            free = not any(factor in factors.reduced for factor in parts)
+            if free and axes.isdisjoint(names) and (summed or theirs.issuperset(parts)):
+                found.update(names)
+        return found
 
     def _can(self, move: Collective, mesh: MeshSpec) -> bool:
         """Whether multiplying takes long enough to hide the sending; two devices gain nothing."""

@@ -23,8 +23,8 @@ from lepton_jax.parallel.solver.problem import Floats, Problem
 from lepton_jax.parallel.solver.tables import Tables, nbytes
 from lepton_jax.parallel.strategies import strategies
 
-Opened = Sequence[tuple[str, ...] | None]
-"""Of each dimension of an array the axes that split it; None where that is free."""
+Opened = Sequence[tuple[str, ...] | frozenset[str] | None]
+"""Of each dimension: the axes that split it; a set where others may too; None where that is free."""
 
 _NONE: Final[Mapping[int, Opened]] = {}
 _TIE: Final = 0.01
@@ -73,7 +73,10 @@ def build(
 
 def agrees(layout: Layout, entries: Opened) -> bool:
     """Whether a layout splits the dimensions that are not free as they say."""
-    return all(each is None or each == axes for each, axes in zip(entries, layout.dims, strict=True))
+    return all(
+        each is None or (each.issubset(axes) if isinstance(each, frozenset) else each == axes)
+        for each, axes in zip(entries, layout.dims, strict=True)
+    )
 
 
 def _label(
@@ -159,11 +162,15 @@ def _heavy(op: Op, node: Node, model: Model, tables: Tables) -> None:
         asked = tables.indexed(ways, position)
         own = model.layouts(value)
         aval = model.sent[value]
-        table = tables.back(aval, own, asked) if is_operand else tables.between(aval, asked, own)
+        order = model.orders.get(value, ())
+        table = tables.back(aval, own, asked) if is_operand else tables.between(aval, asked, own, order)
         table = tables.possible(table, ways, own, op.times)
-        model.problem.add(variable, model.variable[model.of_value[value]], table)
+        other = model.variable[model.of_value[value]]
+        model.problem.add(variable, other, table)
         if value in (model.given if is_operand else model.late):
-            model.soft.note(variable, model.variable[model.of_value[value]], table, ahead=is_operand)
+            model.soft.note(variable, other, table, ahead=is_operand)
+            if not is_operand and op.times == 1:
+                model.soft.joined.append((variable, other, tables.sums(asked, own)))
 
 
 def _light(op: Op, node: Node, model: Model, tables: Tables) -> None:

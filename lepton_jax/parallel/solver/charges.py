@@ -49,7 +49,7 @@ def corrected(model: Model, chosen: Sequence[int]) -> int:
         meant_moves = [
             each
             for aval, have, want in zip(avals, before, after, strict=True)
-            for each in reshard(aval, have, want, model.mesh)
+            for each in reshard(aval, have, want, model.mesh, even=True)
         ]
         cost = model.objective.of(meant_moves, model.mesh)
         more = (model.objective.of(moves, model.mesh) - cost) * op.times

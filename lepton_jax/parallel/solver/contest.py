@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final
 
 from lepton_jax.parallel.prediction.walk import FAR
@@ -24,11 +25,18 @@ _OVERLAPS: Final = 3
 """How often the search is repeated with hidden communication counted less."""
 _WAITED: Final = 0.05
 """Where no more of a step than this is waited for, fewer bytes are not looked for."""
+_ALIKE: Final = 0.002
+"""Layouts of which one takes no more than this longer than the other are as fast."""
 _FEW: Final = 4
 """Candidates of which a solution tells."""
 OVERLAPPED: Final = "auto, overlapped"
+TOGETHER: Final = "auto, sums together"
 FEWER: Final = "auto, fewer bytes"
 BY_TIME: Final = "auto by time"
+_TAKEN: Final[Mapping[str, Status]] = MappingProxyType(
+    {OVERLAPPED: "overlap", TOGETHER: "sums", FEWER: "bytes", BY_TIME: "time"}
+)
+"""What a solution says where its layouts are these, instead of those of the first search."""
 
 
 @dataclass(eq=False)
@@ -99,7 +107,7 @@ class Contest:
         task = self.task
         rivals = presets(task.graph, task.roles, task.mesh, task.pins, task.donated)
         self.rivals = [each for each in rivals if self._keeps(each)]
-        others = [*self.rivals, *self._overlapped(fitting, found, own)]
+        others = [*self.rivals, *self._overlapped(fitting, found, own), *self._together(fitting, found)]
         return _Outcome(fitting, found, own, others, *self._best(fitting, own, others), objective)
 
     def by_bytes(self) -> Solution:
@@ -107,6 +115,7 @@ class Contest:
         first = self._fastest(self.start + self.seconds / 2)
         fitting, found, own = self._fewest(first)
         others = [each if each in self.rivals else replace(each, name=BY_TIME) for each in first.whole]
+        others += self._together(fitting, found)
         objective = fitting.model.problem.value(found.labels)
         best, pieces = self._best(fitting, own, others)
         solution = self._solution(_Outcome(fitting, found, own, others, best, pieces, objective), BYTES)
@@ -120,7 +129,7 @@ class Contest:
 
         def rank(each: Candidate) -> tuple[float, ...]:
             missing, cost = self._rank(each, BYTES)
-            return missing, float(each.predicted.flops > most), cost
+            return missing, float(each.predicted.flops > most), cost, self._rank(each)[1]
 
         fitting = Fitting(self.task, self._model(BYTES), rank, self.start + self.seconds)
         keep_shared(fitting.model, first.best.assignment)
@@ -146,10 +155,19 @@ class Contest:
         """The best of what was found, and into how many parts the batch is cut for it."""
         fitting_whole = [each for each in others if each.peak <= self.task.memory]
         if fitting.pieces == 1:
-            return min([own, *others], key=fitting.rank), 1
+            return self._lightest(fitting, [own, *others]), 1
         if fitting_whole:  # a whole batch is better than one in parts
-            return min(fitting_whole, key=fitting.rank), 1
+            return self._lightest(fitting, fitting_whole), 1
         return own, fitting.pieces
+
+    def _lightest(self, fitting: Fitting, candidates: Sequence[Candidate]) -> Candidate:
+        """The best; where time counts, of those that are about as fast the one that sends the least."""
+        best = min(candidates, key=fitting.rank)
+        if fitting.model.objective.byte:
+            return best
+        missing, cost = self._rank(best)
+        alike = [each for each in candidates if self._rank(each) <= (missing, (1.0 + _ALIKE) * cost)]
+        return min(alike, key=lambda each: (float(f"{each.sent:.6g}"), self._rank(each)))
 
     def _solution(self, outcome: _Outcome, objective: Objective) -> Solution:
         best, fitting = outcome.best, outcome.fitting
@@ -178,8 +196,7 @@ class Contest:
 
     def _status(self, best: Candidate, found: Search, gap: float) -> Status:
         if best.name != "auto":
-            known: dict[str, Status] = {OVERLAPPED: "overlap", BY_TIME: "time", FEWER: "bytes"}
-            return known.get(best.name, "preset")
+            return _TAKEN.get(best.name, "preset")
         return "optimal" if gap <= self.task.gap else "greedy" if found.finished else "time limit"
 
     def _few(self, outcome: _Outcome) -> tuple[Candidate, ...]:
@@ -217,6 +234,17 @@ class Contest:
             last = fitting.candidate(again.labels, OVERLAPPED)
             kept.append(last)
         return kept
+
+    def _together(self, fitting: Fitting, found: Search) -> list[Candidate]:
+        """Layouts found with sums that are completed together counted so."""
+        soft = fitting.model.soft
+        if fitting.pieces > 1 or len(soft.joined) < 2 or fitting.left < 0.1:
+            return []
+        with soft.together():
+            again = search(
+                fitting.model.problem, fitting.inner, [found.labels], fitting.left * 0.5, self.task.gap
+            )
+        return [] if again.labels == found.labels else [fitting.candidate(again.labels, TOGETHER)]
 
     def _rank(self, each: Candidate, objective: Objective = TIME) -> tuple[float, float]:
         """What fits first, then what costs less; costs that differ by rounding are equal."""

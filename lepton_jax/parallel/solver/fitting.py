@@ -22,7 +22,7 @@ from lepton_jax.parallel.solver.problem import Labels, Row
 from lepton_jax.parallel.solver.search import Search, search
 from lepton_jax.parallel.solver.solution import Candidate
 
-_ROUNDS: Final = 5
+_ROUNDS: Final = 10
 _MESSAGES: Final = 15
 """Sweeps after which a bound says whether a search is worth its time."""
 

@@ -13,6 +13,7 @@ from lepton_jax.ir.graph import Value
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction.values import only_multiplied
+from lepton_jax.parallel.prediction.walk import RENAMES
 from lepton_jax.parallel.solver.choices import (
     Label,
     Layouts,
@@ -43,6 +44,7 @@ class Model:
         given, late: values that are there from the start, and those that only outputs wait for.
         objective: what its costs are.
         sent: of each value what is sent of it.
+        orders: of what is read transposed alone, which of its dimensions is which there.
     """
 
     problem: Problem
@@ -60,6 +62,8 @@ class Model:
     def __post_init__(self) -> None:
         self.soft = Soft(self.problem)
         self.sent = _sent(self.flat, self.mesh)
+        orders = {number: _order(value) for value, number in self.flat.numbers.items()}
+        self.orders = {number: order for number, order in orders.items() if order != tuple(sorted(order))}
 
     def layouts(self, value: int) -> Layouts:
         """The layouts of a value under each label of its variable."""
@@ -115,3 +119,16 @@ def _sent(flat: Flat, mesh: MeshSpec) -> list[Any]:
         if op.node is None and op.operands[0] < op.results[0]:  # a copy for readers
             found[op.results[0]] = found[op.operands[0]]
     return found
+
+
+def _order(value: Value) -> tuple[int, ...]:
+    """The dimensions of a value in the order in which its only reader has them."""
+    order = tuple(range(value.ndim))
+    while len(value.uses) == 1:
+        ((user, _),) = value.uses
+        if user.op not in RENAMES or user.result.ndim != value.ndim:
+            break
+        if user.op == "transpose":
+            order = tuple(order[dim] for dim in user.params["permutation"])
+        value = user.result
+    return order

@@ -7,7 +7,8 @@ all choices together; so a search supposes a share, `predict` says what it is, a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -77,16 +78,21 @@ class Shares:
 
 
 class Soft:
-    """The costs of a problem that hide behind arithmetic.
+    """The costs of a problem that hide behind arithmetic, and those that are paid once for several sums.
 
     Args:
         problem: of which they are a part, counted in full.
+
+    Attributes:
+        joined: what completing sums costs however little is sent, where only outputs wait for them: those of
+            a kind are completed together.
     """
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.shares = Shares()
         self.parts: dict[bool, list[tuple[int, int, Floats]]] = {True: [], False: []}
+        self.joined: list[tuple[int, int, Floats]] = []
         self._finite: dict[int, tuple[Floats, Floats]] = {}
 
     def note(self, i: int, j: int, table: Floats, *, ahead: bool) -> None:
@@ -101,6 +107,14 @@ class Soft:
         before, self.shares = self.shares, shares
         self._add(self.parts[True], shares.ahead - before.ahead)
         self._add(self.parts[False], shares.late - before.late)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Let each sum that is completed together with others count its part of what that costs."""
+        spared = 1.0 - 1.0 / max(len(self.joined), 1)
+        self._add(self.joined, -spared * self.shares.late)
+        yield
+        self._add(self.joined, spared * self.shares.late)
 
     def _add(self, parts: Sequence[tuple[int, int, Floats]], more: float) -> None:
         if not parts or more == 0.0:

@@ -11,7 +11,7 @@ from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.prediction.result import Prediction
 from lepton_jax.parallel.solver.objective import TIME, Objective, sent
 
-Status = Literal["optimal", "time limit", "greedy", "preset", "overlap", "time", "bytes"]
+Status = Literal["optimal", "time limit", "greedy", "preset", "overlap", "sums", "time", "bytes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,8 +19,8 @@ class Candidate:
     """Layouts that may be the best.
 
     Attributes:
-        name: who found them: `auto`, `auto, overlapped`, `auto, fewer bytes`, or a preset; `auto by
-            time` where bytes are counted.
+        name: who found them: `auto`, `auto, overlapped`, `auto, sums together`, `auto, fewer bytes`, or a
+            preset; `auto by time` where bytes are counted.
         assignment: of every value its layout.
         predicted: what they cost.
         peak: bytes per device when most is there; of a batch in parts, of one part.
@@ -48,8 +48,9 @@ class Solution:
         bound: no layouts of the model within the memory take less; by bytes none that share the arithmetic.
         status: `optimal`: shown to be the best to within the gap asked for; `time limit`: the best found in
             time; `greedy`: the search ended above the bound; `overlap`: layouts that were found with hidden
-            communication counted less are predicted to be faster, and are taken instead; `bytes`: so are
-            those of a search by bytes; `time`: the fastest layouts are predicted to send less than what the
+            communication counted less are predicted to be faster, and are taken instead; `sums`: so are those
+            that were found with sums counted as they are completed together; `bytes`: those of a search by
+            bytes; `time`: the fastest layouts are predicted to send less than what the
             search by bytes found; `preset`: so is a preset.
         predicted: seconds a step by `predict`, of which overlap is part.
         microbatches: into how many parts the batch is to be cut for the program to fit.

@@ -1,30 +1,31 @@
 """What resharding costs between all layouts of two values, each table worked out once.
 
 Costs are a constant and a part that grows with the bytes of the array; both depend on the layouts alone,
-and neither on which dimension is which. So few reshardings are costed.
+and neither on which dimension is which. So few reshardings are costed. Only on TPUs does it depend on the
+shape how a sum is scattered; what that costs more is added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 import jax
 import numpy as np
-import numpy.typing as npt
 
 from lepton_jax.parallel.factors import Factors, dims_axes, factor_axes
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.prediction.combining import COMBINED
 from lepton_jax.parallel.resharding import reshard
 from lepton_jax.parallel.solver.choices import PARTIAL, WHOLE, Layouts, index_layouts, real_axes
 from lepton_jax.parallel.solver.objective import TIME, Objective
 from lepton_jax.parallel.solver.problem import Floats
+from lepton_jax.parallel.solver.rates import Rate, Rates, canonical
 from lepton_jax.parallel.strategies import Strategy
 
 _UNIT: Final = np.dtype("uint8")
 _LARGE: Final = np.dtype("complex128")
-Codes = npt.NDArray[np.int64]
 
 
 class Tables:
@@ -34,8 +35,9 @@ class Tables:
         self.mesh = mesh
         self.objective = objective
         self.names = real_axes(mesh)
-        self._known: dict[int, tuple[float, float]] = {}
-        self._rates_of: dict[Any, tuple[Floats, Floats]] = {}
+        self._known: dict[int, Rate] = {}
+        self._rates_of: dict[Any, Rates] = {}
+        self._uneven: dict[Any, float] = {}
         self._full: dict[Any, Floats] = {}
         self._ways: dict[Any, Layouts] = {}
         self._followed: dict[Any, tuple[Floats, dict[int, tuple[Layouts, Floats]]]] = {}
@@ -44,27 +46,54 @@ class Tables:
 
     def back(self, aval: Any, before: Layouts, after: Layouts) -> Floats:
         """As `between`, with the labels after in rows."""
-        key = (nbytes(aval), id(before), id(after), "back")
+        key = (_key(aval), id(before), id(after), "back")
         if key not in self._full:
             self._full[key] = self.between(aval, before, after).T
         return self._full[key]
 
-    def between(self, aval: Any, before: Layouts, after: Layouts) -> Floats:
-        """Of all labels before (rows) and after (columns)."""
-        key = (nbytes(aval), id(before), id(after))
+    def between(self, aval: Any, before: Layouts, after: Layouts, order: tuple[int, ...] = ()) -> Floats:
+        """Of all labels before (rows) and after (columns); of an array that is stored in another order."""
+        key = (_key(aval), id(before), id(after), order)
         if key not in self._full:
-            small = self.distinct(aval, before.distinct, after.distinct)
+            small = self.distinct(aval, before.distinct, after.distinct, order)
             self._full[key] = small[np.ix_(before.index, after.index)]
             self._kept += [before, after]
         return self._full[key]
 
-    def distinct(self, aval: Any, before: tuple[Layout, ...], after: tuple[Layout, ...]) -> Floats:
+    def sums(self, before: Layouts, after: Layouts) -> Floats:
+        """What it costs to complete sums however little is sent, of all labels before and after."""
+        key = (id(before), id(after), "sums")
+        if key not in self._full:
+            small = self._known_rates(before.distinct, after.distinct).sums
+            self._full[key] = small[np.ix_(before.index, after.index)]
+            self._kept += [before, after]
+        return self._full[key]
+
+    def distinct(
+        self, aval: Any, before: tuple[Layout, ...], after: tuple[Layout, ...], order: tuple[int, ...] = ()
+    ) -> Floats:
         """From each of some layouts to each of others."""
-        key = (before, after)
-        if key not in self._rates_of:
-            self._rates_of[key] = self._rates(before, after)
-        fixed, per_byte = self._rates_of[key]
-        return fixed + per_byte * nbytes(aval)
+        rates = self._known_rates(before, after)
+        costs = rates.fixed + rates.per_byte * nbytes(aval)
+        for i, j in rates.scattered:
+            costs[i, j] += self._more(aval, before[i], after[j], order)
+        return costs
+
+    def _more(self, aval: Any, before: Layout, after: Layout, order: tuple[int, ...]) -> float:
+        """What a sum costs more than one whose parts are whole tiles."""
+        key = (_key(aval), before, after, order)
+        if key not in self._uneven:
+            if order:
+                aval = jax.ShapeDtypeStruct([aval.shape[dim] for dim in order], aval.dtype)
+                before, after = (
+                    Layout(tuple(each.dims[dim] for dim in order), each.partial) for each in (before, after)
+                )
+            real, even = (
+                self.objective.of(reshard(aval, before, after, self.mesh, even=each), self.mesh)
+                for each in (False, True)
+            )
+            self._uneven[key] = real - even
+        return self._uneven[key]
 
     def indexed(self, ways: Sequence[Strategy], position: int) -> Layouts:
         """The layouts that strategies want an operand in, or make a result in."""
@@ -111,7 +140,7 @@ class Tables:
             same labels, or are whole.
         """
         rule = (factors.sizes, factors.operands, factors.results, tuple(factors.reduced), factors.whole)
-        key = (rule, home, tuple(map(id, places)), tuple(map(nbytes, avals)))
+        key = (rule, home, tuple(map(id, places)), tuple(map(_key, avals)))
         if key not in self._followed:
             self._kept += places
             self._followed[key] = self._follow(factors, home, places, avals, operands)
@@ -163,22 +192,30 @@ class Tables:
             needs[n] = asked, closed
         return share[lies.index], needs
 
-    def _rates(self, before: tuple[Layout, ...], after: tuple[Layout, ...]) -> tuple[Floats, Floats]:
+    def _known_rates(self, before: tuple[Layout, ...], after: tuple[Layout, ...]) -> Rates:
+        key = (before, after)
+        if key not in self._rates_of:
+            self._rates_of[key] = self._rates(before, after)
+        return self._rates_of[key]
+
+    def _rates(self, before: tuple[Layout, ...], after: tuple[Layout, ...]) -> Rates:
         old, new = (np.array([self._code(each) for each in layouts]) for layouts in (before, after))
         shape = (len(before), len(after))
         count = len(self.names)
         pairs = np.empty((*shape, count, 2), np.int64)
         pairs[..., 0] = old[:, None, :]
         pairs[..., 1] = new[None, :, :]
-        keys = _canonical(pairs.reshape(-1, 2 * count))
+        keys = canonical(pairs.reshape(-1, 2 * count))
         unique, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        rates = np.zeros((len(unique), 2))
+        rates = np.zeros((len(unique), 4))
         for n, (key, place) in enumerate(zip(unique.tolist(), first.tolist(), strict=True)):
             if key not in self._known:
                 self._known[key] = self._rate(before[place // shape[1]], after[place % shape[1]])
-            rates[n] = self._known[key]
-        table = rates[inverse.ravel()].reshape(*shape, 2)
-        return table[..., 0], table[..., 1]
+            known = self._known[key]
+            rates[n] = known.fixed, known.sums, known.per_byte, known.is_scattered
+        table = rates[inverse.ravel()].reshape(*shape, 4)
+        scattered = [(int(i), int(j)) for i, j in np.argwhere(table[..., 3])]
+        return Rates(table[..., 0], table[..., 1], table[..., 2], scattered)
 
     def _code(self, layout: Layout) -> list[int]:
         """Of each axis the dimension that it splits; axes of one dimension are in the mesh's order."""
@@ -186,42 +223,35 @@ class Tables:
         where.update(dict.fromkeys(layout.partial, PARTIAL))
         return [where.get(name, WHOLE) for name in self.names]
 
-    def _rate(self, before: Layout, after: Layout) -> tuple[float, float]:
+    def _rate(self, before: Layout, after: Layout) -> Rate:
         """What it costs for any array, and for each byte of it."""
         if before == after:
-            return 0.0, 0.0
+            return Rate()
         if not set(after.partial) <= set(before.partial):
-            return np.inf, 0.0
+            return Rate(fixed=np.inf)
         shape = (self.mesh.devices,) * before.ndim  # of which all parts are even
         small, large = (
-            self.objective.of(
-                reshard(jax.ShapeDtypeStruct(shape, dtype), before, after, self.mesh), self.mesh
-            )
+            reshard(jax.ShapeDtypeStruct(shape, dtype), before, after, self.mesh, even=True)
             for dtype in (_UNIT, _LARGE)
         )
         whole = float(self.mesh.devices**before.ndim)
-        per_byte = (large - small) / (whole * (_LARGE.itemsize - 1))
-        return max(small - per_byte * whole, 0.0), per_byte
+
+        def rate(kinds: Collection[str]) -> tuple[float, float]:
+            costs = [
+                self.objective.of([each for each in moves if each.kind in kinds], self.mesh)
+                for moves in (small, large)
+            ]
+            per_byte = (costs[1] - costs[0]) / (whole * (_LARGE.itemsize - 1))
+            return max(costs[0] - per_byte * whole, 0.0), per_byte
+
+        fixed, per_byte = rate({each.kind for each in small})
+        scatters = any(each.kind == "reduce-scatter" for each in small)
+        return Rate(fixed, rate(COMBINED)[0], per_byte, scatters and self.mesh.chip.rates.platform == "tpu")
 
 
-def _canonical(pairs: Codes) -> Codes:
-    """A number for each row of dimensions that is the same when dimensions are called otherwise."""
-    columns = pairs.shape[1]
-    named = pairs.copy()
-    fresh = np.zeros(len(pairs), np.int64)
-    for k in range(columns):
-        is_dim = pairs[:, k] >= 0
-        new = is_dim.copy()
-        for j in range(k):
-            same = is_dim & (pairs[:, j] == pairs[:, k])
-            named[same, k] = named[same, j]
-            new &= ~same
-        named[new, k] = fresh[new]
-        fresh += new
-    number = np.zeros(len(pairs), np.int64)
-    for k in range(columns):
-        number = number * (columns + 2) + named[:, k] + 2
-    return number
+def _key(aval: Any) -> tuple[tuple[int, ...], int]:
+    """What costs depend on."""
+    return tuple(aval.shape), int(aval.dtype.itemsize)
 
 
 def nbytes(aval: Any) -> float:
