@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,46 +15,23 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lepton_jax.ir import trace
-from lepton_jax.ir.cost import bytes_of
 from lepton_jax.ir.cutting.inlined import inline_calls
 from lepton_jax.parallel.aot.compile import compile_for
-from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
-from lepton_jax.parallel.prediction import Prediction, predict
-from lepton_jax.parallel.prediction.assignment import Assignment
-from lepton_jax.parallel.prediction.onchip import on_chip
-from lepton_jax.parallel.prediction.order import behind_loops, ordered
+from lepton_jax.parallel.prediction import predict
 from lepton_jax.parallel.prediction.spans import Spans
 from lepton_jax.parallel.prediction.walk import walk
 from lepton_jax.parallel.propagation import propagate
+from tests.parallel._memory import BIG, CPU, MIB, SQUARE, TPU, array, predicted
 
-MIB = 1 << 20
-CPU = MeshSpec.of("data=2", chip="cpu")
-TPU = MeshSpec.of("data=2", chip="v5e")
 AXES = "data=2,model=4"
 ALL = ("data", "model")
+
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason="libtpu is not installed: pip install 'lepton-jax[tpu]'",
 )
-
-
-def array(*sizes: int, dtype: str = "float32") -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(sizes, dtype)
-
-
-def predicted(
-    fun: Callable[..., Any], args: Any, mesh: MeshSpec, specs: Any = None, out: Any = None
-) -> Prediction:
-    graph = inline_calls(trace(fun, *args))
-    spec_list: Sequence[P] = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, P))
-    pairs = zip(graph.inputs, spec_list or [P()] * len(graph.inputs), strict=True)
-    given = {value: Layout.from_spec(spec, value.ndim) for value, spec in pairs}
-    if out is not None:
-        ends = jax.tree.leaves(out, is_leaf=lambda x: isinstance(x, P))
-        given |= {v: Layout.from_spec(s, v.ndim) for v, s in zip(graph.outputs, ends, strict=True)}
-    return predict(graph, propagate(graph, given, mesh, first=graph.inputs[-1:]), mesh)
 
 
 def test_what_is_written() -> None:
@@ -96,10 +73,6 @@ def test_gathered_copies_are_there_while_they_are_read() -> None:
     assert [each.kind for each in found.collectives] == ["all-gather"] * 2
     assert found.arguments == 3 * MIB // 2
     assert found.temporaries == MIB + MIB // 2  # one gathered weight and half of the rows
-
-
-BIG = array(8192, 16384, dtype="bfloat16")  # 256 MiB, more than the vector memory holds
-SQUARE = array(16384, 16384, dtype="bfloat16")  # 512 MiB
 
 
 def test_what_runs_within_a_product_on_a_tpu() -> None:
@@ -187,31 +160,6 @@ def test_convolutions_keep_examples_and_channels_together() -> None:
     assert found.outputs == 64 * 56 * 56 * 128 * 2
 
 
-def test_a_loop_that_frees_more_runs_before_gradients_that_do_not_need_it() -> None:
-    def step(layers: jax.Array, head: jax.Array, x: jax.Array) -> Any:
-        return jax.grad(lambda layers, head: loss(layers, head, x), (0, 1))(layers, head)
-
-    def loss(layers: jax.Array, head: jax.Array, x: jax.Array) -> Any:
-        x, _ = jax.lax.scan(lambda x, w: (jnp.sin(x @ w), None), x, layers)
-        return (jnp.sin(x @ head) ** 2).sum()
-
-    for rows, behind in (
-        (16384, True),
-        (256, False),
-    ):  # saved between layers is more, or less, than the weights
-        args = array(8, 1024, 1024), array(1024, 512), array(rows, 1024)
-        graph = inline_calls(trace(step, *args))
-        order = behind_loops(list(graph), lambda node: sum(map(bytes_of, node.results)), bytes_of)
-        loops = [i for i, node in enumerate(order) if node.op == "scan"]
-        (place,) = (
-            i
-            for i, node in enumerate(order)
-            if node.results[0].shape in ((512, 1024), (1024, 512)) and node.op == "dot_general"
-        )
-        assert (place > loops[-1]) is behind
-        assert sorted(map(id, order)) == sorted(map(id, graph))
-
-
 def test_what_a_loop_stacks_up_twice_is_there_once() -> None:
     def twice(x: jax.Array, w: jax.Array) -> Any:
         def step(x: jax.Array, w: jax.Array) -> Any:
@@ -235,81 +183,6 @@ def test_what_a_loop_reads_and_what_it_stacks_up_are_both_there() -> None:
     assert kept.temporaries < 512 * MIB <= given.temporaries
 
 
-def test_two_memories() -> None:
-    """What the vector memory holds is not in the main one; the peak is the greater of both."""
-
-    def chain(w: jax.Array, x: jax.Array) -> jax.Array:
-        return (jnp.tanh(jnp.tanh(x @ w) @ w) @ w).sum()
-
-    w = array(8, 8, dtype="bfloat16")
-
-    def of(rows: int) -> Prediction:
-        return predicted(chain, (w, array(rows, 8, dtype="bfloat16")), TPU)
-
-    # 8 rows to a tile of 128 lanes: the rows are laid along them. A product and the one that it is made of.
-    large = of(1 << 23)  # 128 MiB each, more than there is room for
-    assert large.temporaries == 2 * 128 * MIB
-    half = of(1 << 22)  # 64 MiB each: one in either memory
-    assert half.temporaries == 64 * MIB + half.temporaries % (64 * MIB) < 112 * MIB
-    small = of(1 << 16)  # all in the vector memory, the input too
-    assert small.temporaries >= 2 * MIB
-
-
-def test_what_is_read_much_later_waits_in_the_main_memory() -> None:
-    """Two products of 256 MiB are in the main memory; one of 32 MiB besides where it is read after them."""
-
-    def chain(last: bool) -> Callable[..., Any]:
-        def run(small: jax.Array, w: jax.Array, x: jax.Array) -> Any:
-            h = small @ small
-            before = 0.0 if last else h.sum()
-            y = ((x @ w) @ w).sum()
-            return y, h.sum() if last else before
-
-        return run
-
-    args = array(4096, 4096, dtype="bfloat16"), SQUARE, BIG
-    assert predicted(chain(False), args, TPU).temporaries == 2 * 256 * MIB
-    assert predicted(chain(True), args, TPU).temporaries == 2 * 256 * MIB + 32 * MIB
-
-
-def test_tables_of_few_columns_are_gathered_from_copies() -> None:
-    def rows(columns: int) -> int:
-        args = array(1 << 20, columns, dtype="bfloat16"), array(8, dtype="int32")
-        return predicted(lambda table, ids: table[ids].sum(), args, TPU).temporaries
-
-    assert rows(16) == 256 * MIB > MIB > rows(128)
-
-    def sums(ids: jax.Array, new: jax.Array) -> Any:
-        zeros = jnp.zeros((1 << 20, 16), new.dtype)
-        return jnp.sin(zeros.at[ids].add(new)) @ zeros.at[ids].add(2 * new).T[:, :8]
-
-    # Of two sums one lies in whole lanes, in the main memory; the other without gaps.
-    found = predicted(sums, (array(8, dtype="int32"), array(8, 16, dtype="bfloat16")), TPU).temporaries
-    assert 256 * MIB <= found < 2 * 256 * MIB
-
-
-def test_products_write_the_main_memory_of_v5p() -> None:
-    """From there they are fetched, while somebody reads them there."""
-
-    def run(a: jax.Array, b: jax.Array) -> Any:
-        h = a @ b  # 32 MiB
-        return (h.astype("float32") ** 2).sum(), h.max(), jnp.sin(h) @ a
-
-    args = array(4096, 1024, dtype="bfloat16"), array(1024, 4096, dtype="bfloat16")
-    graph = inline_calls(trace(run, *args))
-    found: dict[str, list[tuple[int, int]]] = {}
-    for chip in ("v5e", "v5p"):
-        mesh = MeshSpec.of("data=1", chip=chip)
-        spans = Spans(graph, walk(graph, {}, mesh), mesh)
-        product = spans.of[next(node.result for node in graph if node.op == "dot_general")]
-        places = Assignment(spans, on_chip(chip)).left
-        found[chip] = [(begin - product.born, end) for span, begin, end in places if span is product]
-    assert not found["v5e"]
-    ((begin, end),) = found["v5p"]
-    assert begin == 0
-    assert end < product.last
-
-
 def test_weights_of_attention_are_made_again_on_v5e_and_written_on_v5p() -> None:
     def twice(q: jax.Array, k: jax.Array, v: jax.Array) -> Any:
         weights = jax.nn.softmax((q @ k.T).astype(jnp.float32), -1).astype(v.dtype)
@@ -319,31 +192,6 @@ def test_weights_of_attention_are_made_again_on_v5e_and_written_on_v5p() -> None
     for chip, arrays in (("v5e", 1), ("v5p", 2)):
         found = predicted(twice, heads, MeshSpec.of("data=2", chip=chip))
         assert 0 <= found.temporaries - arrays * 128 * MIB < 4 * MIB
-
-
-def test_of_two_products_the_one_that_frees_runs_first() -> None:
-    def pair(a: jax.Array, o: jax.Array, v: jax.Array) -> Any:
-        w = jnp.sin(a)
-        return jnp.einsum("ik,jk->ij", o, v), jnp.einsum("ij,ik->jk", w, o)
-
-    graph = inline_calls(trace(pair, array(64, 64), array(64, 8), array(64, 8)))
-    order = ordered(graph, lambda value: 4 * math.prod(value.shape))
-    first, second = (node for node in order if node.op == "dot_general")
-    assert (first.results[0].shape, second.results[0].shape) == ((64, 8), (64, 64))
-    assert sorted(map(id, order)) == sorted(map(id, graph))
-
-
-def test_sums_that_are_scattered_in_parts_begin_with_two_arrays_of_a_part() -> None:
-    spread = MeshSpec.of("data=8", chip="v5e")
-    x, y = array(65536, 1024, dtype="bfloat16"), array(65536, 4096, dtype="bfloat16")
-    graph = inline_calls(trace(lambda x, y: x.T @ y, x, y))
-    split = dict.fromkeys([*graph.inputs, *graph.outputs], Layout((("data",), ())))
-    walked = walk(graph, propagate(graph, split, spread), spread)
-    assert {move.collective.kind for move in walked.moves} == {"collective-permute"}
-    spans = Spans(graph, walked, spread)
-    assert {spans.parts(node) for node in graph if node.op == "dot_general"} == {8}
-    sums = [span for span in spans.found if span.main]
-    assert [span.bytes for span in sums] == [1024 * 4096 * 2 // 8] * 2
 
 
 def mlp(params: Any, x: jax.Array) -> jax.Array:

@@ -36,6 +36,45 @@ def spans_of(
     return spans, [node for node in graph if node.op in ("dot_general", "conv_general_dilated")]
 
 
+@pytest.mark.parametrize("chip", ["v5e", "v5p"])
+@pytest.mark.parametrize("scattered", [True, False])
+def test_two_devices_make_gradients_in_halves_of_operands_that_are_written(
+    chip: str, scattered: bool
+) -> None:
+    """A tanh that one product alone reads, which is made within it where the whole sum is wanted."""
+
+    def gradient(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.einsum("td,tf->df", x, jnp.tanh(y))
+
+    rows = Layout((("data",), ()))
+    ends = (rows if scattered else Layout.whole(2),)
+    args = array(8192, 512), array(8192, 2048)
+    spans, (product,) = spans_of(gradient, args, MeshSpec.of("data=2", chip=chip), (rows, rows), ends)
+    kinds = [move.collective.kind for move in spans.walked.moves]
+    assert kinds == ["reduce-scatter" if scattered else "all-reduce"]
+    assert spans.parts(product) == 1 + scattered
+    assert sum(span.bytes == 4096 * 2048 * 2 for span in spans.found) == 1 + scattered  # the input; its tanh
+
+
+@pytest.mark.parametrize("chip", ["v5p", "v5e"])
+def test_parts_of_a_sum_do_not_wait_on_v5p_once_they_are_scattered_over_some_axes(chip: str) -> None:
+    """Sixteen devices add up 8 MiB; each keeps a quarter, which four of them add up in the end."""
+
+    def step(w: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        return w - (x.T @ y).astype(w.dtype)
+
+    mesh = MeshSpec.of("data=4,model=4", chip=chip)
+    quarter, tokens = Layout((("data",), ())), Layout((("data", "model"), ()))
+    args = array(1024, 4096, dtype="float32"), array(4096, 1024), array(4096, 4096)
+    spans, (product,) = spans_of(step, args, mesh, (quarter, tokens, tokens), (quarter,))
+    assert [move.collective.kind for move in spans.walked.moves] == ["reduce-scatter", "all-reduce"]
+    waits = spans.of[product.results[0]]
+    (parts,) = (span for span in spans.found if span.bytes == 8 * MIB and not span.given)
+    assert (waits is parts) == (chip == "v5e")
+    assert waits.bytes == 2 * MIB if chip == "v5p" else parts.last == waits.last
+    assert (parts.last == parts.born + 1) or chip == "v5e"
+
+
 @pytest.mark.parametrize(("tables", "results"), [(1, 1), (4, 3), (8, 6)])
 def test_sparse_cores_look_up_beside_all_else(tables: int, results: int) -> None:
     """Two tables of 32 MiB in whole lanes at a time, and what was found before, 16 MiB each."""

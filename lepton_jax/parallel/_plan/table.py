@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
+from lepton_jax.parallel._plan.arrays import Planned
 from lepton_jax.parallel.collectives import Collective
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.words import bytes_text, columns, seconds_text
-
-if TYPE_CHECKING:
-    from lepton_jax.parallel._plan.arrays import Planned
-    from lepton_jax.parallel.plan import Plan
 
 _TITLES = {
     "param": "parameters",
@@ -29,7 +26,28 @@ _TIMES = {
 }
 
 
-def plan_text(plan: Plan) -> str:
+class Shown(Protocol):
+    """What of a `Plan` is shown; see its attributes."""
+
+    @property
+    def way(self) -> str: ...
+    @property
+    def axes(self) -> tuple[tuple[str, int], ...]: ...
+    @property
+    def chip(self) -> str: ...
+    @property
+    def arrays(self) -> tuple[Planned, ...]: ...
+    @property
+    def collectives(self) -> tuple[Collective, ...]: ...
+    @property
+    def seconds(self) -> Mapping[str, float]: ...
+    @property
+    def memory(self) -> Mapping[str, int]: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+
+def plan_text(plan: Shown) -> str:
     """What the user reads."""
     mesh = MeshSpec.of(dict(plan.axes), plan.chip)
     lines = [f"plan {plan.way!r} on {mesh} ({mesh.devices} {plan.chip} devices)"]
@@ -58,7 +76,7 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def golden_text(plan: Plan) -> str:
+def golden_text(plan: Shown) -> str:
     """What a test compares: inputs, activations and collectives, without what is predicted."""
     axes = ",".join(f"{name}={size}" for name, size in plan.axes)
     lines = [f"plan {plan.way} on {axes} of {plan.chip}"]

@@ -59,11 +59,17 @@ class Assignment:
                 self._busy[step] = arithmetic(node, spans.share(node), rates)
         often = np.ones(steps)
         often[: len(spans.depths)] = LOOPED ** np.array(spans.depths, float)
+        moved = self._moved / self._speed
         loops = np.ones(steps)
         for step, node in enumerate(spans.nodes):
-            if node is not None and (parts := spans.parts(node)) > PARTS_AT_ONCE:
-                loops[step] = 2 / parts * (1 + LOOPED)  # two parts ahead, two in each round
-        took = np.maximum(self._busy, self._moved / self._speed) * often * loops
+            if node is None or (parts := spans.parts(node)) == 1:
+                continue
+            if parts > PARTS_AT_ONCE:  # so many in each round, as the texts of such loops have it
+                loops[step] = PARTS_AT_ONCE * LOOPED / parts
+            if spans.adds_parts(node):
+                # One operation makes two parts, one for each way round, and is given whole operands.
+                moved[step] *= parts / 2
+        took = np.maximum(self._busy, moved) * often * loops
         self._often = often
         self._clock = np.concatenate([[0.0], np.cumsum(took)])
         for span in sorted(spans.found, key=self._saved, reverse=True):

@@ -25,6 +25,10 @@ IN_PLACE: Final = frozenset(
 ONCE: Final = frozenset({"v5p"})
 """Chips for which XLA writes what is made of exponentials and several products read."""
 
+SCATTERS_AT_ONCE: Final = frozenset({"v5p"})
+"""Chips that scatter parts of a gradient as soon as they are made. On v5e gathers run within the products
+that follow, and scattering waits for the last of them."""
+
 
 class Leaves(Steps):
     """The arrays that operations without regions make.
@@ -36,7 +40,7 @@ class Leaves(Steps):
     def __init__(self, graph: Graph, walked: Walked, mesh: MeshSpec) -> None:
         super().__init__(walked, mesh)
         self.of: dict[Value, Span] = {}
-        self._sending = Sending(walked)
+        self._sending = Sending(walked, mesh)
         self._fusing = Fusing(
             self.size,
             {*self._sending.moved, *self._sending.sums},
@@ -61,6 +65,13 @@ class Leaves(Steps):
         """In how many parts a product is computed, by a loop; 1 for others."""
         sent = self._sending.apart.get(node)
         return 1 if sent is None else self.mesh.size(*sent.axes)
+
+    def adds_parts(self, node: Node) -> bool:
+        """Whether a loop adds up the parts of a product's result, and scatters them.
+
+        Not of convolutions: their operands are copied into other layouts for that, which is not followed.
+        """
+        return node.op == "dot_general" and node in self._sending.scattered
 
     def _made(self, node: Node) -> int:
         """The bytes that a node makes: of parts of sums those of the parts."""
@@ -112,12 +123,22 @@ class Leaves(Steps):
             self.of[value].born = early or self.of[value].born
             shares = self.of[value].shares = node.op in FUSED and value not in self._fusing.products
             self.of[value].outside &= not (shares or node.op.startswith("reduce_"))
+            if self.mesh.chip.name in SCATTERS_AT_ONCE and value in self._sending.halfway:
+                self._scatter(value, node)
         if node.op == "gather" and self.tiled:
             self._rows(node, step)
         if node.op in IN_PLACE and node.operands[0] in self.of and written:
             self._replaced.append((self.of[node.operands[0]], self.of[written[0]]))
         if done.op in PRODUCTS:
             self._product = step
+
+    def _scatter(self, value: Value, node: Node) -> None:
+        """Scatter parts of a sum over the first axes; what waits to be added up over the others is less."""
+        parts = self.of[value]
+        parts.reads.append(self.step(node))
+        self.of[value] = self.span(parts.bytes // self.mesh.size(*self._sending.halfway[value]))
+        if value in self._waiting:
+            self._waiting[value] = self.of[value]
 
     def _update(self, node: Node, written: Sequence[Value]) -> int:
         """The step in which an output is made: as soon as all that it is made of is there; 0 for others."""
