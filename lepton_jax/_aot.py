@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,12 @@ def aot_command(args: argparse.Namespace) -> int:
                 "nothing says how to spread this function: every device computes all of it; give --preset",
             )
         found = compile_for(fun, values, topology, axes)
-    except (LeptonError, ImportError, ValueError, TypeError) as error:
+    except (LeptonError, ValueError, TypeError) as error:
         print(f"lepton aot: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:  # of the user's module: 1 would say that the program does not fit
+        traceback.print_exc()
+        print(f"lepton aot: {args.function} failed with {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     found = dataclasses.replace(found, name=args.function)
     print(json.dumps({**found.to_json(), "notes": notes}, indent=1) if args.json else found)
@@ -112,7 +117,15 @@ def find_function(name: str) -> Callable[..., Any]:
     """
     place, colon, path = name.rpartition(":")
     if not place.endswith(".py"):
-        return _find(name)
+        try:
+            return _find(name)
+        except ModuleNotFoundError as error:
+            if error.name != place.partition(".")[0]:
+                raise
+            raise ValueError(
+                f"there is no module {place!r} in {Path.cwd()} or on Python's path; a file is named by its "
+                f"path, as folder/{place}.py:{path}"
+            ) from error
     file = Path(place).resolve()
     if not file.is_file():
         raise ValueError(f"there is no file {place}")

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTERS = {
-    *(f"lepton_jax/ir/_jax/{name}.py" for name in ("equations", "jaxprs", "primitives")),
+    *(f"lepton_jax/ir/_jax/{name}.py" for name in ("coordination", "equations", "jaxprs", "primitives")),
     "lepton_jax/ir/_primitives.py",
 }
 INTERNALS = ("jax._src", "jax.interpreters", "jax.extend")

@@ -26,6 +26,7 @@ from lepton_jax.parallel.roles import Roles, roles_of
 
 if TYPE_CHECKING:
     from lepton_jax.parallel.solver import Solution
+    from lepton_jax.parallel.solver.building import Opened
     from lepton_jax.parallel.solver.shapes import Attempt, Shape
 
 _SECONDS: Final = 60.0
@@ -119,7 +120,7 @@ class _Decider:
         pins |= {**self.said.hinted(), **asked.pins}
         given = dict(pins)
         if preset is None:
-            given = self.said.written_on_arrays() | given
+            given = self.said.written_on_arrays(roles.state) | given
             self.said.check_something(given)
         elif preset != SOLVE:
             from lepton_jax.parallel.presets import arrange
@@ -185,11 +186,16 @@ class _Decider:
             beat=beat,
             objective=self.sharding.objective,
         )
-        solution = find(pins=given, opened=self.said.open)
+        opened: dict[Value, Opened] = {**self.said.open}
+        for value, axes in self.said.parts().items():
+            entries = opened.get(value, (None,) * value.ndim)
+            if value not in given and entries[0] is None:  # else the user says how it lies
+                opened[value] = (axes, *entries[1:])
+        solution = find(pins=given, opened=opened)
         found = {value: solution.assignment[value].complete() for value in self.said.open}
         completed = {value: self.complete(entries, found[value]) for value, entries in self.said.open.items()}
         if completed != found:
-            solution = find(pins={**given, **completed})
+            solution = find(pins={**given, **completed}, opened=opened)
         self.notes += [f"solver: {solution}", *solution.notes]
         return solution
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
-from jax.sharding import NamedSharding
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from lepton_jax._sharded.question import Question
 from lepton_jax.ir import _jax, _primitives
 from lepton_jax.ir.graph import Value
+from lepton_jax.ir.paths import choose
 from lepton_jax.parallel.annotations import Annotator, Entry, Spec, matched, rules_of, spec_of
 from lepton_jax.parallel.constraints import hints
 from lepton_jax.parallel.layouts import Layout
@@ -84,16 +86,24 @@ class Given:
                 self.pin(found, Annotator(self.mesh), node.result, spec, what)
         return found
 
-    def written_on_arrays(self) -> dict[Value, Layout]:
-        """What Flax's metadata says, and where arrays lie on this mesh already."""
+    def written_on_arrays(self, state: Collection[int] = ()) -> dict[Value, Layout]:
+        """What Flax's metadata says, and where arrays lie on this mesh already.
+
+        Args:
+            state: the positions of an optimiser's state. Flax writes there what it has written on the
+                parameter, on rows, columns and single numbers too, so what does not fit says nothing.
+        """
         found: dict[Value, Layout] = {}
-        for leaf, array, value in zip(
-            self.question.leaves, self.question.arrays, self.question.graph.inputs, strict=True
+        for i, (leaf, array, value) in enumerate(
+            zip(self.question.leaves, self.question.arrays, self.question.graph.inputs, strict=True)
         ):
             if leaf.note is not None and len(leaf.note.names) <= value.ndim:
                 rules = (*self.sharding.rules, *rules_of(leaf.note.rules))
-                spec = spec_of(leaf.note.names, leaf.path)
-                self.pin(found, Annotator(self.mesh, rules), value, spec, leaf.path)
+                spec, annotator = spec_of(leaf.note.names, leaf.path), Annotator(self.mesh, rules)
+                entries = annotator.entries(spec, value.ndim, leaf.path)
+                fits = Layout(tuple(each or () for each in entries)).divides(value.shape, self.mesh)
+                if fits or i not in state:
+                    self.pin(found, annotator, value, spec, leaf.path)
             elif isinstance(array, (jax.Array, jax.ShapeDtypeStruct)) and not isinstance(array, _jax.Tracer):
                 sharding = array.sharding
                 if not isinstance(sharding, NamedSharding) or _jax.is_extended(value.dtype):
@@ -101,6 +111,20 @@ class Given:
                 if sharding.mesh.shape == self.jax_mesh.shape:
                     found[value] = Layout.from_spec(sharding.spec, value.ndim)
         return found
+
+    def parts(self) -> dict[Value, frozenset[str]]:
+        """Of what each process gives its part: the axes that must split dimension 0 for each to hold its own.
+
+        These are the axes of the mesh along which another process comes.
+        """
+        if not self.sharding.local or not isinstance(self.jax_mesh, Mesh):
+            return {}
+        owners = np.vectorize(lambda device: device.process_index, otypes=[int])(self.jax_mesh.devices)
+        axes = frozenset(
+            name for at, name in enumerate(self.jax_mesh.axis_names) if np.diff(owners, axis=at).any()
+        )
+        chosen = choose(self.sharding.local, self.question.paths, "local") if axes else ()
+        return {self.question.graph.inputs[i]: axes for i in chosen}
 
     def check_something(self, given: Mapping[Value, Layout]) -> None:
         """Raise where nobody says anything."""

@@ -30,7 +30,11 @@ def as_global(leaf: Any, own: bool) -> jax.ShapeDtypeStruct:
 
 
 def place(
-    leaves: Sequence[Any], shardings: Sequence[NamedSharding], local: Sequence[bool], placed: list[Any]
+    leaves: Sequence[Any],
+    shardings: Sequence[NamedSharding],
+    local: Sequence[bool],
+    placed: list[Any],
+    paths: Sequence[str],
 ) -> list[Any]:
     """The arrays where the program wants them; those that lie elsewhere are moved.
 
@@ -41,9 +45,11 @@ def place(
         shardings: where they are wanted.
         local: of which each process gives its own part.
         placed: the sharding in which each was last found to lie right; kept from call to call.
+        paths: what they are called.
 
     Raises:
-        ValueError: the parts that the processes give are not those that their devices hold.
+        ValueError: the parts that the processes give are not those that their devices hold, or an array that
+            should be the same in each process is not.
     """
     if not placed:
         placed += [None] * len(leaves)
@@ -52,7 +58,7 @@ def place(
     many = jax.process_count() > 1
     for i, (leaf, wanted) in enumerate(zip(leaves, shardings, strict=True)):
         if local[i]:
-            found[i] = _joined(leaf, wanted)
+            found[i] = _joined(leaf, wanted, paths[i])
         elif isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer):
             lies = leaf.sharding
             if lies is placed[i] or not (leaf.committed or many):
@@ -63,11 +69,25 @@ def place(
                 moving.append(i)
         elif many and isinstance(leaf, np.ndarray) and not wanted.is_fully_replicated:
             moving.append(i)
-    if moving:
+    if many:
+        for i in moving:
+            found[i] = _sent(leaves[i], shardings[i], paths[i])
+    elif moving:
         moved = jax.device_put([leaves[i] for i in moving], [shardings[i] for i in moving])
         for i, array in zip(moving, moved, strict=True):
             found[i] = array
     return found
+
+
+def _sent(leaf: Any, wanted: NamedSharding, path: str) -> Any:
+    """An array of one process, or a host array, on all devices; JAX looks whether processes have the same."""
+    try:
+        return jax.device_put(leaf, wanted)
+    except AssertionError as error:
+        raise ValueError(
+            f"{path} is not the same in each process: an array of one process or of the host is the whole "
+            f"array; where each has its own part of dimension 0, say lepton.Sharding(..., local={path!r})"
+        ) from error
 
 
 def _kind(sharding: Any) -> Any:
@@ -82,7 +102,7 @@ def _is_whole(leaf: Any) -> bool:
     )
 
 
-def _joined(leaf: Any, wanted: NamedSharding) -> Any:
+def _joined(leaf: Any, wanted: NamedSharding, path: str) -> Any:
     """The array of which each process gives its part; one that is whole already stays."""
     if _is_whole(leaf):
         return leaf
@@ -92,6 +112,7 @@ def _joined(leaf: Any, wanted: NamedSharding) -> Any:
         return jax.make_array_from_process_local_data(wanted, part, shape)
     except ValueError as error:
         raise ValueError(
-            f"local: process {jax.process_index()} gives {part.shape} of an array {shape} that lies as "
-            f"{wanted.spec}: split its dimension 0 along axes that go over the processes ({error})"
+            f"local: process {jax.process_index()} gives {part.shape} of {path} {shape} that lies as "
+            f"{wanted.spec}: split its dimension 0 along axes that go over the processes, or give the whole "
+            f"array in each process and leave {path!r} out of local ({error})"
         ) from error

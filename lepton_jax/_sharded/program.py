@@ -13,6 +13,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from lepton_jax._options import Options
+from lepton_jax._sharded.agreeing import agree
 from lepton_jax._sharded.calls import Call
 from lepton_jax._sharded.decision import Decision
 from lepton_jax._sharded.donating import donated
@@ -46,6 +47,8 @@ class Laid:
         tree: the tree of the results.
         out_avals: their abstract values.
         noted: what the call noted when it was traced, see `Call.finish`.
+        placed: where each array was last found to lie right, see `place`.
+        agreed: whether the processes that run it have compared it; empty until they have.
     """
 
     program: Program
@@ -60,6 +63,7 @@ class Laid:
     out_avals: Sequence[Any]
     noted: list[Any]
     placed: list[Any] = field(default_factory=list)
+    agreed: list[bool] = field(default_factory=list)
 
     @property
     def is_abstract(self) -> bool:
@@ -76,23 +80,30 @@ class Laid:
         """The arrays of a call where they shall lie: those to donate, and the others.
 
         Raises:
-            ValueError: the mesh has no devices.
+            ValueError: the mesh has no devices, or processes give other arrays or lay it out otherwise.
         """
-        self.check_devices()
-        return self.parted(place(leaves, self.inputs, self.local, self.placed))
+        return self.parted(self._moved(leaves))
 
     def on_mesh(self, leaves: Sequence[Any]) -> list[Any]:
         """The arrays of a call on the mesh, host arrays too.
 
         Raises:
-            ValueError: the mesh has no devices.
+            ValueError: as `arrays`.
         """
+        return jax.device_put(self._moved(leaves), list(self.inputs))  # type: ignore[no-any-return]
+
+    def _moved(self, leaves: Sequence[Any]) -> list[Any]:
+        """The arrays that lie elsewhere are moved, but for host arrays, which `jax.jit` takes as they are."""
         self.check_devices()
-        return jax.device_put(place(leaves, self.inputs, self.local, self.placed), list(self.inputs))  # type: ignore[no-any-return]
+        if not self.agreed:
+            if jax.process_count() > 1:
+                agree(self.program.name, self.decision, leaves, self.inputs, self.local)
+            self.agreed.append(True)
+        return place(leaves, self.inputs, self.local, self.placed, self.decision.paths)
 
     def lie_right(self, leaves: Sequence[Any]) -> bool:
         """Whether the arrays of a call can be given to the program as they are."""
-        found = place(leaves, self.inputs, self.local, self.placed)
+        found = place(leaves, self.inputs, self.local, self.placed, self.decision.paths)
         return all(after is before for after, before in zip(found, leaves, strict=True))
 
     def check_devices(self) -> None:

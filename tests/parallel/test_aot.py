@@ -151,7 +151,16 @@ def test_advice_names_arrays_and_options() -> None:
     assert [text.split(" ")[0] for text in said] == ["split", "compute", "take", "donate"]
     assert 'over data too (shard="fsdp"): frees up to 4.0 GiB' in said[0] and "params['up']" in said[0]
     assert "jax.checkpoint" in said[1] and "it keeps 4.0 GiB" in said[1] and "and 1 more" not in said[1]
-    assert "in 2 micro-batches" in said[2] and "frees 1.0 GiB" in said[3]
+    assert "in 4 micro-batches" in said[2] and "frees 1.0 GiB" in said[3]
+    sums = dataclasses.replace(back, bytes=gib, shape="f32[64,8192,8192]")  # two: of all parts, and of each
+    beside = [weights, kept, sums, dataclasses.replace(sums, kind="value")]
+    taken = advice(gib, beside, mesh)[2]
+    assert "in 8 micro-batches" in taken and "frees about 1.0 GiB" in taken
+    assert not any("micro-batches" in text for text in advice(2 * gib, beside, mesh))
+    parts = [dataclasses.replace(each, what=f"jit(f)/microbatches/while/body/{each.what}") for each in beside]
+    parts.append(dataclasses.replace(kept, bytes=9 * gib, what="jit(f)/microbatches/while"))
+    said = advice(gib, parts, mesh)
+    assert "in 4 times as many micro-batches" in said[2] and "it keeps 4.0 GiB" in said[1]
     alone = advice(gib, [dataclasses.replace(weights, bytes=100, layout='[{"data"}, {}, {"model"}]')], mesh)
     assert alone == (
         "more devices along the axes that split the largest arrays: params['up'] bf16[64,8192,8192] (100 B)",
@@ -234,6 +243,9 @@ def on_mesh(mesh):
     params, x = example_args()
     return params, jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, P("data")))
 
+def fails():
+    raise KeyError("data")
+
 def no_tuple():
     return jax.ShapeDtypeStruct((64, 16), jnp.float32)
 
@@ -245,6 +257,7 @@ def test_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "aot_program.py").write_text(PROGRAM)
+    (tmp_path / "aot_broken.py").write_text("import nowhere")
     monkeypatch.chdir(tmp_path)
     on = ["--topology", "cpu:8"]
     assert main(["aot", "aot_program:step", *on, "--mesh", "data", "--args", "on_mesh"]) == 0
@@ -266,6 +279,9 @@ def test_the_command(
         (["aot_program:step", "--topology", "v9:8"], "no chip is called 'v9'"),
         (["aot_program:nothing", *on], "aot_program has no nothing"),
         (["aot_program", *on], "expected module:function"),
+        (["aot_programme:step", *on], "there is no module 'aot_programme' in"),
+        (["aot_broken:step", *on], "aot_broken:step failed with ModuleNotFoundError: No module"),
+        (["aot_program:step", *on, "--args", "fails"], "aot_program:step failed with KeyError: 'data'"),
         (["nowhere/aot_program.py:step", *on], "there is no file nowhere/aot_program.py"),
         (["aot_program:step", *on, "--mesh", "data=3"], "does not hold 8 devices"),
         (

@@ -243,6 +243,17 @@ def test_training_with_feedback_that_is_saved_and_goes_on_with_other_devices(
         lepton.refit(saved, powers)
 
 
+def test_scalars_and_keys_of_a_batch_go_to_all_devices(mesh: Mesh) -> None:
+    def noisy(params: Any, batch: Any) -> Any:
+        key = jax.random.fold_in(batch["key"], jax.lax.axis_index(BOTH))
+        return loss(params, batch["x"]) * batch["scale"] + 0.0 * jax.random.normal(key)
+
+    batch = {"x": floats(8, 32), "key": jax.random.key(0), "scale": np.float32(0.5)}
+    train = lepton.data_parallel(noisy, optax.sgd(0.1), mesh)
+    value = train.step(*train.init(parameters()), batch)[2]
+    np.testing.assert_allclose(value, 0.5 * loss(parameters(), batch["x"]), rtol=1e-5)
+
+
 def test_weights_are_gathered_in_codes_and_gradients_pass_straight(mesh: Mesh) -> None:
     w, x = floats(24, 10, 3), floats(4, 10, seed=1)
 

@@ -262,6 +262,22 @@ def test_modules_and_what_is_written_on_them() -> None:
     assert kept.is_deleted()
 
 
+def test_what_is_written_on_a_parameter_is_not_that_of_its_rows_and_columns() -> None:
+    """Flax writes a bias's name on Adafactor's arrays of one element too."""
+    with nnx.use_eager_sharding(False):  # type: ignore[no-untyped-call]
+        model = Net(nnx.Rngs(0))
+        assert model.up.bias is not None
+        model.up.bias.set_metadata(out_sharding=("model",))
+        optimizer = nnx.Optimizer(model, optax.adafactor(0.1, min_dim_size_to_factor=4), wrt=nnx.Param)
+    f = lepton.optimize(train, mesh=AUTO, shard=lepton.Sharding({"x": P("data")}, rules={"embed": None}))
+    found = {each.name: str(each.layout) for each in f.plan(model, optimizer, X).arrays}
+    assert found["model/up/bias"] == found["optimizer/opt_state/0/v/up/bias"] == "[model]"
+    assert (
+        found["optimizer/opt_state/0/v_row/up/bias"] == found["optimizer/opt_state/0/v_col/up/bias"] == "[-]"
+    )
+    assert found["optimizer/opt_state/0/v_col/up/kernel"] == "[model]"
+
+
 class Mlp(nn.Module):
     """Boxes of both kinds."""
 

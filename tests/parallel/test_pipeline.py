@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 import lepton_jax as lepton
 from lepton_jax.models.decoder import Decoder, DecoderConfig
 from lepton_jax.parallel.pipeline import StageError
+from lepton_jax.parallel.pipeline.packing import Packing
 
 TOLERANCE = 2e-6
 """Of the norm of all gradients, and of the loss: float32, summed in another order."""
@@ -163,6 +164,8 @@ def test_parameters_stay_where_the_stages_are() -> None:
     unpack = jax.jit(packed.unpack)
     buffers = jax.device_put(jax.jit(packed.pack)(SCANNED), packed.shardings())
     jax.tree.map(np.testing.assert_array_equal, unpack(buffers), SCANNED)
+    nothing = Packing([[jax.ShapeDtypeStruct((0, 3), "float32")], []])  # of the second stage
+    assert [each.shape for each in nothing.put(1, [])] == [(0, 3)]
 
     @jax.jit
     def train(buffers: Any, x: Any) -> Any:
@@ -190,6 +193,14 @@ def test_errors_name_the_mistake() -> None:
         match=r"96 examples, which 36 microbatches do not divide: 72 or 108 examples .* or 32 or 48 microb",
     ):
         lepton.pipelined(scanned, devices, microbatches=36)(SCANNED, X)
+    with pytest.raises(
+        ValueError, match=r"key has 2 examples, .* make it by jax.random.key: that is one number"
+    ):
+        lepton.pipelined(lambda params, x, key: scanned(params, x), devices, microbatches=4)(
+            SCANNED, X, jax.random.PRNGKey(0)
+        )
+    with pytest.raises(ValueError, match=r"give lepton.optimize\(fun\) no mesh= and no shard="):
+        lepton.pipelined(lepton.optimize(scanned, mesh="data=2", shard="dp"), devices, microbatches=4)
     with pytest.raises(ValueError, match="params/last has no gradient: its dtype is int32"):
         lepton.pipelined(scanned, devices, microbatches=4)({**SCANNED, "last": np.ones((8, 2), np.int32)}, X)
     with pytest.raises(ValueError, match=r"a pipeline wants a loss, one floating-point number; .* float32"):

@@ -8,8 +8,13 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
+import lepton_jax as lepton
+from lepton_jax._sharded import agreeing
+from lepton_jax.ir import _jax
 from lepton_jax.parallel import processes
 from lepton_jax.parallel._processes.watch import Watch
 from lepton_jax.parallel.local import free_port, run_processes
@@ -50,6 +55,38 @@ except ValueError as error:
     assert "split its dimension 0 along axes that go over the processes" in str(error), error
 else:
     raise AssertionError("a part of an array that is not split was taken")
+
+def refused(run, words):
+    try:
+        run()
+    except ValueError as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
+
+wide, own = np.ones((256, 256), "float32"), np.ones((4, 256), "float32")  # whole, it would cost less
+solved = lepton.optimize(lambda w, x: step(w, x), mesh="data=2,model=2",
+                         shard=lepton.Sharding(preset="auto", local="x"))
+assert "data" in solved.place(wide, own)[1].sharding.spec[0]
+
+second = jax.process_index() == 1
+def anew(shard=None, **options):
+    shard = shard or lepton.Sharding({"x": P("data")}, **options)
+    return lepton.optimize(lambda w, x: step(w, x), mesh="data=4", shard=shard)
+
+refused(lambda: anew(local="x")(w, x[: 2 if second else 4]),
+        "x is float32[4,8] in process 0 and float32[2,8] in process 1")
+refused(lambda: anew(local="x").place(w, x.astype("float16") if second else x),
+        "float16[4,8] in process 1: all processes give")
+refused(lambda: anew()(w, x), "x is not the same in each process: an array of one process or of the host is")
+refused(lambda: anew({"x": P()})(w, x), "x has other values in process 1 than in process 0: a host array is")
+refused(lambda: anew({"w": P("data") if second else P()}).place(w, np.ones_like(x)),
+        "lay '<lambda>' out otherwise: w as [-, -] and [data, -]")
+if second:
+    anew(local="x").plan(w, x)  # is no run
+    here = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
+    lepton.optimize(step, mesh=here, shard={"x": P("data")})(w, x)  # is on one process alone
+anew(local="x")(w, x)
 
 @lepton.optimize("default,quantize{weights=int8,activations=dynamic}", params="w", mesh="data=2,model=2",
                  shard="tp", verify=True, measure=True)
@@ -130,6 +167,20 @@ def test_two_processes_optimise_reduce_compare_and_end_together() -> None:
         assert each.out.rstrip().endswith("the first at [0, 0] of its part, by at most 1")
     assert "process 1 of 2 (" in ended[0].err and "died; process 0 ends too" in ended[0].err
     assert ended[0].seconds < 90
+
+
+def test_a_process_that_waits_for_another_program_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where another gives the shapes of an earlier program it does not ask."""
+    monkeypatch.setattr(_jax, "store", object)
+    monkeypatch.setattr(_jax, "told", lambda store, key, seconds: None)
+    monkeypatch.setattr(agreeing, "_processes", lambda mesh: (7, 8))
+    traced = lepton.optimize(lambda x: x + 1, mesh="data=2", shard={"x": P("data")}).trace(np.ones(4, "f"))
+    laid = traced._inner._laid
+    with pytest.raises(processes.ProcessError, match=r"process 7 does not begin 'f' .*, with x float32\[4\]"):
+        agreeing.agree("f", laid.decision, [np.ones(4, "f")], laid.inputs, [False])
+    assert "for 15 seconds process 7 does not begin" in caplog.text and "for 285 more" in caplog.text
 
 
 def started(*calls: tuple[Any, ...]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -24,6 +25,10 @@ _WANTED: Final = re.compile(
 _ALLOCATION: Final = re.compile(
     rf"\d+\. Size: {_SIZE}\s+(?:Operator: op_name=\"([^\"]*)\"[^\n]*\s+)?Shape: (\S+?)(?:{{\S*)?\s", re.DOTALL
 )
+_COLLECTED: Final = "collected by a loop"
+_PARTS: Final = "microbatches/"
+_SUMS: Final = re.compile(r"transpose\(|microbatches/while$")
+"""What loops collect that are sums of gradients, not what gradients are computed from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +95,7 @@ def advice(
     """
     said: list[tuple[int, str]] = []
     arguments = [each for each in buffers if each.kind == "argument"]
-    collected = [
-        each for each in buffers if each.kind == "collected by a loop" and "transpose(" not in each.what
-    ]
+    collected = [each for each in buffers if each.kind == _COLLECTED and not _SUMS.search(each.what)]
     whole = [(each, _idle(each, mesh)) for each in arguments]
     free = sum(each.bytes - each.bytes // factor for each, factor in whole if factor > 1)
     if free > missing // 8 and free:
@@ -120,30 +123,60 @@ def advice(
                 f"keeps {bytes_text(kept)}: {_list(collected)}",
             )
         )
-    values = [each for each in buffers if each.kind == "value"]
-    live = kept + (values[0].bytes if values else 0)
-    if live > missing > 0:
-        count = 2
-        while live - live // count < missing and count < 1024:
+    in_parts = any(_PARTS in each.what for each in buffers)
+    values = [each for each in buffers if each.kind == "value" and not _is_like(each, arguments)]
+    live = max(kept, values[0].bytes if values else 0)
+    sums = 0 if in_parts else 2 * _gradients(buffers, arguments)  # that of all parts, and each part's own
+    if live - sums > missing > 0:
+        count = 2  # of what a part keeps twice as much counts, since the peak may be elsewhere then
+        while live - 2 * live // count - sums < missing and count < 1024:
             count *= 2
-        said.append(
-            (
-                live - live // count,
-                f"take the batch in {count} micro-batches, or {count} times as many devices along "
-                "the batch's axis: frees about "
-                f"{bytes_text(live - live // count)} of activations",
+        freed = live - 2 * live // count - sums
+        parts = f"{count} times as many" if in_parts else str(count)
+        if freed > 0:
+            said.append(
+                (
+                    freed,
+                    f"take the batch in {parts} micro-batches, or {count} times as many devices along "
+                    f"the batch's axis: frees about {bytes_text(freed)} of activations",
+                )
             )
-        )
     said.sort(key=lambda pair: -pair[0])
     if not said:
         return (f"more devices along the axes that split the largest arrays: {_list(buffers)}",)
     return tuple(text for _, text in said)
 
 
+def _gradients(buffers: Iterable[Buffer], arguments: Sequence[Buffer]) -> int:
+    """Bytes of the gradients of arguments: as many arrays of a shape as there are arguments of it, at most.
+
+    Where loops collect gradients of a shape, other arrays of it are what these begin with or end as.
+    """
+    made: dict[str, list[Buffer]] = {}
+    for each in buffers:
+        if each.kind != "argument" and "transpose(" in each.what:
+            made.setdefault(_dims(each), []).append(each)
+    counts = Counter(_dims(each) for each in arguments)
+    found = 0
+    for dims, same in made.items():
+        stacked = [each for each in same if each.kind == _COLLECTED]
+        found += sum(sorted((each.bytes for each in stacked or same), reverse=True)[: counts[dims]])
+    return found
+
+
+def _is_like(buffer: Buffer, arguments: Iterable[Buffer]) -> bool:
+    """Whether an array has the shape of an argument, as gradients and new parameters have."""
+    return any(_dims(buffer) == _dims(each) for each in arguments)
+
+
+def _dims(buffer: Buffer) -> str:
+    return buffer.shape.partition("[")[2]
+
+
 def _idle(buffer: Buffer, mesh: MeshSpec) -> int:
     """Into how many more parts an array could be split by axes of which each device holds a copy."""
     idle = [axis.size for axis in mesh.axes if f'"{axis.name}"' not in buffer.layout and axis.size > 1]
-    sizes = [int(each) for each in re.findall(r"\d+", buffer.shape.partition("[")[2])]
+    sizes = [int(each) for each in re.findall(r"\d+", _dims(buffer))]
     factor = 1
     for size_ in idle:
         if any(dim % (size_ * factor) == 0 for dim in sizes):

@@ -143,7 +143,7 @@ class Module:
         if test.opcode != "compare" or len(sides := test.operands()) != 2:
             return max(_constants(self, condition), default=1)
         counter, bound = (_source(condition, side) for side in sides)
-        limit = self._value(name, loop, condition, bound)
+        limit = self._value(name, loop, bound)
         if limit is None or counter is None or counter.opcode != "get-tuple-element":
             return max(_constants(self, condition), default=1)
         start = self._initial(name, loop, counter.index())
@@ -151,9 +151,7 @@ class Module:
         more = int("direction=LE" in test.rest or "direction=GE" in test.rest)
         return max(0, math.ceil(abs(limit - (start or 0) + more) / step))
 
-    def _value(
-        self, name: str, loop: Instruction, condition: Computation, at: Instruction | None
-    ) -> int | None:
+    def _value(self, name: str, loop: Instruction, at: Instruction | None) -> int | None:
         if at is None:
             return None
         return self._initial(name, loop, at.index()) if at.opcode == "get-tuple-element" else _constant(at)

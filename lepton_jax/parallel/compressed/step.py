@@ -63,7 +63,8 @@ class DataParallel:
 
         Args:
             params, state: of `init`, or of the step before; they are donated.
-            batch: a tree of arrays; the devices along the axes divide the first dimension of each. In a
+            batch: a tree of arrays; the devices along the axes divide the first dimension of each. Scalars,
+                random keys too, go to all devices as they are: `jax.lax.axis_index` tells these apart. In a
                 program of several processes: global arrays, or the same on the host in all of them.
 
         Returns:
@@ -85,7 +86,7 @@ class DataParallel:
         """
         count = math.prod(self._mesh.shape[axis] for axis in self._axes)
         for way, array in tree_flatten_with_path(batch)[0]:
-            if not np.shape(array) or np.shape(array)[0] % count:
+            if np.shape(array) and np.shape(array)[0] % count:
                 name = "/".join(filter(None, ("batch", keystr(way, simple=True, separator="/"))))
                 raise ValueError(
                     f"{name} has shape {np.shape(array)}: {count} devices along {', '.join(self._axes)} "
@@ -95,15 +96,18 @@ class DataParallel:
 
     def _placed(self, array: Any) -> Any:
         """An array of a batch over the devices; arrays of several processes stay as they are."""
-        place = NamedSharding(self._mesh, PartitionSpec(self._axes))
+        place = NamedSharding(self._mesh, self._cut(array))
         if isinstance(array, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=place)
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
             return array
         return jax.device_put(array, place)
 
+    def _cut(self, array: Any) -> PartitionSpec:
+        return PartitionSpec(self._axes) if np.ndim(array) else PartitionSpec()
+
     def _made(self, params: Any, state: Any, batch: Any) -> Any:
-        whole, specs, cut = PartitionSpec(), state_specs(state), PartitionSpec(self._axes)
+        whole, specs, cut = PartitionSpec(), state_specs(state), jax.tree.map(self._cut, batch)
         return jax.shard_map(
             self._on_each,
             mesh=self._mesh,

@@ -117,7 +117,7 @@ class Packing:
                 continue
             flat = [jnp.ravel(value) for value in given]
             missing = math.prod(each.shape) - sum(value.size for value in flat)
-            if missing:
+            if missing or not flat:
                 flat.append(jnp.zeros(missing, each.dtype))
             buffers.append(jnp.concatenate(flat).reshape(each.shape))
         return buffers

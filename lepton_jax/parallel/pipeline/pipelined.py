@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,10 @@ from lepton_jax.parallel.pipeline.packed import PackedPipeline, Place
 from lepton_jax.parallel.pipeline.schedules import Schedule, Task
 from lepton_jax.parallel.pipeline.schedules import schedule as make_schedule
 from lepton_jax.parallel.pipeline.stages import Marks, Stages, cut
+
+_RAW_KEY: Final = (
+    ". If it is a random key, make it by jax.random.key: that is one number, and every microbatch gets it"
+)
 
 
 class Pipelined:
@@ -160,6 +164,7 @@ class Pipelined:
                 f"{name} has {given.shape[0]} examples, which {self.schedule.microbatches} microbatches"
                 + (f" on {shards} devices of {'+'.join(data)}" if data else "")
                 + f" do not divide: {near} examples would do{fewer}"
+                + (_RAW_KEY if given.dtype == jnp.uint32 and given.shape in ((2,), (4,)) else "")
             )
         return jax.ShapeDtypeStruct((given.shape[0] // parts, *given.shape[1:]), given.dtype)
 
@@ -231,7 +236,8 @@ def pipelined(
 
     Raises:
         TypeError: the mesh is none of JAX's.
-        ValueError: the mesh has no such axis, or the numbers do not fit the schedule.
+        ValueError: the mesh has no such axis, the numbers do not fit the schedule, or the loss is spread over
+            a mesh already.
 
     Example:
         step = lepton.pipelined(loss, mesh, microbatches=8)
@@ -240,6 +246,11 @@ def pipelined(
     if not isinstance(mesh, (Mesh, AbstractMesh)):
         raise TypeError(
             f"a pipeline's mesh is a jax.sharding.Mesh, as jax.make_mesh((2,), ({axis!r},)), not {mesh!r}"
+        )
+    if getattr(getattr(fun, "options", None), "spread", None) is not None:
+        raise ValueError(
+            "a pipeline lays its stages out itself: give lepton.optimize(fun) no mesh= and no shard=; mesh, "
+            "axis and data of the pipeline say which axes there are"
         )
     spec = MeshSpec.of(mesh, chip)
     names = (data,) if isinstance(data, str) else tuple(data)
