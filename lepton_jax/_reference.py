@@ -18,6 +18,7 @@ from jax import lax
 from lepton_jax.ir import _jax
 from lepton_jax.ir.export import bind
 from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.regions import RUN_ONCE
 
 _NATIVE: Final = frozenset(
     {
@@ -47,9 +48,6 @@ _NATIVE: Final = frozenset(
     }
 )
 _DTYPE_KEYS: Final = ("new_dtype", "preferred_element_type", "dtype")
-_INLINE: Final = frozenset(
-    {"jit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
-)
 
 
 def in_float64(graph: Graph) -> Callable[..., list[Any]]:
@@ -96,7 +94,7 @@ def _evaluate(graph: Graph, args: Sequence[Any]) -> list[Any]:
 
 
 def _run(node: Node, operands: list[Any]) -> Sequence[Any]:
-    if node.op in _INLINE:
+    if node.op in RUN_ONCE:
         return _evaluate(node.regions[0], operands)
     if node.op in _REGIONS and node.regions:
         return _REGIONS[node.op](node, operands)

@@ -95,6 +95,27 @@ class Chosen:
         return jax.tree.unflatten(self.structure, found)
 
 
+@dataclass(frozen=True)
+class Moment:
+    """What masks are chosen by at one step, of each pruned leaf.
+
+    Attributes:
+        masks: which weights stay so far: bool.
+        weights: the weights.
+        gradients: theirs.
+        memory: what importance remembers of gradients: float32; empty where it remembers nothing.
+        step: how many updates there were: int32, shape ().
+        key: of random choices.
+    """
+
+    masks: Sequence[jax.Array]
+    weights: Sequence[jax.Array]
+    gradients: Sequence[jax.Array]
+    memory: Sequence[jax.Array]
+    step: jax.Array
+    key: jax.Array
+
+
 def _is_weight(leaf: Any) -> bool:
     return jnp.ndim(leaf) >= 2 and jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
 
@@ -109,55 +130,42 @@ def masks_at(scores: Sequence[jax.Array], sparsity: jax.Array, settings: Setting
     return [settings.pattern.mask(score, share) for score, share in zip(scores, shares, strict=True)]
 
 
-def scores_of(
-    weights: Sequence[jax.Array],
-    gradients: Sequence[jax.Array],
-    memory: Sequence[jax.Array],
-    settings: Settings,
-) -> list[jax.Array]:
+def scores_of(now: Moment, settings: Settings) -> list[jax.Array]:
     """How important each weight is: the least go."""
     match settings.importance:
         case "magnitude":
-            return [jnp.abs(weight) for weight in weights]
+            return [jnp.abs(weight) for weight in now.weights]
         case "saliency":
-            return [jnp.abs(weight * grad) for weight, grad in zip(weights, gradients, strict=True)]
+            return [jnp.abs(weight * grad) for weight, grad in zip(now.weights, now.gradients, strict=True)]
         case "movement":
-            return list(memory)
+            return list(now.memory)
         case "fisher":
-            return [weight**2 * mean for weight, mean in zip(weights, memory, strict=True)]
+            return [weight**2 * mean for weight, mean in zip(now.weights, now.memory, strict=True)]
 
 
-def remembered(
-    weights: Sequence[jax.Array],
-    gradients: Sequence[jax.Array],
-    memory: Sequence[jax.Array],
-    settings: Settings,
-) -> list[jax.Array]:
+def remembered(now: Moment, settings: Settings) -> list[jax.Array]:
     """What importance remembers after one more step; nothing, where it remembers nothing."""
-    if not memory:
+    if not now.memory:
         return []
     if settings.importance == "movement":
-        return [m - (w * g).astype(m.dtype) for m, w, g in zip(memory, weights, gradients, strict=True)]
+        each = zip(now.memory, now.weights, now.gradients, strict=True)
+        return [m - (w * g).astype(m.dtype) for m, w, g in each]
     return [
         _KEPT * m + (1 - _KEPT) * jnp.square(g.astype(m.dtype))
-        for m, g in zip(memory, gradients, strict=True)
+        for m, g in zip(now.memory, now.gradients, strict=True)
     ]
 
 
-def regrown(
-    masks: Sequence[jax.Array],
-    weights: Sequence[jax.Array],
-    gradients: Sequence[jax.Array],
-    step: jax.Array,
-    key: jax.Array,
-    settings: Settings,
-) -> list[jax.Array]:
+def regrown(now: Moment, settings: Settings) -> list[jax.Array]:
     """Masks with as many weights as before: the smallest have gone, and others come in their place."""
     assert settings.until is not None
-    share = settings.drop / 2 * (1 + jnp.cos(jnp.pi * step / settings.until))
-    grown = [jnp.abs(g) for g in gradients] if settings.method == "rigl" else random_scores(key, weights)
+    share = settings.drop / 2 * (1 + jnp.cos(jnp.pi * now.step / settings.until))
+    if settings.method == "rigl":
+        grown = [jnp.abs(gradient) for gradient in now.gradients]
+    else:
+        grown = random_scores(now.key, now.weights)
     found = []
-    for mask, weight, gradient in zip(masks, weights, grown, strict=True):
+    for mask, weight, gradient in zip(now.masks, now.weights, grown, strict=True):
         there = jnp.sum(mask)
         leaving = jnp.round(share * there).astype(jnp.int32)
         by_size = ranks(jnp.where(mask, jnp.abs(weight).astype(jnp.float32), -1.0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -15,6 +16,7 @@ from lepton_jax._sparse_masks import (
     Distribution,
     Importance,
     Method,
+    Moment,
     Scope,
     Settings,
     check,
@@ -150,18 +152,20 @@ def sparsify(
         chosen = Chosen.of(params, settings)
         weights, gradients = chosen.leaves(params), chosen.leaves(updates)
         masks = jax.tree.leaves(state.masks)
-        memory = remembered(weights, gradients, jax.tree.leaves(state.memory), settings)
+        key, drawn = jax.random.split(state.key)
+        now = Moment(masks, weights, gradients, jax.tree.leaves(state.memory), state.step, drawn)
+        memory = remembered(now, settings)
         through = method == "straight_through"
         reaching = updates if through else chosen.put(updates, _times(masks, gradients))
         found, inner = within.update(reaching, state.inner, params, **extra)
         steps = chosen.leaves(found)
-        key, now = jax.random.split(state.key)
 
         def changed() -> list[jax.Array]:
-            moved = [weight + step for weight, step in zip(weights, steps, strict=True)]
+            weights_after = [weight + step for weight, step in zip(weights, steps, strict=True)]
+            moved = replace(now, weights=weights_after, memory=memory)
             if through or method == "prune":
-                return masks_at(scores_of(moved, gradients, memory, settings), schedule(state.step), settings)
-            return regrown(masks, moved, gradients, state.step, now, settings)
+                return masks_at(scores_of(moved, settings), schedule(state.step), settings)
+            return regrown(moved, settings)
 
         if method != "static":
             due = state.step % every == 0

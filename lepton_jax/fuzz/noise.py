@@ -14,12 +14,10 @@ from lepton_jax.ir import _jax
 from lepton_jax.ir.export import bind
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.importer import from_jaxpr
+from lepton_jax.ir.regions import RUN_ONCE
 
 _LENGTH: Final = 509
 _SAMPLES: Final = 16
-_CALLS: Final = frozenset(
-    {"jit", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
-)
 _EXACT: Final = frozenset(
     {
         "abs",
@@ -121,7 +119,7 @@ class _Noisy:
         return [read(value) for value in graph.outputs]
 
     def node(self, node: Node, operands: list[Any]) -> Sequence[Any]:
-        if node.op in _CALLS and node.regions:
+        if node.op in RUN_ONCE and node.regions:
             return self.evaluate(node.regions[0], operands)
         loop = {"scan": self.scan, "while": self.loop, "cond": self.cond}.get(node.op)
         if loop is not None and node.regions:

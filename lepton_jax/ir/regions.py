@@ -44,6 +44,8 @@ class Slot:
 
 LOOPS: Final = frozenset({"scan", "while"})
 CALLS: Final = frozenset({"jit", "closed_call", "core_call"})
+RUN_ONCE: Final = CALLS | {"remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
+"""Operations that run their body once, with what is around them."""
 _EDITABLE: Final = frozenset({"scan", "while", "cond", "remat2", "checkpoint"}) | CALLS
 
 

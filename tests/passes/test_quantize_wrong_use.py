@@ -98,7 +98,10 @@ def test_parameters_of_another_structure() -> None:
             "without params/bias, params/down, params/up; with params/params",
         ),
         (lambda: f.prepare({**PARAMS, "up": X}), "with other shapes or dtypes of params/up"),
-        (lambda: f.apply(prepared.with_arrays(prepared.arrays[:2]), X), "these are 2 prepared arrays"),
+        (
+            lambda: f.apply(prepared.with_arrays(prepared.arrays[:2]), X),
+            "arrays were prepared, and 2 are given",
+        ),
         (
             lambda: f.apply(jax.tree.map(lambda a: a * 1.0, prepared), X),
             r"up#2 is float32\[.*int8\[.* is wanted",

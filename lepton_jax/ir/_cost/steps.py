@@ -9,7 +9,7 @@ from typing import Final, Literal
 from lepton_jax.ir._cost.leaves import FREE, leaf_cost
 from lepton_jax.ir._cost.sizes import bytes_of, size_of
 from lepton_jax.ir.graph import Graph, Node, Value
-from lepton_jax.ir.regions import CALLS
+from lepton_jax.ir.regions import RUN_ONCE
 
 Kind = Literal["fused", "reduction", "loop", "library", "region"]
 """`fused`: computed element by element, in one loop with what reads it; `reduction`: ends such a loop;
@@ -28,7 +28,6 @@ _LIBRARY: Final = frozenset(
     | {"call_hi_primitive", "pallas_call", "ffi_call"}
     | _RUNNING
 )
-_RUN_ONCE: Final = CALLS | {"remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call"}
 _APPLIES_ITS_REGION: Final = frozenset({"reduce", "reduce_window", "sort"})
 
 
@@ -99,7 +98,7 @@ def _walk(graph: Graph, known: dict[Value, Array], steps: list[Step]) -> list[Ar
 
     for node in graph:
         reads = [array_of(value) for value in node.operands]
-        region = node.regions[0] if node.regions and node.op in _RUN_ONCE else None
+        region = node.regions[0] if node.regions and node.op in RUN_ONCE else None
         if region is not None and len(region.inputs) == len(reads):
             made = _walk(region, dict(zip(region.inputs, reads, strict=True)), steps)
             known.update(zip(node.results, made, strict=True))

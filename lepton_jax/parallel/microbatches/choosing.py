@@ -7,13 +7,13 @@ from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.microbatches.rewriting import SCOPE
 from lepton_jax.parallel.microbatches.states import MicrobatchError, Part
 from lepton_jax.parallel.presets.arrangement import Work
-from lepton_jax.parallel.presets.batch import batch_dims
+from lepton_jax.parallel.presets.batch import find_batch
 from lepton_jax.parallel.roles import Roles
 
 
 def batch_of(graph: Graph, roles: Roles) -> dict[Value, int]:
     """Of those inputs that are the batch, the dimension of the examples."""
-    return dict(batch_dims(Work(graph, roles, MeshSpec.of("data=1", chip="cpu"))))
+    return dict(find_batch(Work(graph, roles, MeshSpec.of("data=1", chip="cpu"))).dims)
 
 
 def parts_of(

@@ -14,13 +14,6 @@ FUSED: Final = (ELEMENTWISE - {"optimization_barrier"}) | {
     *("broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "iota", "rev", "slice", "pad"),
     *("shard_hint", "sharding_constraint", "stop_gradient", "concatenate"),
 }
-CALLS: Final = frozenset(
-    {
-        *("jit", "closed_call", "core_call", "remat2", "checkpoint"),
-        *("custom_jvp_call", "custom_vjp_call"),
-    }
-)
-"""Regions that run once, with what is around them."""
 RENAMED: Final = frozenset(
     {
         *("reshape", "transpose", "squeeze", "expand_dims"),

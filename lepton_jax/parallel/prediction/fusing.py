@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from lepton_jax.ir.graph import Node, Value
+from lepton_jax.ir.regions import RUN_ONCE
 from lepton_jax.parallel.prediction.elements import (
-    CALLS,
     EXPONENTIALS,
     FUSED,
     RENAMED,
@@ -125,7 +125,7 @@ class Fusing:
         """Whether an array is made again by who reads it, from others of so many bytes."""
         if not bytes and self._within_products:
             return True
-        if any(node.regions and node.op not in CALLS for node, _ in value.uses):
+        if any(node.regions and node.op not in RUN_ONCE for node, _ in value.uses):
             return False
         readers = [node for node, _ in value.uses]
         if self._is_read_whole(value):

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lepton_jax.ir.graph import Node, Value
-from lepton_jax.ir.regions import slots
-from lepton_jax.parallel.prediction.elements import CALLS
+from lepton_jax.ir.regions import RUN_ONCE, slots
 from lepton_jax.parallel.prediction.span import Span
 from lepton_jax.parallel.prediction.steps import Steps
 
@@ -58,7 +57,7 @@ def _narrowed_to(value: Value) -> Any:
     for node, place in value.uses:
         if node.op == "convert_element_type":
             types.add(node.results[0].dtype)
-        elif node.op in CALLS:
+        elif node.op in RUN_ONCE:
             ways = [slot.inputs for slot in slots(node) if slot.operand == place]
             types.update(
                 _narrowed_to(node.regions[region].inputs[index]) for way in ways for region, index in way

@@ -6,9 +6,9 @@ A loop is followed once: what it reads of outside is there to its end.
 from __future__ import annotations
 
 from lepton_jax.ir.graph import Graph, Node
-from lepton_jax.ir.regions import LOOPS, Slot, slots
+from lepton_jax.ir.regions import LOOPS, RUN_ONCE, Slot, slots
 from lepton_jax.parallel.meshes import MeshSpec
-from lepton_jax.parallel.prediction.elements import CALLS, FUSED
+from lepton_jax.parallel.prediction.elements import FUSED
 from lepton_jax.parallel.prediction.events import Walked
 from lepton_jax.parallel.prediction.leaves import ONCE, Leaves
 from lepton_jax.parallel.prediction.narrowing import Narrowing
@@ -53,7 +53,7 @@ class Spans(Leaves):
         for node in nodes:
             if not node.regions:
                 self._leaf(node)
-            elif node.op in CALLS:
+            elif node.op in RUN_ONCE:
                 self._call(node)
             else:
                 self._holder(node)

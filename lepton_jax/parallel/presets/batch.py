@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from lepton_jax.ir.graph import Value
 from lepton_jax.parallel.layouts import Layout
@@ -11,12 +12,30 @@ from lepton_jax.parallel.presets.arrangement import Axes, PresetError, Work
 from lepton_jax.parallel.presets.together import PRODUCTS, Dim, Together
 
 
-def batch_dims(work: Work) -> list[Dim]:
-    """Of the arrays of a batch the dimension of its examples.
+@dataclass(frozen=True)
+class Batch:
+    """Where the examples of a program are.
 
-    It is the first; the second where a loop goes along the first (micro-batches). Arrays whose first
-    dimension is not as long as that of most are no examples, nor are those of which a loop takes neighbours
-    at a time.
+    Attributes:
+        dims: of the arrays of the batch the dimension of its examples.
+        in_neighbours: the inputs that are cut along their first dimension into parts which a loop takes, by
+            position, and how many parts.
+    """
+
+    dims: tuple[Dim, ...]
+    in_neighbours: Mapping[int, int]
+
+    def classes(self, together: Together) -> set[Dim]:
+        """The classes of its dimensions, of those that divide."""
+        return {found for value, dim in self.dims if (found := together.of(value, dim)) is not None}
+
+
+def find_batch(work: Work) -> Batch:
+    """Where the examples are.
+
+    Their dimension is the first; the second where a loop goes along the first (micro-batches). Arrays whose
+    first dimension is not as long as that of most are no examples, nor are those of which a loop takes
+    neighbours at a time.
     """
     together = work.together(1)
     found: list[Dim] = []
@@ -29,13 +48,12 @@ def batch_dims(work: Work) -> list[Dim]:
         found.append((value, dim))
     sizes = Counter(value.shape[dim] for value, dim in found)
     if not sizes:
-        return []
+        return Batch((), neighbours)
     usual = max(sizes, key=lambda size: (sizes[size], -list(sizes).index(size)))
-    return [(value, dim) for value, dim in found if value.shape[dim] == usual]
+    return Batch(tuple((value, dim) for value, dim in found if value.shape[dim] == usual), neighbours)
 
 
 def _in_neighbours(work: Work) -> dict[int, int]:
-    """The inputs that are cut along their first dimension into parts which a loop takes, and how many."""
     together = work.together(1)
     found: dict[int, int] = {}
     for i in work.roles.batch:
@@ -49,7 +67,7 @@ def _in_neighbours(work: Work) -> dict[int, int]:
     return found
 
 
-def split_batch(work: Work, axes: Sequence[str], *, needed: str = "") -> Axes:
+def split_batch(work: Work, batch: Batch, axes: Sequence[str], *, needed: str = "") -> Axes:
     """Find over which of the axes the batch divides, the first ones first; note the others.
 
     Args:
@@ -61,9 +79,8 @@ def split_batch(work: Work, axes: Sequence[str], *, needed: str = "") -> Axes:
     Raises:
         PresetError: there is no batch or it does not divide, and it is needed.
     """
-    dims = batch_dims(work)
-    if not dims:
-        for i, parts in _in_neighbours(work).items():
+    if not batch.dims:
+        for i, parts in batch.in_neighbours.items():
             wrong = (
                 f"micro-batches are {parts} runs of neighbours in {work.roles.paths[i]}, so that no split of "
                 f"it splits each; let each take every {parts}th example, as in x.reshape(-1, {parts}, "
@@ -80,7 +97,7 @@ def split_batch(work: Work, axes: Sequence[str], *, needed: str = "") -> Axes:
                 "say which are parameters, as in params='weights', or write layouts: shard={'x': P('data')}"
             )
         return ()
-    value, dim = dims[0]
+    value, dim = batch.dims[0]
     size, path = value.shape[dim], work.roles.paths[value.index]
     for count in range(len(axes), 0, -1):
         parts = work.mesh.size(*axes[:count])
@@ -112,7 +129,11 @@ def _nearest(size: int, work: Work, axis: str) -> str:
 
 
 def pin_batch(
-    work: Work, axes: Sequence[str], others: Mapping[Dim, Axes] | None = None, *finders: Together
+    work: Work,
+    batch: Batch,
+    axes: Sequence[str],
+    others: Mapping[Dim, Axes] | None = None,
+    *finders: Together,
 ) -> list[Value]:
     """Lay all that is computed for each example: split over `axes`, by other classes over theirs, else whole.
 
@@ -123,7 +144,7 @@ def pin_batch(
         these values.
     """
     together = work.together(work.mesh.size(*axes))
-    classes = {found for value, dim in batch_dims(work) if (found := together.of(value, dim)) is not None}
+    classes = batch.classes(together)
     inputs, owned = work.graph.inputs, work.roles.owners
     held = {inputs[i] for i in (*work.roles.params, *owned)}
     loose = {inputs[i] for i in work.roles.state if i not in owned}  # running statistics, caches
@@ -139,7 +160,11 @@ def pin_batch(
 
 
 def pin_sums(
-    work: Work, axes: Sequence[str], others: Mapping[Dim, Axes] | None = None, *finders: Together
+    work: Work,
+    batch: Batch,
+    axes: Sequence[str],
+    others: Mapping[Dim, Axes] | None = None,
+    *finders: Together,
 ) -> None:
     """Lay sums over the batch that no product makes whole over its axes: they are added up, then cut.
 
@@ -147,7 +172,7 @@ def pin_sums(
     another dimension than the batch, XLA otherwise lays the whole batch out anew before it adds.
     """
     together = work.together(work.mesh.size(*axes))
-    classes = {found for value, dim in batch_dims(work) if (found := together.of(value, dim)) is not None}
+    classes = batch.classes(together)
     outputs = set(work.graph.outputs)
     for use in work.program.uses:
         if use.node.op in PRODUCTS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lepton_jax.parallel.presets.arrangement import Arrangement, Work
-from lepton_jax.parallel.presets.batch import pin_batch, split_batch
+from lepton_jax.parallel.presets.batch import find_batch, pin_batch, split_batch
 
 
 def arrange(work: Work) -> Arrangement:
@@ -12,5 +12,6 @@ def arrange(work: Work) -> Arrangement:
     Raises:
         PresetError: there is no batch, or it does not divide over the first axis.
     """
-    pin_batch(work, split_batch(work, work.axes.batch(), needed="dp"))
+    batch = find_batch(work)
+    pin_batch(work, batch, split_batch(work, batch, work.axes.batch(), needed="dp"))
     return work.finished({})

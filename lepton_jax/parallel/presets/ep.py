@@ -11,7 +11,7 @@ from lepton_jax.ir.graph import Value
 from lepton_jax.parallel.factors.elementwise import ELEMENTWISE
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.presets.arrangement import Arrangement, Axes, PresetError, Work
-from lepton_jax.parallel.presets.batch import pin_batch, split_batch
+from lepton_jax.parallel.presets.batch import find_batch, pin_batch, split_batch
 from lepton_jax.parallel.presets.origins import Origins, origins_of
 from lepton_jax.parallel.presets.together import Dim, Together, Use
 
@@ -23,8 +23,8 @@ def arrange(work: Work) -> Arrangement:
         PresetError: there are no experts, or their number does not divide.
     """
     axes = work.axes.expert()
-    batch = split_batch(work, work.axes.batch())
-    pin_batch(work, batch)
+    batch = find_batch(work)
+    pin_batch(work, batch, split_batch(work, batch, work.axes.batch()))
     parts = work.mesh.size(*axes)
     origins = origins_of(work)
     alone = work.together(1)

@@ -11,7 +11,7 @@ from typing import Final
 
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.presets.arrangement import Arrangement, Axes, PresetError, Work
-from lepton_jax.parallel.presets.batch import pin_batch, pin_sums, split_batch
+from lepton_jax.parallel.presets.batch import find_batch, pin_batch, pin_sums, split_batch
 
 LEAST: Final = 16
 """Elements of a device's part, below which an array stays whole: sending it costs more than holding it."""
@@ -25,9 +25,10 @@ def arrange(work: Work) -> Arrangement:
     Raises:
         PresetError: there are no parameters that divide, or no batch that does.
     """
-    batch = split_batch(work, work.axes.batch(), needed="fsdp")
-    pin_batch(work, batch)
-    pin_sums(work, batch)
+    batch = find_batch(work)
+    over = split_batch(work, batch, work.axes.batch(), needed="fsdp")
+    pin_batch(work, batch, over)
+    pin_sums(work, batch, over)
     params = in_parts(work, work.axes.shard(), {})
     if not any(not layout.is_whole for layout in params.values()):
         raise PresetError(

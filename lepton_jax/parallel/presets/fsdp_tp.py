@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lepton_jax.parallel.presets.arrangement import Arrangement, PresetError, Work
-from lepton_jax.parallel.presets.batch import pin_batch, pin_sums, split_batch
+from lepton_jax.parallel.presets.batch import find_batch, pin_batch, pin_sums, split_batch
 from lepton_jax.parallel.presets.fsdp import in_parts
 from lepton_jax.parallel.presets.tp import layouts, split_model
 
@@ -22,8 +22,9 @@ def arrange(work: Work) -> Arrangement:
             f"data, as in 'data=2,model=4'; the mesh is {work.mesh}"
         )
     choice = split_model(work, model, "fsdp+tp")
-    batch = split_batch(work, work.axes.besides(model), needed="fsdp+tp")
+    batch = find_batch(work)
+    over = split_batch(work, batch, work.axes.besides(model), needed="fsdp+tp")
     classes = dict.fromkeys(choice.classes, model)
-    pin_batch(work, batch, classes, choice.together)
-    pin_sums(work, batch, classes, choice.together)
+    pin_batch(work, batch, over, classes, choice.together)
+    pin_sums(work, batch, over, classes, choice.together)
     return work.finished(in_parts(work, data, layouts(work, choice, model)))

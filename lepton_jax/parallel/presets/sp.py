@@ -12,7 +12,7 @@ from lepton_jax.ir.cost import bytes_of
 from lepton_jax.ir.graph import Value
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.presets.arrangement import Arrangement, Axes, PresetError, Work
-from lepton_jax.parallel.presets.batch import batch_dims, pin_batch, split_batch
+from lepton_jax.parallel.presets.batch import Batch, find_batch, pin_batch, split_batch
 from lepton_jax.parallel.presets.choice import Choice
 from lepton_jax.parallel.presets.origins import origins_of
 from lepton_jax.parallel.presets.together import PRODUCTS, Dim
@@ -27,10 +27,11 @@ def arrange(work: Work) -> Arrangement:
     """
     axes = work.axes.model()
     choice = split_model(work, axes, "sp")
-    sequence = _sequence(work, choice, axes)
-    batch = split_batch(work, work.axes.besides(axes))
+    batch = find_batch(work)
+    sequence = _sequence(work, batch, choice, axes)
+    over = split_batch(work, batch, work.axes.besides(axes))
     wanted = dict.fromkeys((*choice.classes, sequence), axes)
-    pinned = set(pin_batch(work, batch, wanted, choice.together))
+    pinned = set(pin_batch(work, batch, over, wanted, choice.together))
     # Tokens are whole, since to slice them is free; and what a split table gives or takes is added up or
     # gathered first, lest the table be gathered.
     whole = {*work.graph.inputs, *_looked_up(work, choice)} & pinned
@@ -51,13 +52,13 @@ def _looked_up(work: Work, choice: Choice) -> Iterator[Value]:
                 yield from (value for value, _ in use.arrays())
 
 
-def _sequence(work: Work, choice: Choice, axes: Axes) -> Dim:
+def _sequence(work: Work, batch: Batch, choice: Choice, axes: Axes) -> Dim:
     """The class of the sequence: with the batch, what products with parameters keep of their other operand.
 
     Of several that of the most bytes; those of dimensions of the batch's arrays before others.
     """
     one, parts = work.together(1), choice.together.parts
-    examples = {one.find(dim) for dim in batch_dims(work)}
+    examples = {one.find(dim) for dim in batch.dims}
     model = {one.find(dim) for dim in choice.classes}
     given = {
         one.find((work.graph.inputs[i], dim)) for i in work.roles.batch for dim in range(work.param(i).ndim)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.presets.arrangement import Arrangement, Axes, PresetError, Work
-from lepton_jax.parallel.presets.batch import pin_batch, split_batch
+from lepton_jax.parallel.presets.batch import find_batch, pin_batch, split_batch
 from lepton_jax.parallel.presets.choice import Choice, choose
 
 
@@ -20,8 +20,9 @@ def arrange(work: Work) -> Arrangement:
     """
     axes = work.axes.model()
     choice = split_model(work, axes, "tp")
-    batch = split_batch(work, work.axes.besides(axes))
-    pin_batch(work, batch, dict.fromkeys(choice.classes, axes), choice.together)
+    batch = find_batch(work)
+    over = split_batch(work, batch, work.axes.besides(axes))
+    pin_batch(work, batch, over, dict.fromkeys(choice.classes, axes), choice.together)
     return work.finished(layouts(work, choice, axes))
 
 
