@@ -13,9 +13,11 @@ from lepton_jax.ir import _jax
 from lepton_jax.ir.binding import Sources, parameters_of
 from lepton_jax.ir.cost import bytes_of, dtype_name, size_of
 from lepton_jax.ir.graph import Graph, Node, Value, constant
+from lepton_jax.passes.lower._layout import is_row_major
 from lepton_jax.passes.lower._products.sides import Product, product_of
 from lepton_jax.passes.lower._products.stored import is_early, readers, stem
-from lepton_jax.passes.lower._products.unsigned import as_unsigned
+from lepton_jax.passes.lower._products.tables import is_table, is_viewed, keep_unsigned
+from lepton_jax.passes.lower._products.unsigned import as_signed, as_unsigned
 from lepton_jax.passes.lower._products.write import arguments, transposed, turned_and_back, write_product
 from lepton_jax.rewrite import Pass, PassContext, erase_dead, rewrite
 from lepton_jax.rewrite.context import Level
@@ -107,8 +109,11 @@ class Products(Pass):
         for node, weight, form in plans:
             rule = _RULES[form.weight_at]
             if ctx.fire(rule, node):
+                unsigned = form.weight_at == "unsigned"
+                if unsigned and (kept := keep_unsigned(node, weight, early, rule)) is not None:
+                    turned[node.operands[weight], tuple(range(kept.ndim)), True, node.graph] = kept
                 if not node.operands[1 - weight].is_static:
-                    _read_turned(node, weight, rule, unsigned=form.weight_at == "unsigned")
+                    _read_turned(node, weight, rule, turned, unsigned=unsigned)
                     continue
                 pin = ctx.rates.platform == "cpu"
                 _write(node, product_of(node, weight), form, rule, turned, pin=pin)
@@ -122,7 +127,7 @@ class Products(Pass):
             return None
         if not ctx.allows("exact" if dtype == "int8" else "reassociate", self.level):
             return None
-        may_turn = _may_turn(node, weight, early)
+        may_turn = _may_turn(node, weight, early) or (dtype == "int8" and is_table(node, weight, early))
         if dtype == "bfloat16" and not (ctx.is_bound or node.operands[weight].is_const):
             may_turn = False  # under vmap XLA would take the transpose in, which no CPU library runs
         told = self._told(len(ctx.turned)) if may_turn else ""
@@ -133,7 +138,7 @@ class Products(Pass):
             self.unsigned and ctx.is_bound and (node.rule is None or node.rule.rule not in _RULES.values())
         )
         prepared = product.weight.value.is_const or is_last
-        shifts = may_turn and told == "" and prepared and not _is_looked_up(product.weight.value, early)
+        shifts = may_turn and told == "" and prepared and not is_viewed(product.weight.value, early)
         form = (
             _form_of(product, dtype, may_turn and told != "n", ctx, told=told, shifts=shifts)
             if product.x.value.is_static
@@ -197,17 +202,6 @@ def _reads_alike(node: Node, position: int, other: Node, place: int, early: Sour
     return [set(part[position]) for part in mine] == [set(part[place]) for part in theirs]
 
 
-def _is_looked_up(weight: Value, early: Sources) -> bool:
-    """Whether something late reads what a weight is a view of, as rows of a table: that is kept as it is."""
-    source = stem(weight)
-    while source.node is not None and source.node.op in ("transpose", "reshape", "squeeze"):
-        source = stem(source.node.operands[0])
-        late = (node for node, _ in readers(source) if any(v not in early for v in node.results))
-        if any(node.op != "dot_general" for node in late):
-            return True
-    return False
-
-
 def _form_of(
     product: Product, dtype: str, may_turn: bool, ctx: PassContext, *, told: str, shifts: bool
 ) -> Form | None:
@@ -229,7 +223,7 @@ def _form_of(
         return None
     if form is None or (form.weight_at == "plain" and not weight.is_by_columns):
         return None
-    return None if _stands(product, form) else form
+    return None if _stands(product, form, pinned=(platform, dtype) == ("cpu", "int8")) else form
 
 
 def _form_of_any(product: Product, dtype: str, may_turn: bool, ctx: PassContext, *, told: str) -> Form | None:
@@ -245,13 +239,19 @@ def _form_of_any(product: Product, dtype: str, may_turn: bool, ctx: PassContext,
     return None if form is None or form.weight_at == "plain" else form
 
 
-def _stands(product: Product, form: Form) -> bool:
-    """Whether a product has the form already."""
+def _stands(product: Product, form: Form, *, pinned: bool) -> bool:
+    """Whether a product has the form already.
+
+    Args:
+        pinned: whether activations that are computed must be pinned, see `row_major`.
+    """
     if product.x.rows != form.rows:
         return False
     if form.weight_at == "plain":
         return True
     if form.weight_at == "unsigned":
+        return False
+    if pinned and (made_by := product.x.value.node) is not None and not is_row_major(made_by):
         return False
     return product.weight.is_by_rows and product.x_first == (form.weight_at == "rows")
 
@@ -266,9 +266,13 @@ def _write(node: Node, product: Product, form: Form, rule: str, turned: Turned, 
     write(made, node, rule)
 
 
-def _read_turned(node: Node, position: int, rule: str, *, unsigned: bool) -> None:
+def _read_turned(node: Node, position: int, rule: str, turned: Turned, *, unsigned: bool) -> None:
     """Let a product of any number of rows read a weight that is kept turned, and write it as it is."""
     order = product_of(node, position).weight.order(by_rows=True)
+    kept = turned.get((node.operands[position], tuple(order), unsigned, node.graph))
+    if kept is not None:
+        node.set_operand(position, *write_before(rewrite(as_signed, kept), node, rule))
+        return
     back = tuple(int(i) for i in np.argsort(order))
     source = stem(node.operands[position])
     made = rewrite(turned_and_back, source, order=order, back=back, unsigned=unsigned)

@@ -211,6 +211,52 @@ def test_tables_that_are_looked_up_too_are_kept_once(monkeypatch: pytest.MonkeyP
     assert [str(leaf.dtype) for leaf in jax.tree.leaves(prepared)] == ["int8"]
 
 
+@pytest.mark.parametrize("one", [False, True])
+def test_tables_whose_rows_are_taken_are_unsigned_too(monkeypatch: pytest.MonkeyPatch, one: bool) -> None:
+    machine(monkeypatch, "avx512_vnni")
+
+    def tied(table: Any, token: Any) -> Any:
+        first = lax.dynamic_slice(table, (token[0], 0), (1, 128))
+        x = first if one else table.at[token].get(mode="clip")
+        return lax.dot_general(x, table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+
+    table, token = int8(256, 128), jnp.array([300, -300])
+    f: Any = lowered(tied, 0)
+    prepared = f.prepare(table, token)
+    assert [str(leaf.dtype) for leaf in jax.tree.leaves(prepared)] == ["uint8"]
+    text = str(jax.make_jaxpr(f.apply)(prepared, token))
+    assert f"u8[{1 if one else 2},128] = {'dynamic_slice' if one else 'gather'}" in text
+    for tokens in (token, jnp.arange(300)):
+        np.testing.assert_array_equal(f.apply(prepared, tokens), tied(table, tokens))
+    if not one:
+        exported = jax.export.export(f.jit_of(prepared))(
+            prepared, jax.ShapeDtypeStruct(jax.export.symbolic_shape("tokens"), token.dtype)
+        )
+        np.testing.assert_array_equal(exported.call(prepared, token), tied(table, token))
+
+
+def test_products_by_rows_read_what_turned_ones_make_in_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA took the transpose of the first result into the second product, which left the fast path."""
+    machine(monkeypatch, "avx512_vnni")
+    monkeypatch.setattr(forms, "_UNSIGNED", ((2**16, 256),))
+
+    def two(params: Any, x: Any) -> Any:
+        w, table = params
+        h = jnp.tanh(plain(w, x).astype(jnp.float32) * 1e-5)
+        codes = jnp.round(h * (127 / jnp.abs(h).max(1, keepdims=True))).clip(-127, 127).astype(jnp.int8)
+        return lax.dot_general(codes, table, (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
+
+    params, x = (int8(256, 256), int8(64, 256)), int8(80, 256)
+    f: Any = lowered(two, 0)
+    prepared = f.prepare(params, x)
+    np.testing.assert_array_equal(f.apply(prepared, x), two(params, x))
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(prepared)} == {"uint8", "int8"}
+    pinned = str(jax.make_jaxpr(f.apply)(prepared, x)).partition("tanh")[2]
+    assert pinned.index("jit[name=row_major") < pinned.index("dot_general") and "i8[20480]" in pinned
+    text = f.jit_of(prepared).lower(prepared, x).compile().as_text()
+    assert "lhs_contracting_dims={1}" in text and "lhs_contracting_dims={0}" not in text
+
+
 def test_a_pipeline_may_name_the_pass_too(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, "avx512_vnni")
     f: Any = lepton.optimize(plain, "products", params=0)
