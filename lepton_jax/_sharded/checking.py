@@ -15,6 +15,7 @@ import numpy as np
 from lepton_jax._measure import Choice, judged, program_key, time_ratio
 from lepton_jax._options import Options
 from lepton_jax._sharded.calls import Call
+from lepton_jax._sharded.meeting import of_first
 from lepton_jax._sharded.program import Laid
 from lepton_jax._sharded.running import is_explicit
 from lepton_jax.numerics.compare import compare_trees
@@ -42,9 +43,9 @@ def choose_laid(call: Call, laid: Laid, options: Options) -> Choice:
     plain = _Plain(call, laid)
     if options.verify:
         expected = jax.jit(call.run)(*gathered(arrays))
-        note, ok = _judged(expected, laid(_copies(arrays)), options)
+        note, ok = _judged(expected, laid(_copies(arrays)), laid, options)
         if not ok:
-            if _judged(expected, plain(_copies(arrays)), options)[1]:
+            if _judged(expected, plain(_copies(arrays)), laid, options)[1]:
                 return Choice(plain, [f"verify: the plain program over the mesh is kept, for {note}"])
             return Choice(
                 _on_one_device(call, laid), [f"verify: one device computes the results, for {note}"]
@@ -53,9 +54,10 @@ def choose_laid(call: Call, laid: Laid, options: Options) -> Choice:
     if options.measure:
         key = "\n".join([program_key(plain.jitted, options, arrays, {}), str(laid.inputs), str(laid.outputs)])
         read = records.read(_KIND, key)
-        known = _agreed(read if isinstance(read, float) else np.nan)
-        ratio = _agreed(time_ratio(plain.jitted, _straight(laid), arrays, {})) if np.isnan(known) else known
+        known = _agreed(laid, read if isinstance(read, float) else np.nan)
+        ratio = known
         if np.isnan(known):
+            ratio = _agreed(laid, time_ratio(plain.jitted, _straight(laid), arrays, {}))
             records.write(_KIND, key, ratio)
         when = "" if np.isnan(known) else " (measured before on this machine)"
         if ratio < _WORTH:
@@ -103,10 +105,15 @@ def _straight(laid: Laid) -> Callable[..., Any]:
     return lambda *arrays: laid.jitted(*laid.parted(arrays))
 
 
-def _judged(expected: Any, result: Any, options: Options) -> tuple[str, bool]:
+def _judged(expected: Any, result: Any, laid: Laid, options: Options) -> tuple[str, bool]:
     both = [[_data(each) for each in jax.tree.leaves(tree)] for tree in (expected, result)]
     note, ok = judged(compare_trees(both[0], gathered(both[1])), options)
-    return note, bool(_agreed(float(ok)))
+    return note, bool(_agreed(laid, ok))
+
+
+def _agreed(laid: Laid, value: float) -> float:
+    """What the first process says."""
+    return float(of_first(laid.decision.on, laid.program.name, float(value)))
 
 
 def gathered(arrays: Sequence[Any]) -> list[Any]:
@@ -130,15 +137,6 @@ def _data(array: Any) -> Any:
     """The numbers of an array of keys."""
     is_key = isinstance(array, jax.Array) and jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key)
     return jax.random.key_data(array) if is_key else array
-
-
-def _agreed(value: float) -> float:
-    """What the first process says."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental import multihost_utils
-
-    return float(multihost_utils.broadcast_one_to_all(np.float32(value)))
 
 
 def _copies(arrays: Sequence[Any]) -> list[Any]:

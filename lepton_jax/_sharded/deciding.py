@@ -20,13 +20,13 @@ from lepton_jax.parallel.annotations import Spec
 from lepton_jax.parallel.constraints import part_hints
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import AnyMesh
+from lepton_jax.parallel.opened import Leading, Opened
 from lepton_jax.parallel.plan import Plan
 from lepton_jax.parallel.propagation import propagate
 from lepton_jax.parallel.roles import Roles, roles_of
 
 if TYPE_CHECKING:
     from lepton_jax.parallel.solver import Solution
-    from lepton_jax.parallel.solver.building import Opened
     from lepton_jax.parallel.solver.shapes import Attempt, Shape
 
 _SECONDS: Final = 60.0
@@ -187,10 +187,12 @@ class _Decider:
             objective=self.sharding.objective,
         )
         opened: dict[Value, Opened] = {**self.said.open}
-        for value, axes in self.said.parts().items():
+        for value, axes in self.said.parts(given).items():
             entries = opened.get(value, (None,) * value.ndim)
             if value not in given and entries[0] is None:  # else the user says how it lies
-                opened[value] = (axes, *entries[1:])
+                what = f"{self.question.paths[value.index]}, of which each process gives a part,"
+                Layout((axes, *((),) * (value.ndim - 1))).check(value.shape, self.mesh, what)
+                opened[value] = (Leading(axes), *entries[1:])
         solution = find(pins=given, opened=opened)
         found = {value: solution.assignment[value].complete() for value in self.said.open}
         completed = {value: self.complete(entries, found[value]) for value, entries in self.said.open.items()}

@@ -79,7 +79,7 @@ class DirectCalls:
         if arrays and self._array is None:
             self._array = type(arrays[0])
         key = self._key(leaves, tree)
-        if key is None or any(laid.local) or not laid.lie_right(leaves):
+        if key is None or not laid.lie_right(leaves):
             return
         with self._lock:
             where = [[i for i, gone in enumerate(laid.donated) if gone is each] for each in (True, False)]

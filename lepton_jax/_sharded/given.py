@@ -112,19 +112,26 @@ class Given:
                     found[value] = Layout.from_spec(sharding.spec, value.ndim)
         return found
 
-    def parts(self) -> dict[Value, frozenset[str]]:
+    def parts(self, given: Mapping[Value, Layout]) -> dict[Value, tuple[str, ...]]:
         """Of what each process gives its part: the axes that must split dimension 0 for each to hold its own.
 
-        These are the axes of the mesh along which another process comes.
+        These are the axes of the mesh along which another process comes. They come before others, so that
+        the rows of all such arrays stand in the same order; where the user says how one of them lies, in its.
+
+        Args:
+            given: what the user says.
         """
         if not self.sharding.local or not isinstance(self.jax_mesh, Mesh):
             return {}
         owners = np.vectorize(lambda device: device.process_index, otypes=[int])(self.jax_mesh.devices)
-        axes = frozenset(
+        axes = tuple(
             name for at, name in enumerate(self.jax_mesh.axis_names) if np.diff(owners, axis=at).any()
         )
         chosen = choose(self.sharding.local, self.question.paths, "local") if axes else ()
-        return {self.question.graph.inputs[i]: axes for i in chosen}
+        values = [self.question.graph.inputs[i] for i in chosen]
+        written = [given[value].dims[0] for value in values if value in given]
+        first = next((each for each in written if set(axes) <= set(each)), axes)
+        return dict.fromkeys(values, first)
 
     def check_something(self, given: Mapping[Value, Layout]) -> None:
         """Raise where nobody says anything."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from jax.sharding import AbstractMesh, Mesh
 
+from lepton_jax._sharded.meeting import group_of
 from lepton_jax._sharded.request import Spread
 from lepton_jax.parallel.collectives import Collective
 from lepton_jax.parallel.meshes import MeshSpec
@@ -138,9 +139,13 @@ def _compiler(decision: Decision, limit: int) -> Callable[[Candidate, Any], Scor
         raise CannotJudge("an abstract mesh has no devices to compile for")
     from lepton_jax.parallel.aot.compile import read_compiled
 
+    # one process judges: a compiler for GPUs would wait for what the others try of its kernels
+    alone = group_of(on) is not None and platform_of(on) == "cuda"
+    options = {"xla_gpu_shard_autotuning": False} if alone else None
+
     def score(candidate: Candidate, lowered: Any) -> Score:
         mesh = candidate.predicted.mesh
-        read = read_compiled(lowered, list(on.devices.flat), mesh)
+        read = read_compiled(lowered, list(on.devices.flat), mesh, compiler_options=options)
         if read.memory is None:
             return Score(candidate.name, float("inf"), candidate.predicted.seconds, 0.0, read.needed - limit)
         moves = [each.collective() for each in read.collectives if each.axes]

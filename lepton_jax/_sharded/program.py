@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,9 @@ from lepton_jax._sharded.calls import Call
 from lepton_jax._sharded.decision import Decision
 from lepton_jax._sharded.donating import donated
 from lepton_jax._sharded.judging import judged, platform_of
+from lepton_jax._sharded.meeting import group_of, owners
 from lepton_jax._sharded.naming import Leaf
-from lepton_jax._sharded.placing import as_global, place
+from lepton_jax._sharded.placing import as_global, check_parts, misplaced, place, sent
 from lepton_jax._sharded.question import Question
 from lepton_jax._sharded.request import OpenMesh, Spread
 from lepton_jax._sharded.rounds import decide_in_rounds
@@ -43,6 +44,7 @@ class Laid:
         inputs: the shardings of the arrays of the call.
         outputs: those of the results.
         local: which of them each process gives its own part of.
+        parts: how many processes there are.
         donated: which of them are donated.
         tree: the tree of the results.
         out_avals: their abstract values.
@@ -58,6 +60,7 @@ class Laid:
     inputs: tuple[NamedSharding, ...]
     outputs: tuple[NamedSharding, ...]
     local: tuple[bool, ...]
+    parts: int
     donated: tuple[bool, ...]
     tree: Any
     out_avals: Sequence[Any]
@@ -90,21 +93,36 @@ class Laid:
         Raises:
             ValueError: as `arrays`.
         """
-        return jax.device_put(self._moved(leaves), list(self.inputs))  # type: ignore[no-any-return]
+        moved = self._moved(leaves)
+        if all(sharding.is_fully_addressable for sharding in self.inputs[:1]):
+            return jax.device_put(moved, list(self.inputs))  # type: ignore[no-any-return]
+        return [sent(leaf, wanted) for leaf, wanted in zip(moved, self.inputs, strict=True)]
 
     def _moved(self, leaves: Sequence[Any]) -> list[Any]:
-        """The arrays that lie elsewhere are moved, but for host arrays, which `jax.jit` takes as they are."""
+        """The arrays that lie elsewhere are moved, but for those that `jax.jit` takes as they are."""
         self.check_devices()
         if not self.agreed:
-            if jax.process_count() > 1:
-                agree(self.program.name, self.decision, leaves, self.inputs, self.local)
-            self.agreed.append(True)
-        return place(leaves, self.inputs, self.local, self.placed, self.decision.paths)
+            self.agree(leaves)
+        return place(leaves, self.inputs, self.local, self.parts, self.placed, self.decision.paths)
+
+    def agree(self, leaves: Sequence[Any]) -> None:
+        """Compare with the other processes, the first time that the program runs.
+
+        Raises:
+            ValueError: they give other arrays or lay it out otherwise, or its parts come in several orders.
+            ProcessError: another process does not begin the program in time.
+        """
+        if (group := group_of(self.decision.on)) is not None:
+            with group.lock:
+                if self.agreed:
+                    return
+                agree(group, self.program.name, self.decision, leaves, self.local)
+                check_parts(leaves, self.inputs, self.local, self.parts, self.decision.paths)
+        self.agreed.append(True)
 
     def lie_right(self, leaves: Sequence[Any]) -> bool:
         """Whether the arrays of a call can be given to the program as they are."""
-        found = place(leaves, self.inputs, self.local, self.placed, self.decision.paths)
-        return all(after is before for after, before in zip(found, leaves, strict=True))
+        return not any(self.local) and not misplaced(leaves, self.inputs, self.placed)
 
     def check_devices(self) -> None:
         """Raise where there are no devices.
@@ -134,22 +152,39 @@ class Laid:
         return jax.tree.unflatten(self.tree, flat)
 
 
-def lay_out(call: Call, options: Options, spread: Spread, mesh: AnyMesh | OpenMesh, name: str) -> Laid:
+Decides = Callable[[Question, Callable[[], Decision]], Decision]
+"""Takes a decision: what is asked, and what decides it here."""
+
+
+def lay_out(
+    call: Call,
+    options: Options,
+    spread: Spread,
+    mesh: AnyMesh | OpenMesh,
+    name: str,
+    decides: Decides = lambda question, here: here(),
+) -> Laid:
     """Trace a call, rewrite it, and lay it out on a mesh, or on the one that is found to be the best.
+
+    Args:
+        decides: asked how it lies, when it is traced; by default it is decided here.
 
     Raises:
         ValueError: what the user says of the mesh does not fit the program.
         PassError: a pass failed and the options are strict.
     """
     with traced_on(mesh):
-        return _lay_out(call, options, spread, mesh, name)
+        return _lay_out(call, options, spread, mesh, name, decides)
 
 
-def _lay_out(call: Call, options: Options, spread: Spread, mesh: AnyMesh | OpenMesh, name: str) -> Laid:
+def _lay_out(
+    call: Call, options: Options, spread: Spread, mesh: AnyMesh | OpenMesh, name: str, decides: Decides
+) -> Laid:
     leaves = call.names()
     paths = tuple(leaf.path for leaf in leaves)
+    parts = len(owners(mesh)) or jax.process_count()
     local = _chosen(spread.sharding.local, paths, "local")
-    shapes = [as_global(leaf, own) for leaf, own in zip(call.leaves, local, strict=True)]
+    shapes = [as_global(leaf, own, parts) for leaf, own in zip(call.leaves, local, strict=True)]
     start = time.perf_counter()
     call.run.__name__ = name
     jaxpr, out = jax.make_jaxpr(call.run, return_shape=True)(*shapes)
@@ -161,11 +196,15 @@ def _lay_out(call: Call, options: Options, spread: Spread, mesh: AnyMesh | OpenM
     carried = None
     if call.served is not None and not isinstance(mesh, OpenMesh):
         carried = call.served.carried(mesh)
-    decision = decide_in_rounds(Question(graph, leaves, call.leaves, spread, mesh, params, carried))
+    question = Question(graph, leaves, call.leaves, spread, mesh, params, carried)
+
+    def here() -> Decision:
+        found = decide_in_rounds(question)
+        gone = donated(found, leaves, call.arguments, options, spread)
+        return judged(found, spread, functools.partial(_lowered, jaxpr=jaxpr, options=options, gone=gone))
+
+    decision = decides(question, here)
     gone = donated(decision, leaves, call.arguments, options, spread)
-    decision = judged(decision, spread, functools.partial(_lowered, jaxpr=jaxpr, options=options, gone=gone))
-    if spread.donate is not None:  # that depends on the layouts
-        gone = donated(decision, leaves, call.arguments, options, spread)
     runner = Runner.of(decision, jaxpr, options, gone)
     report.notes += [*decision.notes, f"shard: {runner.constraints} layouts written into the program"]
     return Laid(
@@ -175,7 +214,8 @@ def _lay_out(call: Call, options: Options, spread: Spread, mesh: AnyMesh | OpenM
         runner.within,
         tuple(runner.inputs),
         tuple(runner.outputs),
-        local,
+        local if parts > 1 else (False,) * len(local),
+        parts,
         gone,
         jax.tree.structure(out),
         jax.tree.leaves(out),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +16,15 @@ from lepton_jax._inputs import argument_names
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax._sharded.calls import Call, flatten
 from lepton_jax._sharded.direct import DirectCalls
+from lepton_jax._sharded.meeting import group_of
 from lepton_jax._sharded.program import Laid, lay_out
 from lepton_jax._sharded.request import OpenMesh, Spread
+from lepton_jax._sharded.sharing import Shared, is_searched, share
 from lepton_jax._stage import Program
 from lepton_jax.parallel.meshes import AnyMesh
 from lepton_jax.parallel.plan import Plan
 
+_LOG: Final = logging.getLogger("lepton")
 _MOST_PROGRAMS: Final = 64
 
 
@@ -57,7 +62,7 @@ class MeshJit:
         if self._direct is not None and (known := self._direct(args, kwargs)) is not None:
             return known[0]
         call = self._flat(args, kwargs)
-        laid = self._of(call)
+        laid = self._of_all(call)
         run = self._chosen(call, laid) if self._options.verify or self._options.measure else laid
         results = run(call.leaves)
         if self._direct is not None and run is laid and not call.has_modules:
@@ -73,10 +78,14 @@ class MeshJit:
             return laid
         from lepton_jax._sharded.checking import choose_laid
 
-        choice = choose_laid(call, laid, self._options)
-        laid.program.report.notes += choice.notes
-        self._choices[call.key] = choice.fun
-        return choice.fun
+        group = group_of(laid.decision.on)
+        with contextlib.nullcontext() if group is None else group.lock:
+            if (found := self._choices.get(call.key)) is not None:
+                return found
+            choice = choose_laid(call, laid, self._options)
+            laid.program.report.notes += choice.notes
+            self._choices[call.key] = choice.fun
+            return choice.fun
 
     def trace(self, *args: Any, **kwargs: Any) -> MeshTraced:
         """As `jax.jit(fun).trace`."""
@@ -94,7 +103,7 @@ class MeshJit:
     def place(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """The arguments given by position, with their arrays where the program wants them."""
         call = self._flat(args, kwargs)
-        return call.restore(self._of(call).on_mesh(call.leaves))
+        return call.restore(self._of_all(call).on_mesh(call.leaves))
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """How the program is spread at these shapes."""
@@ -112,26 +121,67 @@ class MeshJit:
         return flatten(self._fun, self._static, self._names(len(args)), args, kwargs)
 
     def _of(self, call: Call) -> Laid:
-        """The program of a call, made if it is not there."""
+        """The program of a call, made if it is not there; no other process is asked."""
         known = self._laid.get(call.key)
-        if known is not None:
+        return self._keep(call, self._lay(call)) if known is None else known
+
+    def _of_all(self, call: Call, is_run: bool = True) -> Laid:
+        """The program of a call that all processes of the mesh make now, which have compared it.
+
+        Args:
+            is_run: whether the arrays of the call are there, to be compared too.
+        """
+        known = self._laid.get(call.key)
+        if known is not None and known.agreed:
             return known
-        laid = self._lay(call)
+        group = group_of(self._given())
+        if group is not None and any(isinstance(leaf, jax.core.Tracer) for leaf in call.leaves):
+            if known is None and is_searched(self._spread):
+                _LOG.warning(
+                    "process %d decides alone how %r lies, which is traced: others may find other layouts; "
+                    "call place first, with arrays as these",
+                    *(group.here, self._name),
+                )
+            group = None
+        if group is None:
+            return self._of(call)
+        with group.lock:
+            known = self._laid.get(call.key)
+            if known is not None and known.agreed:
+                return known
+            if is_searched(self._spread):
+                laid = share(group, self._name, call, known, lambda shared: self._lay(call, shared))
+                laid = laid if laid is known else self._keep(call, laid)
+            else:
+                laid = self._of(call)
+            if is_run:
+                laid.agree(call.leaves)
+            return laid
+
+    def _keep(self, call: Call, laid: Laid) -> Laid:
         with self._lock:
             self._laid[call.key] = laid
             if len(self._laid) > _MOST_PROGRAMS:
-                self._laid.popitem(last=False)
+                kept = list(self._laid.items())[:-1]  # those that ran go in the same order in all processes
+                del self._laid[next((key for key, each in kept if not each.agreed), kept[0][0])]
         self._note(laid.program)
         return laid
 
-    def _lay(self, call: Call) -> Laid:
-        given = self._spread.mesh
-        if self._mesh is None and not isinstance(given, OpenMesh):
+    def _given(self) -> AnyMesh | OpenMesh:
+        """The mesh, or the devices of which one is made."""
+        if isinstance(self._spread.mesh, OpenMesh):
+            return self._spread.mesh
+        if self._mesh is None:
             self._mesh = self._spread.get_mesh()
-        mesh = given if self._mesh is None and isinstance(given, OpenMesh) else self._mesh
-        assert mesh is not None
-        laid = lay_out(call, self._options, self._spread, mesh, self._name)
-        self._mesh = laid.decision.on  # one that was found is kept for all shapes
+        return self._mesh
+
+    def _lay(self, call: Call, shared: Shared | None = None) -> Laid:
+        mesh = self._given()
+        if self._mesh is not None and (shared is None or shared.group.leads):
+            mesh = self._mesh  # one that was found is kept for all shapes
+        decides = {} if shared is None else {"decides": shared}
+        laid = lay_out(call, self._options, self._spread, mesh, self._name, **decides)
+        self._mesh = laid.decision.on
         return laid
 
 

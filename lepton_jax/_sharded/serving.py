@@ -14,13 +14,17 @@ from lepton_jax._inputs import argument_names
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax._prepare import Preparer, late_arguments
 from lepton_jax._prepared import Form, Prepared, PrepareError
+from lepton_jax._sharded.agreeing import agree_on_values
 from lepton_jax._sharded.calls import Call, flatten
 from lepton_jax._sharded.carrying import Served, carry
+from lepton_jax._sharded.meeting import group_of
 from lepton_jax._sharded.naming import Leaf
+from lepton_jax._sharded.placing import sent
 from lepton_jax._sharded.program import Laid, traced_on
 from lepton_jax._sharded.question import Carried
 from lepton_jax._sharded.request import OpenMesh, Spread
 from lepton_jax._sharded.run import MeshJit
+from lepton_jax._sharded.sharing import Shared
 from lepton_jax.ir.cutting.inlined import inline_calls
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.inline import copy_graph
@@ -73,16 +77,22 @@ class MeshPreparer(Preparer):
         shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=aval.weak_type) for aval in avals]
         prepared = Prepared(shapes, bound.form)
         late, named = late_arguments(bound.form, args, kwargs)
-        laid = self.jitted(prepared).laid(prepared, late, named, (args, kwargs))
+        are_shapes = bool(given) and all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in given)
+        laid = self.jitted(prepared).laid(prepared, late, named, (args, kwargs), is_run=not are_shapes)
         wanted = laid.inputs[: len(shapes)]
-        if given and all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in given):
+        if are_shapes:
             placed = [
                 jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=w)
                 for s, w in zip(shapes, wanted, strict=True)
             ]
             return prepared.with_arrays(placed)
         laid.check_devices()
-        return prepared.with_arrays(_on_mesh(bound, [*given, *bound.seen], laid, wanted))
+        found = [*given, *bound.seen]
+        if (group := group_of(laid.decision.on)) is not None:
+            paths = [bound.paths[i] for i in sorted(bound.params)]
+            paths += [f"calibration/{i}" for i in range(len(bound.seen))]
+            agree_on_values(group, f"prepare of {laid.program.name}", paths, found)
+        return prepared.with_arrays(_on_mesh(bound, found, laid, wanted))
 
     def _new_jit(self, places: Sequence[int]) -> Any:
         return MeshApply(self, places, self._fun, self._options, self._static, self._spread)
@@ -100,7 +110,7 @@ def _on_mesh(bound: Bound, given: Sequence[Any], laid: Laid, wanted: Sequence[Na
     }
     found = propagate(graph, layouts, laid.decision.mesh)
     placed = [
-        leaf if _lies_on(leaf, mesh) else jax.device_put(leaf, NamedSharding(mesh, found[value].spec()))
+        leaf if _lies_on(leaf, mesh) else sent(leaf, NamedSharding(mesh, found[value].spec()))
         for leaf, value in zip(given, graph.inputs, strict=True)
     ]
 
@@ -154,7 +164,9 @@ class MeshApply(MeshJit):
         self._whole, self._whole_static = fun, static
         self._lying: dict[Form, tuple[Layout, ...]] = {}
 
-    def laid(self, prepared: Prepared, late: Sequence[Any], named: Mapping[str, Any], whole: Whole) -> Laid:
+    def laid(
+        self, prepared: Prepared, late: Sequence[Any], named: Mapping[str, Any], whole: Whole, is_run: bool
+    ) -> Laid:
         """The program of a call, laid out.
 
         Args:
@@ -162,8 +174,10 @@ class MeshApply(MeshJit):
             late: the other arguments.
             named: those given by name.
             whole: the arguments of the function itself.
+            is_run: whether parameters are prepared for it now, in all processes of the mesh.
         """
-        return self._of(self._flat((prepared, *late), named, whole))
+        call = self._flat((prepared, *late), named, whole)
+        return self._of_all(call, is_run=False) if is_run else self._of(call)
 
     def _flat(self, args: Sequence[Any], kwargs: Mapping[str, Any], whole: Whole | None = None) -> Call:
         prepared = args[0]
@@ -199,13 +213,15 @@ class MeshApply(MeshJit):
         known = self._lying.get(bound.form)
         return found if known is None else replace(found, layouts=dict(enumerate(known)))
 
-    def _lay(self, call: Call) -> Laid:
+    def _lay(self, call: Call, shared: Shared | None = None) -> Laid:
         served = call.served
         assert served is not None
         local = self._spread.sharding.local
         if any(matches(pattern, name) for pattern in local for name in served.form.names):
             raise PrepareError("local: each process prepares whole parameters; leave them out of it")
-        laid = super()._lay(call)
-        self._lying.setdefault(served.form, tuple(laid.decision.inputs()[: served.count]))
+        laid = super()._lay(call, shared)
+        lying = tuple(laid.decision.inputs()[: served.count])
+        if shared is not None or served.form not in self._lying:
+            self._lying[served.form] = lying
         served.bound().program.report.notes += laid.program.report.notes
         return laid

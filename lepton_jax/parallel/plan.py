@@ -237,10 +237,14 @@ class Plan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as JSON."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """What `save` writes."""
         distinct, which = self.layouts
         kept = asdict(self) | {"lepton_plan": VERSION}
         kept["layouts"] = {"distinct": [asdict(each) for each in distinct], "values": packed(which)}
-        Path(path).write_text(json.dumps(kept, indent=1, default=list), encoding="utf-8")
+        return json.dumps(kept, indent=1, default=list)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:
@@ -251,17 +255,33 @@ class Plan:
             OSError: it cannot be read.
         """
         try:
-            kept = json.loads(Path(path).read_text(encoding="utf-8"))
+            text = Path(path).read_text(encoding="utf-8")
         except ValueError as error:
             raise PlanError(f"{path} holds no plan: {error}") from error
+        return cls.from_json(text, str(path))
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "the text") -> Plan:
+        """The plan that `to_json` wrote.
+
+        Args:
+            where: the text stands, for messages.
+
+        Raises:
+            PlanError: as `load`.
+        """
+        try:
+            kept = json.loads(text)
+        except ValueError as error:
+            raise PlanError(f"{where} holds no plan: {error}") from error
         version = kept.get("lepton_plan") if isinstance(kept, dict) else None
         if version != VERSION:
             found = "no plan" if version is None else f"a plan of version {version}"
-            raise PlanError(f"{path} holds {found}; this Lepton reads plans of version {VERSION}")
+            raise PlanError(f"{where} holds {found}; this Lepton reads plans of version {VERSION}")
         try:
             return _restored(kept)
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise PlanError(f"{path} is a plan that was damaged: {error!r}") from error
+            raise PlanError(f"{where} is a plan that was damaged: {error!r}") from error
 
 
 def _restored(kept: Mapping[str, Any]) -> Plan:

@@ -23,4 +23,4 @@ def row_major(x: jax.Array) -> jax.Array:
 
 def is_row_major(node: Node) -> bool:
     """Whether a node is a call of `row_major`."""
-    return node.op == "jit" and node.params.get("name") == row_major.__name__
+    return node.op == "jit" and node.params.get("name") == "row_major"

@@ -66,6 +66,26 @@ def test_what_lies_right_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     assert looked
 
 
+def test_programs_that_were_only_planned_are_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process may plan what it likes: all forget what ran, and ask one another, at the same call."""
+    monkeypatch.setattr("lepton_jax._sharded.run._MOST_PROGRAMS", 2)
+    traced = []
+
+    def double(x: Any) -> Any:
+        traced.append(x.shape[0])
+        return x * 2
+
+    f = lepton.optimize(double, mesh=MESH, shard={"x": P("data")})
+    f(np.ones((8, 4), "f"))
+    f.plan(np.ones((16, 4), "f"))
+    f.plan(np.ones((24, 4), "f"))
+    assert f.plan(np.ones((8, 4), "f")).arrays[0].shape == (8, 4)
+    assert f.plan(np.ones((24, 4), "f")).arrays[0].shape == (24, 4)
+    assert traced == [8, 16, 24]
+    f.plan(np.ones((16, 4), "f"))
+    assert traced == [8, 16, 24, 16]
+
+
 class Counted(nnx.Module):
     """A layer that counts its calls."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import zlib
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import lepton_jax as lepton
-from lepton_jax._sharded import agreeing
+from lepton_jax._sharded import meeting
 from lepton_jax.ir import _jax
 from lepton_jax.parallel import processes
 from lepton_jax.parallel._processes.watch import Watch
@@ -24,6 +25,14 @@ import sys
 import jax, numpy as np
 from jax.sharding import PartitionSpec as P
 import lepton_jax as lepton
+
+def refused(run, words):
+    try:
+        run()
+    except (ValueError, RuntimeError) as error:
+        assert words in str(error), error
+    else:
+        raise AssertionError(words)
 
 assert "lepton_jax._sharded.run" not in sys.modules and "lepton_jax.parallel.propagation" not in sys.modules
 w = np.arange(16, dtype="float32").reshape(8, 2)
@@ -49,52 +58,49 @@ assert on_device.shape == (8, 2) and on_device.is_fully_replicated and not on_de
 first, _ = f(jax.numpy.asarray(w), x)
 np.testing.assert_allclose(first.addressable_data(0), w + (whole.T @ (whole @ w)) / 100, rtol=1e-5)
 again, _ = f(given, placed)  # an array that is whole already stays
-try:
-    lepton.optimize(step, mesh="data=4", shard=lepton.Sharding({"x": None, "w": P("data")}, local="x"))(w, x)
-except ValueError as error:
-    assert "split its dimension 0 along axes that go over the processes" in str(error), error
-else:
-    raise AssertionError("a part of an array that is not split was taken")
-
-def refused(run, words):
-    try:
-        run()
-    except ValueError as error:
-        assert words in str(error), error
-    else:
-        raise AssertionError(words)
-
-wide, own = np.ones((256, 256), "float32"), np.ones((4, 256), "float32")  # whole, it would cost less
-solved = lepton.optimize(lambda w, x: step(w, x), mesh="data=2,model=2",
-                         shard=lepton.Sharding(preset="auto", local="x"))
-assert "data" in solved.place(wide, own)[1].sharding.spec[0]
+unsplit = lepton.Sharding({"x": None, "w": P("data")}, local="x")
+refused(lambda: lepton.optimize(step, mesh="data=4", shard=unsplit)(w, x),
+        "split its dimension 0 along axes that go over the processes")
 
 second = jax.process_index() == 1
+def anew_on(mesh, shard=None):
+    shard = shard or lepton.Sharding({"x": P("data")}, local="x")
+    return lepton.optimize(lambda w, x: step(w, x), mesh=mesh, shard=shard)
 def anew(shard=None, **options):
-    shard = shard or lepton.Sharding({"x": P("data")}, **options)
-    return lepton.optimize(lambda w, x: step(w, x), mesh="data=4", shard=shard)
+    return anew_on("data=4", shard or lepton.Sharding({"x": P("data")}, **options))
 
 refused(lambda: anew(local="x")(w, x[: 2 if second else 4]),
         "x is float32[4,8] in process 0 and float32[2,8] in process 1")
 refused(lambda: anew(local="x").place(w, x.astype("float16") if second else x),
         "float16[4,8] in process 1: all processes give")
-refused(lambda: anew()(w, x), "x is not the same in each process: an array of one process or of the host is")
-refused(lambda: anew({"x": P()})(w, x), "x has other values in process 1 than in process 0: a host array is")
+other = "x has other values in process 1 than in process 0: an array of the host or of one process is the"
+refused(lambda: anew()(w, x), other)
+refused(lambda: anew()(w, jax.numpy.asarray(x)), other)
+refused(lambda: anew({"x": P()})(w, x), other)
 refused(lambda: anew({"w": P("data") if second else P()}).place(w, np.ones_like(x)),
         "lay '<lambda>' out otherwise: w as [-, -] and [data, -]")
 if second:
     anew(local="x").plan(w, x)  # is no run
     here = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
-    lepton.optimize(step, mesh=here, shard={"x": P("data")})(w, x)  # is on one process alone
+    _, alone = anew_on(here)(w, x)  # is on one process alone, which has all
+    assert alone.shape == x.shape
 anew(local="x")(w, x)
+
+keyed = lepton.optimize(lambda key, x, by: x + by * jax.random.key_data(key)[1], mesh="data=4",
+                        shard={"x": P("data")})
+key, rows = jax.random.key(3), np.arange(32, dtype="float32").reshape(4, 8)
+for given in ((key, rows, 2.0), (key, jax.numpy.asarray(rows), 2.0), keyed.place(key, rows, 2.0)):
+    for shard in keyed(*given).addressable_shards:
+        np.testing.assert_array_equal(shard.data, rows[shard.index] + 6.0)
 
 @lepton.optimize("default,quantize{weights=int8,activations=dynamic}", params="w", mesh="data=2,model=2",
                  shard="tp", verify=True, measure=True)
 def serve(w, x):
     return jax.nn.relu(x @ w["a"]) @ w["b"]
 
-rows = np.arange(32, dtype="float32").reshape(4, 8)
 weights = {"a": w, "b": np.ascontiguousarray(w.T)}
+refused(lambda: serve.prepare({**weights, "b": weights["b"] + second}, rows),
+        "w/b has other values in process 1")
 prepared = serve.prepare(weights, rows)  # equal on both, brought to all devices
 codes = prepared["w/b#2"]
 assert codes.dtype == "int8" and not codes.is_fully_addressable
@@ -109,6 +115,87 @@ for result in (served, floats):
 print("optimised")
 """
 """A step over two processes: parts of a batch, wholes of parameters, state that stays; a quantised model."""
+
+SEARCHED = """
+import threading
+from lepton_jax.ir import _jax
+from lepton_jax.parallel import solver
+from lepton_jax.parallel.layouts import Layout
+
+def searched(mesh="data=2,model=2", specs=None, fun=step, **options):
+    return lepton.optimize(lambda w, x: fun(w, x), mesh=mesh, **options,
+                           shard=lepton.Sharding(specs, preset="auto", local="x"))
+
+solve = solver.solve
+def otherwise(graph, *rest, **how):
+    return solve(graph, *rest, **{**how, "pins": {graph.inputs[0]: Layout((("model",), ()))}})
+def broken(*given, **how):
+    raise RuntimeError("no layouts here")
+
+wide, own = np.ones((256, 256), "float32"), np.full((4, 256), 1.0 + second, "float32")
+run = searched()
+if second:  # a machine whose search finds something else
+    solver.solve = otherwise
+    assert str(run.plan(wide, own).arrays[0].layout) == "[model, -]"  # decided alone
+weights, batch = run.place(wide, own)
+assert weights.sharding.spec != P("model") and batch.sharding.spec[0] == "data"
+assert ("process 0 decided how all lies" in run.plan(wide, own).notes) == second
+result, _ = run(wide, own)
+for shard in result.addressable_shards:  # 4 rows of ones and 4 of twos
+    np.testing.assert_allclose(shard.data, 1 + 256 * (4 * 1 + 4 * 4) / 100, rtol=1e-5)
+assert searched(mesh="auto")(wide, own)[0].sharding.mesh.size == 4
+loss = lambda w, x: jax.grad(lambda w: ((x @ w) ** 2).mean())(w)
+assert np.isfinite(searched(fun=loss, microbatches=2)(wide, own).addressable_data(0)).all()
+
+solver.solve = solve if second else broken
+refused(lambda: searched()(wide, own), "no layouts here")
+solver.solve = broken if second else solve
+def odd(w, x):
+    if second:
+        raise RuntimeError("no such step here")
+    return step(w, x)
+refused(lambda: searched(fun=odd)(wide, own), "no such step here")
+refused(lambda: searched(fun=lambda w, x: x - w[0] if second else x + w[0])(wide, own),
+        "cannot take the plan of process 0: this plan was made for another program: its operations")
+refused(lambda: searched()(wide, own[: 2 if second else 4]),
+        "x is float32[4,256] in process 0 and float32[2,256] in process 1")
+refused(lambda: (anew(local="x") if second else searched("data=4"))(w, x), "searches for layouts of '<la")
+run, placed = searched(), []
+threads = [threading.Thread(target=lambda: placed.append(run.place(wide, own))) for _ in range(2 + second)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(placed) == 2 + second
+solver.solve = solve
+
+devices = np.array(jax.devices()).reshape(2, 2)
+def on(devices, *names):
+    return jax.sharding.Mesh(devices, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
+def pairs(w, batch):
+    return batch["x"] @ w, batch["x"][:, 0] - batch["y"]
+mine = np.arange(4, dtype="float32") + 10 * second
+batch = {"x": np.tile(mine[:, None], (1, 8)), "y": mine}
+columns, crossed = devices.T, devices[[[0, 1], [1, 0]], [[0, 0], [1, 1]]]
+for mesh in (on(columns, "model", "data"), on(crossed, "model", "data")):
+    run = lepton.optimize(pairs, mesh=mesh, shard=lepton.Sharding(preset="auto", local="batch"))
+    _, placed = run.place(w, batch)
+    assert {float(row) for part in placed["y"].addressable_shards for row in part.data} == set(mine)
+    assert all((part.data == 0).all() for part in run(w, batch)[1].addressable_shards)
+refused(lambda: run(w, jax.tree.map(lambda each: each[:3], batch)),
+        "has size 6, which the 4 devices along model+data do not divide")
+def laid(specs, **options):
+    shard = lepton.Sharding(specs, local="batch", **options)
+    return lepton.optimize(pairs, mesh=on(columns, "model", "data"), shard=shard).place(w, batch)[1]
+both = ("model", "data")
+refused(lambda: laid({"batch/x": P(both), "batch/y": P("data")}), "would not stand at the same places in b")
+assert laid({"batch/x": P(both)}, preset="auto")["y"].sharding.spec[0] == both
+
+if not second:
+    assert len(_jax.store().key_value_dir_get_bytes("lepton/programs")) < 8  # of the last meetings
+print("searched")
+"""
+"""Layouts that are searched for: the first process decides. Parts of arrays on meshes of all kinds."""
 
 TOGETHER = """
 import os, signal
@@ -158,10 +245,10 @@ multihost_utils.sync_global_devices("never")
 
 def test_two_processes_optimise_reduce_compare_and_end_together() -> None:
     """One run for all: the second process is killed at the end, and the first says so and ends."""
-    ended = run_processes(OPTIMISED + TOGETHER, n=2, devices=2, timeout=100)
+    ended = run_processes(OPTIMISED + SEARCHED + TOGETHER, n=2, devices=2, timeout=100)
     assert [each.status for each in ended] == [70, -9], ended
     for each in ended:
-        assert "optimised\n" in each.out
+        assert "optimised\n" in each.out and "searched\n" in each.out
         assert "copies of params/spoiled (float32[3, 4]) differ:" in each.out
         assert "(process 1) differs from device 0 (process 0) in 12 of 12 elements" in each.out
         assert each.out.rstrip().endswith("the first at [0, 0] of its part, by at most 1")
@@ -172,15 +259,25 @@ def test_two_processes_optimise_reduce_compare_and_end_together() -> None:
 def test_a_process_that_waits_for_another_program_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where another gives the shapes of an earlier program it does not ask."""
-    monkeypatch.setattr(_jax, "store", object)
+    """Where another gives the shapes of an earlier program it does not ask. It tells a third one."""
+    store, said = object(), dict[str, bytes]()
+    monkeypatch.setattr(_jax, "store", lambda: store)
     monkeypatch.setattr(_jax, "told", lambda store, key, seconds: None)
-    monkeypatch.setattr(agreeing, "_processes", lambda mesh: (7, 8))
-    traced = lepton.optimize(lambda x: x + 1, mesh="data=2", shard={"x": P("data")}).trace(np.ones(4, "f"))
-    laid = traced._inner._laid
-    with pytest.raises(processes.ProcessError, match=r"process 7 does not begin 'f' .*, with x float32\[4\]"):
-        agreeing.agree("f", laid.decision, [np.ones(4, "f")], laid.inputs, [False])
+    monkeypatch.setattr(_jax, "tell", lambda store, key, text: said.update({key: text}))
+    monkeypatch.setattr(meeting, "owners", lambda mesh: (0, 7))
+    f = lepton.optimize(lambda x: x + 1, mesh="data=2", shard={"x": P("data")})
+    late = r"process 7 does not begin '<lambda>' .*, with x float32\[4\]"
+    with pytest.raises(processes.ProcessError, match=late):
+        f(np.ones(4, "f"))
     assert "for 15 seconds process 7 does not begin" in caplog.text and "for 285 more" in caplog.text
+    assert [key.rpartition("/")[2] for key in said] == ["first", "all"]
+    _, last = said.popitem()
+    assert b"process 0 could not run '<lambda>': ProcessError: process 7" in zlib.decompress(last)
+    f.plan(np.ones(4, "f"))  # asks nobody
+    store = object()  # JAX was started anew
+    with pytest.raises(processes.ProcessError):
+        f(np.ones(4, "f"))
+    assert [key.split("/")[3] for key in said] == ["0", "0"]
 
 
 def started(*calls: tuple[Any, ...]) -> list[str]:

@@ -18,6 +18,7 @@ from lepton_jax.parallel.collectives import Collective
 from lepton_jax.parallel.constraints import constrain
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.opened import Leading
 from lepton_jax.parallel.prediction import predict
 from lepton_jax.parallel.roles import Roles, roles_of
 from lepton_jax.parallel.solver import search_mesh, solve
@@ -78,6 +79,17 @@ def test_a_solved_step_runs_on_eight_devices_with_equal_results() -> None:
     found = jax.jit(to_callable(graph))(*placed)
     for have, want in zip(found, jax.tree.leaves(jax.jit(step)(*args)), strict=True):
         np.testing.assert_allclose(have, want, rtol=2e-5, atol=2e-5)
+
+
+def test_axes_that_come_first_in_a_dimension_have_others_only_behind_them() -> None:
+    """By itself the batch is split along both axes, `model` before `data`."""
+    graph, roles = program(mlp_loss, *shapes(mlp(64, 128, 2**17)))
+    x = graph.inputs[2]
+    mesh = MeshSpec.of("model=2,data=4", chip="v5e")
+    assert solve(graph, roles, mesh).assignment[x].dims == (("model", "data"), ())
+    for axes in (("data",), ("model",), ("model", "data")):
+        dims = solve(graph, roles, mesh, opened={x: (Leading(axes), None)}).assignment[x].dims
+        assert dims[0][: len(axes)] == axes
 
 
 def test_one_all_reduce_is_the_least_when_only_the_width_can_be_split() -> None:

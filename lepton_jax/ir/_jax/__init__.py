@@ -5,8 +5,12 @@ Two generations of JAX are supported, up to 0.10 and from 0.11: `jaxprs` and `pr
 """
 
 from lepton_jax.ir._jax.compiling import compile_lowered as compile_lowered
+from lepton_jax.ir._jax.compiling import is_absent as is_absent
+from lepton_jax.ir._jax.compiling import known_device as known_device
 from lepton_jax.ir._jax.compiling import run_mlir_passes as run_mlir_passes
+from lepton_jax.ir._jax.coordination import forget as forget
 from lepton_jax.ir._jax.coordination import store as store
+from lepton_jax.ir._jax.coordination import tell as tell
 from lepton_jax.ir._jax.coordination import told as told
 from lepton_jax.ir._jax.equations import Placement as Placement
 from lepton_jax.ir._jax.equations import context_off_mesh as context_off_mesh

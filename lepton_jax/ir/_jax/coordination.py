@@ -1,4 +1,4 @@
-"""The store of short texts that processes joined by `jax.distributed` share."""
+"""The store of messages that processes joined by `jax.distributed` share."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ def store() -> Any:
     return distributed.global_state.client
 
 
-def told(store: Any, key: str, seconds: float) -> str | None:
+def tell(store: Any, key: str, said: bytes) -> None:
+    """Write under a key, once, for other processes; twenty megabytes are not too many."""
+    store.key_value_set_bytes(key, said)
+
+
+def told(store: Any, key: str, seconds: float) -> bytes | None:
     """What another process has written under a key; None if it has not after so many seconds."""
     try:
-        return str(store.blocking_key_value_get(key, int(seconds * 1000)))
+        return bytes(store.blocking_key_value_get_bytes(key, int(seconds * 1000)))
     except jax.errors.JaxRuntimeError as error:
         if _LATE in str(error):
             return None
         raise
+
+
+def forget(store: Any, key: str) -> None:
+    """Remove what was written under a key, and under those that continue it with a slash."""
+    store.key_value_delete(key)

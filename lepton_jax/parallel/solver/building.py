@@ -13,6 +13,7 @@ from lepton_jax.ir.cost import seconds
 from lepton_jax.ir.graph import Node
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.opened import Opened, agrees
 from lepton_jax.parallel.prediction.elements import FUSED
 from lepton_jax.parallel.solver.choices import Label, label_of, labels_of, layout_of, real_axes
 from lepton_jax.parallel.solver.flat import Flat, Op
@@ -22,9 +23,6 @@ from lepton_jax.parallel.solver.objective import TIME, Objective
 from lepton_jax.parallel.solver.problem import Floats, Problem
 from lepton_jax.parallel.solver.tables import Tables, nbytes
 from lepton_jax.parallel.strategies import strategies
-
-Opened = Sequence[tuple[str, ...] | frozenset[str] | None]
-"""Of each dimension: the axes that split it; a set where others may too; None where that is free."""
 
 _NONE: Final[Mapping[int, Opened]] = {}
 _TIE: Final = 0.01
@@ -69,14 +67,6 @@ def build(
             spent = objective.second * _TIE * sizes / mesh.chip.rates.bytes_per_second
             model.problem.costs[variable] = model.problem.costs[variable] + spent[lists.index]
     return model
-
-
-def agrees(layout: Layout, entries: Opened) -> bool:
-    """Whether a layout splits the dimensions that are not free as they say."""
-    return all(
-        each is None or (each.issubset(axes) if isinstance(each, frozenset) else each == axes)
-        for each, axes in zip(entries, layout.dims, strict=True)
-    )
 
 
 def _label(

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
+from lepton_jax.parallel.opened import agrees
 from lepton_jax.parallel.prediction.walk import FAR
-from lepton_jax.parallel.solver.building import agrees, build
+from lepton_jax.parallel.solver.building import build
 from lepton_jax.parallel.solver.charges import SPARE, keep_shared
 from lepton_jax.parallel.solver.fitting import Fitting, Task
 from lepton_jax.parallel.solver.flat import flatten

@@ -11,9 +11,9 @@ from typing import Final
 from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.opened import Opened
 from lepton_jax.parallel.prediction import Prediction, predict
 from lepton_jax.parallel.roles import Roles
-from lepton_jax.parallel.solver.building import Opened
 from lepton_jax.parallel.solver.charges import corrected, taken_apart
 from lepton_jax.parallel.solver.dual import Dual
 from lepton_jax.parallel.solver.limits import limit

@@ -9,10 +9,10 @@ from lepton_jax.ir.graph import Graph, Value
 from lepton_jax.parallel.factors.lookup import kept_factors
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.opened import Opened
 from lepton_jax.parallel.prediction import predict
 from lepton_jax.parallel.propagation import propagate
 from lepton_jax.parallel.roles import Roles
-from lepton_jax.parallel.solver.building import Opened
 from lepton_jax.parallel.solver.contest import Contest
 from lepton_jax.parallel.solver.fitting import Task
 from lepton_jax.parallel.solver.objective import OBJECTIVES, TIME, Objective

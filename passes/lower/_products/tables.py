@@ -64,7 +64,7 @@ def _others(node: Node, source: Value, early: Sources) -> list[tuple[Node, int]]
 def _takes(node: Node) -> bool:
     """Whether what a node makes are numbers of its first operand alone, wherever its indices point."""
     if node.op == "gather":
-        return node.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP
+        return bool(node.params["mode"] != lax.GatherScatterMode.FILL_OR_DROP)
     return node.op == "dynamic_slice"
 
 
@@ -72,7 +72,8 @@ def _taken(table: jax.Array, *where: jax.Array, op: str, params: Sequence[tuple[
     options = dict(params)
     if op == "dynamic_slice":
         return as_signed(lax.dynamic_slice(table, where, options["slice_sizes"]))
-    return as_signed(lax.gather(table, *where, **options))
+    (indices,) = where
+    return as_signed(lax.gather(table, indices, **options))
 
 
 def _is_early(node: Node, early: Sources) -> bool:
