@@ -171,3 +171,73 @@ def test_products_within_which_others_run_read_gathered_copies() -> None:
     spans, (_, second) = spans_of(run, (array(1024, 1024), array(4096, 1024)), mesh, (rows, rows), (rows,))
     (copy,) = (span for span in spans.found if span.bytes == 2 * MIB)
     assert copy.last == spans.nodes.index(second)
+
+
+@pytest.mark.parametrize(
+    ("chip", "layers", "rows", "ahead"),
+    [
+        ("v5p", 1, 4096, True),
+        ("v5p", 1, 512, False),  # the first product makes less than the second weight takes
+        ("v5p", 3, 4096, False),  # all weights at once need more memory
+        ("v5e", 1, 4096, False),  # gathered while the product before runs
+    ],
+)
+def test_weights_are_gathered_in_the_beginning_where_that_needs_no_more_memory(
+    chip: str, layers: int, rows: int, ahead: bool
+) -> None:
+    def run(weights: list[jax.Array], x: jax.Array) -> jax.Array:
+        for w in weights:
+            x = jnp.tanh(x @ w)
+        return x
+
+    mesh = MeshSpec.of("data=4,model=4", chip=chip)
+    quarter, tokens = Layout((("data",), ())), Layout((("data", "model"), ()))
+    args = [array(1024, 4096), array(4096, 1024)] * layers, array(16 * rows, 1024)
+    spans, products = spans_of(run, args, mesh, (*(quarter,) * (2 * layers), tokens), (tokens,))
+    assert spans.nodes[1:-1] == products
+    gathers = [span for span in spans.found if span.bytes == 8 * MIB and not span.given]
+    begun = {span.born for span in gathers if span.reads[0] - span.born <= 1 or ahead}
+    assert (begun == {0}) is ahead
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v5p"])
+def test_gradients_are_made_where_they_free_most(chip: str) -> None:
+    """As soon as what they read is there, before products that free less."""
+
+    def run(x: jax.Array, g: jax.Array, w: jax.Array) -> Any:
+        h = jnp.tanh(x @ w)
+        return jnp.tanh(g @ w) @ w, h.T @ g
+
+    args = array(65536, 1024), array(65536, 1024), array(1024, 1024)
+    spans, (first, *two, gradient) = spans_of(run, args, MeshSpec.of("data=1", chip=chip))
+    assert spans.nodes[1:-1] == ([first, gradient, *two] if chip == "v5p" else [*two, first, gradient])
+
+
+@pytest.mark.parametrize("batches", [(), (2,)])
+@pytest.mark.parametrize("chip", ["v5e", "v5p"])
+def test_a_product_takes_the_place_of_what_it_reads_by_elements(chip: str, batches: tuple[int, ...]) -> None:
+    """Two arrays of 256 MiB; with batches that is not followed."""
+
+    def run(g: jax.Array, w: jax.Array, x: jax.Array, v: jax.Array, u: jax.Array) -> jax.Array:
+        return ((g @ w) * jnp.sin(x @ v)) @ u
+
+    rows, columns, last = array(*batches, 8192, 512), array(*batches, 512, 16384), array(*batches, 16384, 128)
+    graph = inline_calls(trace(run, rows, columns, rows, columns, last))
+    mesh = MeshSpec.of("data=1", chip=chip)
+    memory = memory_of(graph, walk(graph, propagate(graph, {}, mesh), mesh), mesh)
+    assert memory.temporaries == (2 * 512 if batches else 256) * MIB
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v5p"])
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("summed", [True, False])
+def test_single_operations_write_the_main_memory_of_v5p(chip: str, alone: bool, summed: bool) -> None:
+    """Not with another operation or a sum in the same step."""
+
+    def run(x: jax.Array, y: jax.Array, w: jax.Array) -> Any:
+        z = x + y if alone else jnp.sin(x) + y
+        return z @ w, z @ w.T, jnp.tanh(z) @ w, (z * z).sum() if summed else w.sum()
+
+    spans, _ = spans_of(run, (array(1024, 1024),) * 3, MeshSpec.of("data=1", chip=chip))
+    (made,) = (span for span in spans.found if len(span.reads) > 2 and not span.argument)
+    assert made.outside is (chip == "v5p" and alone and not summed)

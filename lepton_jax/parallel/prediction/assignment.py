@@ -77,6 +77,7 @@ class Assignment:
                 self._leave(span, span.born, span.last)
             else:
                 self._place(span)
+        self._replace()
 
     def _saved(self, span: Span) -> float:
         """What it saves to have an array in the vector memory, by the root of its bytes."""
@@ -105,6 +106,13 @@ class Assignment:
             before = step
         if gone is not None and not span.given:
             self._leave(span, gone, fetched)
+
+    def _replace(self) -> None:
+        """Count what is written over what nobody reads later once where both meet."""
+        ends = {span: end for span, _, end in self.left}
+        for span, begin, _ in self.left:
+            if begin == span.born and any(ends.get(each) == begin == each.last for each in span.over):
+                self.main[begin] -= span.bytes
 
     def _leave(self, span: Span, begin: int, end: int) -> None:
         self.main[begin : end + 1] += span.bytes

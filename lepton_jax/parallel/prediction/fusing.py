@@ -108,6 +108,22 @@ class Fusing:
         """Whether a node works on elements, and runs within who reads what it makes."""
         return node.op in FUSED or (self._within_products and puts_one(node))
 
+    def is_alone(self, value: Value) -> bool:
+        """Whether an array is made by one operation on written ones, and no sum of it within the same."""
+        node: Node | None = _named(value).node
+        if node is None or any(self.made_of(each) != (_named(each),) for each in node.operands):
+            return False
+        ahead = [value]
+        while ahead:
+            for reader, _ in ahead.pop().uses:
+                if reader.op.startswith("reduce_"):
+                    return False
+                if reader.op in FUSED and all(
+                    self.made_of(each) in ((), (value,)) for each in reader.operands
+                ):
+                    ahead += reader.results
+        return True
+
     def _made_of(self, value: Value) -> tuple[Value, ...]:
         if value in self.same:
             return self.made_of(self.same[value])
@@ -243,6 +259,13 @@ class Fusing:
 def _read_by(value: Value) -> list[Node]:
     """The products that read a value, by whatever name."""
     return [node for node, _ in value.readers(_is_renaming) if node.op in PRODUCTS]
+
+
+def _named(value: Value) -> Value:
+    """The array that a value is another name of."""
+    while value.node is not None and value.node.op in RENAMED:
+        value = value.node.operands[0]
+    return value
 
 
 def _uses(value: Value) -> int:

@@ -15,7 +15,7 @@ from lepton_jax.parallel.prediction.sending import Sending
 from lepton_jax.parallel.prediction.sizes import local_bytes, row_bytes
 from lepton_jax.parallel.prediction.span import Span
 from lepton_jax.parallel.prediction.steps import OUTSIDE, Steps
-from lepton_jax.parallel.prediction.windows import PRODUCTS
+from lepton_jax.parallel.prediction.windows import PRODUCTS, is_plain
 
 IN_PLACE: Final = frozenset(
     {"dynamic_update_slice", "scatter", "scatter-add", "scatter-mul", "scatter-min", "scatter-max"}
@@ -50,6 +50,7 @@ class Leaves(Steps):
             self._sending.apart,
         )
         self._copies: dict[Value, Span] = {}
+        self._gathered: dict[Span, list[Span]] = {}
         self._sliced: set[Value] = set()
         self._waiting: dict[Value, Span] = {}
         self._later: dict[Value, Node] = {}
@@ -122,7 +123,10 @@ class Leaves(Steps):
             self._make(value, node)
             self.of[value].born = early or self.of[value].born
             shares = self.of[value].shares = node.op in FUSED and value not in self._fusing.products
-            self.of[value].outside &= not (shares or node.op.startswith("reduce_"))
+            inside = shares and not (self.of[value].outside and self._fusing.is_alone(value))
+            self.of[value].outside &= not (inside or node.op.startswith("reduce_"))
+            if done is not node and is_plain(done):
+                self.of[value].over = self._beside(done, node, self.of[value].bytes)
             if self.mesh.chip.name in SCATTERS_AT_ONCE and value in self._sending.halfway:
                 self._scatter(value, node)
         if node.op == "gather" and self.tiled:
@@ -131,6 +135,13 @@ class Leaves(Steps):
             self._replaced.append((self.of[node.operands[0]], self.of[written[0]]))
         if done.op in PRODUCTS:
             self._product = step
+
+    def _beside(self, product: Node, node: Node, size: int) -> tuple[Span, ...]:
+        """The arrays of so many bytes that a product does not multiply, but a node within it reads."""
+        multiplied = {root for value in product.operands for root in self._fusing.made_of(value)}
+        roots = {root for value in node.operands for root in self._fusing.made_of(value)} - multiplied
+        found = (self.of[root] for root in roots if root in self.of)
+        return tuple(each for each in found if self.tiled and each.bytes == size)
 
     def _scatter(self, value: Value, node: Node) -> None:
         """Scatter parts of a sum over the first axes; what waits to be added up over the others is less."""
@@ -235,8 +246,9 @@ class Leaves(Steps):
         if layout is None:
             return self._copies.get(value) if node.op in PRODUCTS else None
         made = self._copies[value] = self.span(local_bytes(value, layout, self.mesh))
-        roots = [self.of[root].born for root in self._fusing.made_of(value) if root in self.of]
+        roots = [self.of[root] for root in self._fusing.made_of(value) if root in self.of]
+        self._gathered[made] = roots
         if self.tiled:
-            made.born = max(self._product, *roots, 0)
+            made.born = max(self._product, *(root.born for root in roots), 0)
         self._read(value, made.born)
         return made

@@ -18,6 +18,7 @@ class Span:
         main: whether it is only ever in the main memory.
         outside: whether it is made in the main memory, from which it may be fetched.
         shares: whether it may take the place of what it is made of, as what is made by elements does.
+        over: arrays whose place in the main memory it takes if nobody reads them later.
     """
 
     bytes: int
@@ -28,6 +29,7 @@ class Span:
     main: bool = False
     outside: bool = False
     shares: bool = False
+    over: tuple[Span, ...] = ()
 
     @property
     def last(self) -> int:

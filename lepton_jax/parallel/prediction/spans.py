@@ -14,6 +14,7 @@ from lepton_jax.parallel.prediction.leaves import ONCE, Leaves
 from lepton_jax.parallel.prediction.narrowing import Narrowing
 from lepton_jax.parallel.prediction.order import behind_loops, ordered
 from lepton_jax.parallel.prediction.repeats import repeated
+from lepton_jax.parallel.prediction.scheduling import reorder
 from lepton_jax.parallel.prediction.windows import PRODUCTS
 
 
@@ -41,6 +42,8 @@ class Spans(Leaves):
         for value in graph.outputs:
             if value in self.of:
                 self.of[value].given = True
+        if not self._sending.apart:
+            reorder(self, self._gathered)
         for before, after in self._replaced:
             if before.last == after.born and not before.given:
                 after.born += 1

@@ -30,6 +30,11 @@ PARTS_AT_ONCE: Final = 4
 """With so many devices the loop over the parts, two each way in a step, runs once."""
 
 
+def is_plain(node: Node) -> bool:
+    """Whether a node is a product without batches."""
+    return node.op == "dot_general" and not node.params["dimension_numbers"][1][0]
+
+
 @dataclass(frozen=True, slots=True)
 class Product:
     """How a product is computed.
