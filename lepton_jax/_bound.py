@@ -31,7 +31,7 @@ def last_passes(turn: str = "auto", on_mesh: bool = False) -> str:
             of a merged product that are cut out of it.
     """
     merge = "" if on_mesh else "merge-products,"
-    last = f"products{{turn={turn},unsigned=true}},early,cse,dce,updates,batched-products"
+    last = f"products{{turn={turn},unsigned=true}},early,cse,dce,updates,batched-products,ragged-products"
     return f"cse,requantize,cse,{merge}integer-convolution,weight-only,{last}"
 
 

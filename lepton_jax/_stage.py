@@ -80,10 +80,13 @@ def manager_for(
     instruments: Sequence[Instrument] = (),
 ) -> PassManager:
     """The pass manager that the options ask for, or one for another pipeline; hints count on a mesh only."""
+    pipeline = options.pipeline if pipeline is None else pipeline
     if options.spread is None:
         instruments = (*instruments, *droppers())
+    else:
+        pipeline = pipeline.for_mesh()
     return PassManager(
-        options.pipeline if pipeline is None else pipeline,
+        pipeline,
         get_target(options.target),
         options.level,
         strict=options.is_strict,

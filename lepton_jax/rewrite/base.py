@@ -50,6 +50,10 @@ class Pass(ABC):
     approximates: ClassVar[bool] = False
     """Whether its results differ by more than rounding, as whoever names it accepts."""
 
+    lowers: ClassVar[bool] = False
+    """Whether it writes operations that neither other passes nor layouts know: pipelines have it last, and it
+    does not run on a mesh."""
+
     reads_weights: ClassVar[bool] = False
     """Whether it wants to see the weights before the program is written, as `lepton.compile` shows them."""
 

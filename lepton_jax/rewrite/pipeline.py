@@ -30,14 +30,16 @@ _SPEED: Final = (
 
 _MAX: Final = _SPEED.replace("attention", "attention{kernels=true}")
 
-_DEFAULT: Final = f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY},{_SPEED}),updates,batched-products"
+_LAST: Final = "updates,batched-products,ragged-products"
+
+_DEFAULT: Final = f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY},{_SPEED}),{_LAST}"
 
 PRESETS: Final[dict[str, str]] = {
     "none": "",
     "cleanup": _CLEANUP,
     "default": _DEFAULT,
     "deploy": f"{_CLEANUP},absorb,{_DEFAULT}",
-    "max": f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY},{_MAX}),updates,batched-products",
+    "max": f"inline,dce,fixpoint{{rounds=20}}({_SIMPLIFY},{_MAX}),{_LAST}",
 }
 
 
@@ -62,14 +64,23 @@ Step = Pass | Fixpoint
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in order.
+    """Passes in order; those that lower come last, wherever they were named.
 
     Example:
         >>> str(Pipeline.parse("cleanup,-cse"))
         'inline,dce,forward,dce'
+        >>> str(Pipeline.parse("ragged-products,cse"))
+        'cse,ragged-products'
     """
 
     steps: tuple[Step, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Put the passes that lower behind all others, each once."""
+        last = dict.fromkeys(step for step in self.steps if isinstance(step, Pass) and step.lowers)
+        if last:
+            others = (step for step in self.steps if step not in last)
+            object.__setattr__(self, "steps", (*others, *last))
 
     def __str__(self) -> str:
         return ",".join(map(str, self.steps))
@@ -86,6 +97,10 @@ class Pipeline:
     def without(self, name: str) -> Pipeline:
         """The pipeline with every pass of that name taken out."""
         return Pipeline(_without(self.steps, name))
+
+    def for_mesh(self) -> Pipeline:
+        """The pipeline without the passes that lower, for programs that are to be laid out."""
+        return Pipeline(tuple(s for s in self.steps if isinstance(s, Fixpoint) or not s.lowers))
 
     @classmethod
     def parse(cls, text: str) -> Pipeline:

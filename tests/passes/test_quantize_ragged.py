@@ -11,6 +11,7 @@ import pytest
 from jax import lax
 
 import lepton_jax as lepton
+from lepton_jax.passes.quantize._quantize import forms
 from tests.passes._quantize import done, floats, reasons, sqnr
 
 EXPERTS, WIDTH, INNER, ROWS = 4, 32, 48, 40
@@ -69,6 +70,35 @@ def test_experts(options: str, least: float, most: float, words: str) -> None:
     np.testing.assert_array_equal(
         exported(model.params, x, SIZES).call(model.params, x, SIZES), model(x, SIZES)
     )
+
+
+def test_weights_alone_in_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows in digits of int8, by expert, come as near as decoded weights; derivatives too."""
+    monkeypatch.setattr(forms, "has_dot_products", lambda: True)
+    params = floats(8, 32, 72, scale=0.2)
+    x, sizes = floats(256, 32), jnp.array([40, 0, 90, 3, 60, 20, 20, 3])
+
+    def one(w: Any, x: Any, sizes: Any) -> Any:
+        return lax.ragged_dot(x, w, sizes)
+
+    for weights in ("int8", "int4"):
+        passes = f"default,quantize{{weights={weights}}}"
+        model = lepton.compile(one, params, x, sizes, passes=passes)
+        decoded = lepton.compile(one, params, x, sizes, passes=passes.replace("}", ",products=floats}"))
+        assert done(model.report().passes.sites)["w"].endswith("activations in digits of int8")
+        assert model.report().passes.rules["int8-rows-by-group"] == 1
+        assert sqnr(decoded(x, sizes), model(x, sizes)) > 70
+        few = x[:4], jnp.array([1, 0, 0, 1, 0, 0, 1, 0])
+        assert sqnr(decoded(*few), model(*few)) > 110  # three digits
+        slopes = [jax.grad(lambda x, f=f: jnp.sum(jnp.sin(f(x, sizes))))(x) for f in (model, decoded)]
+        assert sqnr(slopes[1], slopes[0]) > 60
+    precise = lepton.compile(
+        lambda w, x, sizes: lax.ragged_dot(x, w, sizes, precision="highest"),
+        *(params, x, sizes),
+        passes="default,quantize",
+    )
+    decoded = lepton.compile(one, params, x, sizes, passes="default,quantize{products=floats}")
+    assert sqnr(decoded(x, sizes), precise(x, sizes)) > 110
 
 
 def test_methods_and_training() -> None:

@@ -97,7 +97,12 @@ def _dot(node: Node) -> Cost:
 
 
 def _ragged_dot(node: Node) -> Cost:
-    return _product(node, 2.0 * size_of(node.result.shape) * size_of(node.operands[0].shape[-1:]))
+    numbers = node.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    length = float(size_of([node.operands[0].shape[d] for d in contracted]))
+    if set(contracted) & {*numbers.lhs_ragged_dimensions}:  # each of these belongs to one result
+        length /= max(size_of(node.operands[2].shape[-1:]), 1)
+    return _product(node, 2.0 * size_of(node.result.shape) * length)
 
 
 def _conv(node: Node) -> Cost:
@@ -183,8 +188,7 @@ def _triangular_solve(node: Node) -> Cost:
 
 _FORMULAS: Final[Mapping[str, Callable[[Node], Cost]]] = {
     **dict.fromkeys(("dot_general", "unsigned_product"), _dot),
-    "ragged_dot": _ragged_dot,
-    "ragged_dot_general": _ragged_dot,
+    **dict.fromkeys(("ragged_dot_general", "ragged_product"), _ragged_dot),
     "conv_general_dilated": _conv,
     **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce"), _reduction),
     **dict.fromkeys(("reduce_and", "reduce_or", "reduce_xor", "argmax", "argmin"), _reduction),

@@ -21,7 +21,7 @@ REDUCTIONS: Final = frozenset(
 )
 _RUNNING: Final = frozenset({"cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp"})
 _LIBRARY: Final = frozenset(
-    {"dot_general", "ragged_dot", "ragged_dot_general", "conv_general_dilated", "sort", "top_k"}
+    {"dot_general", "ragged_dot_general", "ragged_product", "conv_general_dilated", "sort", "top_k"}
     | {"approx_top_k", "fft", "triangular_solve", "cholesky", "lu", "qr", "geqrf", "householder_product"}
     | {"svd", "eigh", "eig", "schur", "hessenberg", "tridiagonal", "reduce_window", "reduce_window_sum"}
     | {"reduce_window_max", "reduce_window_min", "select_and_gather_add", "pure_callback", "io_callback"}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
 
 
 def compile_lowered(
@@ -52,3 +55,23 @@ def run_mlir_passes(lowered: Any, pipelines: Sequence[str]) -> Any:
                 kind = ValueError if "MLIRError" not in type(error).__name__ else RuntimeError
                 raise kind(f"{pipeline}: {str(error).splitlines()[0]}") from error
     return copied
+
+
+def is_absent(device: Any) -> bool:
+    """Whether a device is not there: programs are compiled for it, and cannot run."""
+    return getattr(getattr(device, "client", None), "runtime_type", "") == "compile_only_runtime"
+
+
+def known_device(avals: Sequence[Any]) -> contextlib.AbstractContextManager[Any]:
+    """While it lasts, what is lowered knows for which device, if its arguments lie on one that is not there.
+
+    Pallas asks JAX for the device, which names one that is there where no mesh is set.
+
+    Args:
+        avals: of the arguments of what is lowered.
+    """
+    meshes = (aval.sharding.mesh for aval in avals if aval.sharding is not None)
+    mesh = next((each for each in meshes if not each.empty), None)
+    if mesh is None or not jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh)

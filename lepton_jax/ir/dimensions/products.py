@@ -27,7 +27,7 @@ def dot_general(walk: Walk, node: Node, operands: Sequence[Dims]) -> Sequence[Di
     ]
 
 
-@dimension_rule("ragged_dot_general")
+@dimension_rule("ragged_dot_general", "ragged_product")
 def ragged_dot_general(walk: Walk, node: Node, operands: Sequence[Dims]) -> Sequence[Dims]:
     """As `dot_general`, with rows that are counted: these, and the groups, stay."""
     numbers = node.params["ragged_dot_dimension_numbers"]

@@ -31,7 +31,7 @@ def dot_general(node: Node) -> Factors:
     return build.done([tuple(mine), tuple(theirs)], [tuple(result)], [{0}, {1}])
 
 
-@factor_rule("ragged_dot_general")
+@factor_rule("ragged_dot_general", "ragged_product")
 def ragged_dot_general(node: Node) -> Factors:
     """As `dot_general`; rows that are counted in groups stay whole, and so do the groups."""
     numbers = node.params["ragged_dot_dimension_numbers"]

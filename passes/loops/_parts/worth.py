@@ -30,7 +30,7 @@ MOVEMENT: Final = frozenset(
 )
 """Operations that only move data."""
 
-DOTS: Final = frozenset({"dot_general", "ragged_dot_general", "conv_general_dilated"})
+DOTS: Final = frozenset({"dot_general", "ragged_dot_general", "ragged_product", "conv_general_dilated"})
 
 _PURE_REGIONS: Final = frozenset(
     {"scan", "jit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat2", "checkpoint"}

@@ -16,7 +16,7 @@ from lepton_jax.passes._weights.uses import GEOMETRY, WeightUse, indexed_axis
 from lepton_jax.passes._weights.watching import Watcher
 from lepton_jax.passes.quantize._quantize import convolutions, dots, ragged, tables
 from lepton_jax.passes.quantize._quantize.blocks import channels_of_block
-from lepton_jax.passes.quantize._quantize.forms import digits_for
+from lepton_jax.passes.quantize._quantize.forms import digits_for, digits_of_rows
 from lepton_jax.passes.quantize._quantize.planning import (
     activations_of,
     in_floats,
@@ -27,6 +27,7 @@ from lepton_jax.passes.quantize._quantize.planning import (
     short_group,
     storage_of,
     why_not_codes,
+    why_not_convolved,
     words_of,
 )
 from lepton_jax.passes.quantize._quantize.training import Trained, rounding_of, watchers_of
@@ -135,6 +136,7 @@ def _ragged(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
         scheme, replace(settings, method="round") if one_by_one else settings, refused, layout
     )
     activations = None if refused else activations_of(settings, rows)
+    decodes = settings.products != "auto" or activations is not None or ragged.why_not_codes(node) is not None
     watchers = watchers_of(storage, activations, settings)
     if storage.method == "gptq":
         watchers.append(HessianSeen(rows, (), math.prod(shape[i] for i in contracted), ()))
@@ -145,11 +147,14 @@ def _ragged(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
         precision=node.params["precision"],
         result=node.results[0].dtype,
         kinds=tuple(watcher.kind for watcher in watchers),
+        digits=None if decodes else digits_of_rows(node, storage, ctx),
     )
-    left = remark_of(storage, settings, refused, ctx)
+    in_digits = how.digits is not None
+    left = "" if in_digits else remark_of(storage, settings, refused, ctx)
     remark = joined(left, not_balanced(settings, None), short_group(storage, shape))
     trained = rounding_of(storage, activations, watchers)
     done = words_of(storage, settings, activations)
+    done += "; activations in digits of int8" if in_digits else ""
     return Plan(ragged.experts, how, done, tuple(watchers), remark, trained)
 
 
@@ -163,7 +168,7 @@ def _convolution(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan |
     kernel = numbers.rhs_spec
     axis = kernel[1] if settings.group or get_format(settings.weights).block else None
     scheme = scheme_of(settings, use.weight.ndim, tuple(kernel[1:]), axis)
-    reason = why_not_codes(scheme, settings)
+    reason = why_not_codes(scheme, settings) or why_not_convolved(scheme, ctx)
     if settings.activations != "none" and (scheme.group_sizes or not scheme.symmetric):
         reason = "convolutions take one scale for each output channel, without zero points"
     storage = storage_of(scheme, settings, reason, conv_layout(kernel, groups))

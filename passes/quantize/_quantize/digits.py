@@ -100,6 +100,11 @@ def why_not_digits(storage: Storage, summed: tuple[int, ...]) -> str | None:
     return None
 
 
+def number_of_digits(rows: int) -> int:
+    """How many digits rows are taken apart in where nobody says it; the number of rows may be symbolic."""
+    return 2 + (type(rows) is int and rows <= _FEW_ROWS)
+
+
 def digits_of(x: jax.Array, scale: jax.Array, count: int) -> jax.Array:
     """Rows as digits of base 128, those that count most first: int8 [count · rows, summed].
 
@@ -144,8 +149,8 @@ def product_in_digits(
     """
     partners = dims[0][1 - side]
     flat = _rows(x.astype(jnp.float32), partners)
-    few = type(flat.shape[0]) is int and flat.shape[0] <= _FEW_ROWS
-    codes, scale, zero, matrix = _kept(weight, known, storage, dims[0][side], how, how.count or 2 + few)
+    count = how.count or number_of_digits(flat.shape[0])
+    codes, scale, zero, matrix = _kept(weight, known, storage, dims[0][side], how, count)
     return _result(_product(flat, codes, scale, zero, matrix), weight, x, side, dims)
 
 
@@ -277,10 +282,10 @@ def _part(
     else:
         weights = lax.optimization_barrier(_unpacked(codes, matrix)) if matrix.packed else [codes]
         total = functools.reduce(jnp.add, [_dot(x, w) for x, w in zip(split, weights, strict=True)])
-    y = _added_up(total.astype(jnp.float32), matrix.count)
+    y = added_up(total.astype(jnp.float32), matrix.count)
     if zero is not None:
         sums = jnp.sum(digits, 1, dtype=jnp.int32, keepdims=True).astype(jnp.float32)
-        y = y - _added_up(sums, matrix.count) * zero.astype(jnp.float32).T
+        y = y - added_up(sums, matrix.count) * zero.astype(jnp.float32).T
     return y * scale.astype(jnp.float32).T
 
 
@@ -311,7 +316,7 @@ def _dot(digits: jax.Array, codes: jax.Array, *, unsigned: bool = False) -> jax.
     )
 
 
-def _added_up(x: jax.Array, count: int) -> jax.Array:
-    """What rows of digits give, [digits · rows, …], each as much as it counts: [rows, …]."""
-    first, *others = jnp.split(x, count)
+def added_up(x: jax.Array, count: int, axis: int = 0) -> jax.Array:
+    """What digits give, one after another along an axis, [digits · rows, …], each as much as it counts."""
+    first, *others = jnp.split(x, count, axis)
     return sum((part * float(_BASE) ** -(i + 1) for i, part in enumerate(others)), first)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Final
+from typing import Any, Final
 
 from jax import lax
 
@@ -46,13 +46,35 @@ def digits_for(
         return None
     if why_not_digits(storage, tuple(shape[i] for i in summed)) is not None:
         return None
-    precision = use.node.params["precision"]
-    pair = precision if isinstance(precision, tuple) else (precision,)
-    precise = any(each in _PRECISE for each in pair)
     is_whole = not storage.is_packed
     unsigned = is_whole and not _is_looked_up(use.weight) and keeps_unsigned("cpu", size_of(shape))
-    count = 1 if activations is not None else 3 * precise
+    count = 1 if activations is not None else 3 * _is_precise(use.node.params["precision"])
     return Digits(count, unsigned, 0 if is_whole else _block(shape, summed))
+
+
+def digits_of_rows(node: Node, storage: Storage, ctx: PassContext) -> int | None:
+    """How many digits the rows of a ragged product are multiplied as; 0: two or three; None: none.
+
+    Args:
+        node: a product of rows [m, k] with a matrix for each group.
+    """
+    numbers = node.params["ragged_dot_dimension_numbers"]
+    rows, weight, _ = node.operands
+    if ctx.rates.platform != "cpu" or not has_dot_products() or size_of(weight.shape) < LEAST_WEIGHT:
+        return None
+    if numbers.dot_dimension_numbers[0][0] != (1,) or not storage.scheme.symmetric:
+        return None
+    if not {dtype_name(value.dtype) for value in (rows, weight)} <= _FLOATS:
+        return None
+    if why_not_digits(storage, rows.shape[1:]) is not None:
+        return None
+    return 3 * _is_precise(node.params["precision"])
+
+
+def _is_precise(precision: Any) -> bool:
+    """Whether a product is asked for in more digits than usual."""
+    pair = precision if isinstance(precision, tuple) else (precision,)
+    return any(each in _PRECISE for each in pair)
 
 
 def _is_int8(scheme: Scheme) -> bool:

@@ -78,6 +78,13 @@ def why_not_codes(scheme: Scheme, settings: Quantize) -> str | None:
     return None
 
 
+def why_not_convolved(scheme: Scheme, ctx: PassContext) -> str | None:
+    """Why images are not quantised with such kernels: XLA for GPUs has no float8 convolution to a sum."""
+    if ctx.rates.platform == "gpu" and scheme.fmt.kind != "integer":
+        return f"a gpu convolves {scheme.fmt} as float32"
+    return None
+
+
 def storage_of(
     scheme: Scheme, settings: Quantize, reason: str | None, layout: MatrixLayout = _LAYOUT
 ) -> Storage:

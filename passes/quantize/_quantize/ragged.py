@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from jax import lax
 from lepton_jax.ir.binding import store
 from lepton_jax.ir.graph import Node
 from lepton_jax.numerics.quantize import Scheme, decode, encode, scale_of
+from lepton_jax.passes.quantize._quantize.digits import added_up, digits_of, number_of_digits
 from lepton_jax.passes.quantize._quantize.dots import Dims, in_result
 from lepton_jax.passes.quantize._quantize.learned import input_scale, of_weight
 from lepton_jax.passes.quantize._quantize.observing import by_kind
@@ -29,6 +31,8 @@ class Experts:
         precision: of a product in floats.
         result: the dtype of the result.
         kinds: what calibration has seen.
+        digits: how many digits of int8 rows in floats are multiplied as; None: weights are decoded; 0: two,
+            or three where they take no longer.
     """
 
     numbers: lax.RaggedDotDimensionNumbers
@@ -37,6 +41,7 @@ class Experts:
     precision: Any
     result: Any
     kinds: tuple[str, ...] = ()
+    digits: int | None = None
 
     @property
     def dims(self) -> Dims:
@@ -77,6 +82,9 @@ def experts(
         (group,) = how.numbers.rhs_group_dimensions
         known = jnp.broadcast_to(known, (weight.shape[group], *known.shape))
     w = kept(weight, how.storage, known)
+    if how.digits is not None:
+        total = _in_digits(rows.astype(jnp.float32), w.codes, sizes, how)
+        return (total * _scales(as_float(w.scale), sizes, rows, how)).astype(how.result)
     if how.activations is None:
         decoded = decode(*w, how.storage.scheme, weight.dtype)
         return _ragged(rows, decoded, sizes, how, how.result)
@@ -89,8 +97,31 @@ def experts(
     return (total * by_row * _scales(as_float(w.scale), sizes, rows, how)).astype(how.result)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _in_digits(rows: jax.Array, codes: jax.Array, sizes: jax.Array, how: Experts) -> jax.Array:
+    """The product of rows in float32, each taken apart in digits that follow one another, with codes.
+
+    Derivatives are those of the product of floats.
+    """
+    m, inner = rows.shape
+    count = how.digits or number_of_digits(m)
+    own, _ = scale_of(rows, Scheme("int8", shared=(1,)))
+    digits = digits_of(rows, own, count).reshape(count, m, inner)
+    digits = lax.transpose(digits, (1, 0, 2)).reshape(count * m, inner)
+    several = count * sizes.astype(jnp.promote_types(sizes.dtype, jnp.int32))
+    found = as_float(_ragged(digits, codes, several, how, jnp.int32)).reshape(m, count, -1)
+    return added_up(found, count, 1).reshape(m, -1) * own
+
+
+@_in_digits.defjvp
+def _in_digits_jvp(how: Experts, primals: Any, tangents: Any) -> Any:
+    rows, codes, sizes = primals
+    slope = _ragged(tangents[0], codes.astype(jnp.float32), sizes, how, jnp.float32)
+    return _in_digits(rows, codes, sizes, how), slope
+
+
 def _ragged(x: jax.Array, weight: jax.Array, sizes: jax.Array, how: Experts, kind: Any) -> jax.Array:
-    precision = how.precision if how.activations is None else None
+    precision = how.precision if jnp.issubdtype(x.dtype, jnp.floating) and how.activations is None else None
     return lax.ragged_dot_general(
         x, weight, sizes, how.numbers, precision=precision, preferred_element_type=kind
     )
