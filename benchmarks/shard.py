@@ -3,7 +3,7 @@
     python benchmarks/shard.py [--quick] [--only NAME] [--json FILE] [--markdown FILE]
 
 - wire: bytes that devices send in training steps, by Lepton's choice and by shardings written by hand, as
-  predicted and as compiled ahead of time for pods (needs the extra `tpu`).
+  predicted and as compiled ahead of time for pods (needs the extra `tpu`) and nodes of GPUs (`cuda-aot`).
 - memory: bytes on a device when most is there, predicted and compiled, of loops, masks and others beside the
   programs of wire (needs the extra `tpu`).
 - large: the same of programs of the sizes that people train and serve (needs the extra `tpu`, and twenty

@@ -40,6 +40,19 @@ def test_prepared_parameters_serve_a_call_on_a_mesh() -> None:
         close(f.apply(prepared, x), expected)
 
 
+@pytest.mark.parametrize(
+    ("passes", "devices"), [("quantize{weights=fp8_e4m3,activations=dynamic}", 8), ("palettize{bits=4}", 1)]
+)
+def test_models_serve_a_call_with_a_mesh_around(passes: str, devices: int) -> None:
+    """Calls to functions of JAX that stay in `prepare` keep the mesh around them."""
+    w, x = jnp.ones((64, 32), jnp.bfloat16), jnp.ones((16, 64), jnp.bfloat16)
+    model = lepton.compile(lambda w, x: x @ w, w, x, passes=f"default,{passes}")
+    expected = model(x)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("d",))
+    with jax.set_mesh(mesh):
+        assert (model(x) == expected).all()
+
+
 def test_parameters_alone_are_enough_after_a_call() -> None:
     f = lepton.optimize(lambda params, x: forward(params, x) * 2, params="params")
     with pytest.raises(PrepareError, match="call the function once before, or give a sample"):

@@ -77,6 +77,7 @@ def constrain(graph: Graph, assignment: Mapping[Value, Layout], mesh: Mesh | Abs
     count = 0
     traces: dict[Any, Any] = {}
     spec = MeshSpec.of(mesh)
+    assignment = dict(assignment)  # what stands behind constraints is added, for those who read it then
     for inner in graph.graphs(enter=_is_open):
         count += _gather_for_reductions(inner, assignment, mesh, traces)
         count += _bring(inner, assignment, mesh, traces, spec)
@@ -87,14 +88,17 @@ def constrain(graph: Graph, assignment: Mapping[Value, Layout], mesh: Mesh | Abs
             sharding = NamedSharding(mesh, layout.spec())
             if value.node is not None and value.node.params.get("sharding") == sharding:
                 continue  # the user's own constraint
-            shardings = [NamedSharding(mesh, each.spec()) for each in way(value, assignment, spec)]
+            layouts = way(value, assignment, spec)
+            shardings = [NamedSharding(mesh, each.spec()) for each in layouts]
             apart = is_kept_apart(value, assignment, spec)
             # Not in loops: behind them XLA would add up the sums as they are carried, widened as they may be.
             if inner is graph and not shardings and not apart:
                 value = told_behind(value, assignment)
                 sharding = NamedSharding(mesh, assignment[value].spec())
                 after = after if value.node is None or value.node.next is None else value.node.next
-            _write(value, [*shardings, sharding, *[None] * apart], inner, after, traces)
+            told = _write(value, [*shardings, sharding, *[None] * apart], inner, after, traces)
+            own = assignment[value]
+            assignment.update(zip(told, [*layouts, own, *[own] * apart], strict=True))
             count += 1 + len(shardings)
         for node in inner:
             if node.op == _primitives.SHARD_HINT:
@@ -249,18 +253,23 @@ def _write(
     graph: Graph,
     before: Node,
     traces: dict[Any, Any],
-) -> None:
-    """Let all who read a value read it behind constraints, one after the other; None is a barrier."""
-    new, first = value, None
+) -> list[Value]:
+    """Let all who read a value read it behind constraints, one after the other; None is a barrier.
+
+    Returns:
+        what stands behind each of them.
+    """
+    found: list[Value] = []
     for sharding in shardings:
-        new = _behind(new, sharding, graph, before, traces)
+        new = _behind(found[-1] if found else value, sharding, graph, before, traces)
         assert new.node is not None
-        first = first or new.node
         if value.node is not None:
             new.node.source = value.node.source
-    assert first is not None
-    value.replace_uses(new)
-    first.set_operand(0, value)
+        found.append(new)
+    value.replace_uses(found[-1])
+    assert found[0].node is not None
+    found[0].node.set_operand(0, value)
+    return found
 
 
 def _behind(

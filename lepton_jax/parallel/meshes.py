@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
+from lepton_jax.ir import _jax
 from lepton_jax.targets.chips import Chip, Link, get_chip
 
 AnyMesh = Mesh | AbstractMesh
@@ -130,11 +131,21 @@ def _sizes(mesh: Any) -> dict[str, int]:
     return {str(name): int(size) for name, size in mesh.shape.items()}
 
 
+def slice_of(device: Any) -> int:
+    """The slice of TPUs, or the node of GPUs, in which a device stands; 0 where it does not say.
+
+    GPUs that are not there say none, other than those that are: their node is their process.
+    """
+    if device.platform == "gpu" and _jax.is_absent(device):
+        return int(device.process_index)
+    return getattr(device, "slice_index", 0) or 0
+
+
 def _between_slices(mesh: Any) -> list[str]:
     """The axes of a mesh along which its devices stand in different slices."""
     if not isinstance(mesh, jax.sharding.Mesh):
         return []
-    slices = np.array([getattr(device, "slice_index", 0) or 0 for device in mesh.devices.flat])
+    slices = np.array([slice_of(device) for device in mesh.devices.flat])
     slices = slices.reshape(mesh.devices.shape)
     differ = [(slices != slices.take([0], axis)).any() for axis in range(slices.ndim)]
     return [str(name) for name, each in zip(mesh.axis_names, differ, strict=True) if each]

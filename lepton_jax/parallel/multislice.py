@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from lepton_jax.parallel.meshes import MeshSpec
+from lepton_jax.parallel.meshes import MeshSpec, slice_of
 
 
 def create_mesh(
@@ -84,20 +84,20 @@ def _arranged(inner: tuple[int, ...], outer: tuple[int, ...], devices: Sequence[
         inner,
         outer,
         devices=list(devices),
-        process_is_granule=not _says_slice(devices),
+        process_is_granule=len({getattr(device, "slice_index", None) for device in devices}) == 1,
         allow_split_physical_axes=True,
     )
 
 
 def _says_slice(devices: Sequence[Any]) -> bool:
     """Whether the devices say in which slices they stand, and these are several."""
-    return len({getattr(device, "slice_index", None) for device in devices}) > 1
+    return len(set(map(slice_of, devices))) > 1
 
 
 def slices_of(devices: Sequence[Any]) -> set[Any]:
     """The slices of devices: as they say, else on CPU the processes."""
     if _says_slice(devices):
-        return {device.slice_index for device in devices}
+        return set(map(slice_of, devices))
     return {device.process_index if device.platform == "cpu" else 0 for device in devices}
 
 
@@ -107,7 +107,7 @@ def outer_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
         return ()
     says = _says_slice(list(mesh.devices.flat))
     where = np.vectorize(
-        lambda d: d.slice_index if says else d.process_index if d.platform == "cpu" else 0, otypes=[int]
+        lambda d: slice_of(d) if says else d.process_index if d.platform == "cpu" else 0, otypes=[int]
     )(mesh.devices)
     return tuple(
         name for axis, name in enumerate(mesh.axis_names) if (where != where.take([0], axis=axis)).any()

@@ -1,22 +1,24 @@
 """What XLA must be told of products, look-ups and joins, so that it computes them as Lepton means.
 
 XLA's partitioner compares how often the dimensions of a product's operands and result are split. It looks at
-the result first; where the counts of dimensions that go together differ, it gathers whole arrays.
+the result first; where the counts of dimensions that go together differ, it gathers whole arrays. Devices
+along an axis that splits nothing of a product take a part each of what is gathered or scattered for it, and
+then send one another these parts: two to three times the bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 from lepton_jax.ir import _primitives
 from lepton_jax.ir.graph import Node, Value
-from lepton_jax.parallel.factors import factors_of
 from lepton_jax.parallel.factors.elementwise import ELEMENTWISE
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.resharding import reshard, stops
-from lepton_jax.parallel.strategies import cheapest
+from lepton_jax.parallel.strategies import Strategy, cheapest
 
 PRODUCTS: Final = frozenset({"dot_general", "conv_general_dilated"})
 _MADE_ANEW: Final = PRODUCTS | {"gather"}
@@ -32,7 +34,8 @@ def way(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> tup
     """The layouts through which what a product or a look-up makes comes to its own.
 
     Where a product is gathered or exchanged, the first is that in which it is made: else XLA would gather an
-    operand instead, however large. So it is where a sum is scattered along a dimension that is split already.
+    operand instead, however large. So it is where a sum is scattered along a dimension that is split already,
+    or while an axis of the mesh splits nothing.
     What is padded between its elements is made whole there: where XLA makes parts of it from an operand of
     uneven parts, it fails, or computes something else.
 
@@ -56,7 +59,9 @@ def way(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> tup
     if node.op == "gather":
         told = False
     elif made.partial:
-        told = any(map(_is_cut_otherwise, made.dims, want.dims))
+        told = any(map(_is_cut_otherwise, made.dims, want.dims)) or (
+            _has_idle_axis(strategy, mesh) and bool(set(made.partial) & {*chain.from_iterable(want.dims)})
+        )
     else:
         told = bool(reshard(value.aval, made, want, mesh))
     return (made.complete(), *steps) if told else steps
@@ -106,6 +111,8 @@ def is_in_place(node: Node, assignment: Mapping[Value, Layout]) -> bool:
     """
     if node.op not in ("dot_general", "broadcast_in_dim"):
         return False
+    if any(_says_otherwise(user, assignment) for user, _ in node.results[0].uses):
+        return False
     result, kept = node.results[0], list[tuple[Value, Sequence[int]]]()
     if node.op == "dot_general":
         batch = node.params["dimension_numbers"][1]
@@ -151,6 +158,15 @@ def told_behind(value: Value, assignment: Mapping[Value, Layout]) -> Value:
     return value
 
 
+def _says_otherwise(user: Node, assignment: Mapping[Value, Layout]) -> bool:
+    """Whether a reader is a constraint, or a transpose with another layout: XLA may prefer what that says."""
+    if user.op != "transpose" or user.result not in assignment:
+        return _is_hint(user)
+    have = assignment.get(user.operands[0])
+    turned = None if have is None else tuple(have.dims[dim] for dim in user.params["permutation"])
+    return turned is not None and turned != assignment[user.result].dims
+
+
 def _is_hint(node: Node) -> bool:
     """Whether a node only says how an array lies."""
     return node.op in HINTS
@@ -160,32 +176,37 @@ def needs(node: Node, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> Ite
     """The operands that XLA would not lay as they are needed, and how they are.
 
     What is joined end to end lies alike before: XLA would lay all of it as some one part. Of a product, what
-    both operands have is split alike in both.
+    both operands have is split alike in both. What stays split, but otherwise, is laid so before: XLA's
+    partitioner may end the process there (jaxlib 0.12, `ReplicateOnLastTileDim`). So is what is gathered
+    while an axis of the mesh splits nothing.
 
     Args:
         node: any operation.
         assignment: how values shall lie.
         mesh: the mesh.
     """
-    if node.op not in ("concatenate", "dot_general") or node.results[0] not in assignment:
+    if not (node.op == "concatenate" or node.op in PRODUCTS) or node.results[0] not in assignment:
         return
     before, after = _lie(node.operands, assignment), _lie(node.results, assignment)
     if not node.result.is_static or any(layout.partial for layout in (*before, *after)):
         return
     strategy, _ = cheapest(node, before, after, mesh)
+    is_idle = node.op in PRODUCTS and _has_idle_axis(strategy, mesh)
     for place, want in enumerate(strategy.operands):
-        if want != before[place] and (node.op == "concatenate" or _is_uneven(node, place, before, want)):
+        if want == before[place]:
+            continue
+        pairs = list(zip(before[place].dims, want.dims, strict=True))
+        gathered = is_idle and any(set(have) - set(need) for have, need in pairs)
+        cut = node.op == "dot_general" and any(_is_cut_otherwise(*pair) for pair in pairs)
+        if node.op == "concatenate" or gathered or cut:
             yield place, want
 
 
-def _is_uneven(node: Node, place: int, before: list[Layout], want: Layout) -> bool:
-    """Whether a dimension that the other operand has too stays split, but otherwise than it is."""
-    dims = factors_of(node).operands
-    shared = {factor for each in dims[1 - place] for factor in each}
-    return any(
-        not shared.isdisjoint(factors) and _is_cut_otherwise(have, need)
-        for factors, have, need in zip(dims[place], before[place].dims, want.dims, strict=True)
-    )
+def _has_idle_axis(strategy: Strategy, mesh: MeshSpec) -> bool:
+    """Whether an axis of the mesh splits neither operands nor results, and completes no sum."""
+    layouts = (*strategy.operands, *strategy.results)
+    used = {name for each in layouts for name in (*chain.from_iterable(each.dims), *each.partial)}
+    return any(axis.size > 1 and axis.name not in used for axis in mesh.axes)
 
 
 def _is_cut_otherwise(have: tuple[str, ...], want: tuple[str, ...]) -> bool:

@@ -84,8 +84,8 @@ CHIPS: Final[Mapping[str, Chip]] = MappingProxyType(
             Chip("v5e", _tpu(197e12, 394e12, 8.1e11), 16 * _GIB, Link("ici", 5e10, 1e-6), _DCN, 16, 2),
             Chip("v5p", _tpu(459e12, 918e12, 2.8e12), 95 * _GIB, Link("ici", 1e11, 1e-6), _DCN, 4, 3),
             Chip("v6e", _tpu(918e12, 1836e12, 1.6e12), 32 * _GIB, Link("ici", 1e11, 1e-6), _DCN, 16, 2),
-            Chip("h100", _gpu(800e12, 3.35e12), 80 * _GIB, _NVLINK, _INFINIBAND),
-            Chip("h200", GPU, 141 * _GIB, _NVLINK, _INFINIBAND),
+            Chip("h100", _gpu(800e12, 3.35e12), 84978434048, _NVLINK, _INFINIBAND),  # as XLA sees them
+            Chip("h200", GPU, 150754820096, _NVLINK, _INFINIBAND),
         )
     }
 )

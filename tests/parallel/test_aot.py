@@ -187,7 +187,7 @@ def test_compilers_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(TopologyError, match=r"needs the TPU compiler: pip install 'lepton-jax\[tpu\]'"):
         get_topology("v5e:2x2")
     with pytest.raises(
-        TopologyError, match="needs JAX's CUDA plug-in, no GPU: pip install 'jax-cuda12-plugin=="
+        TopologyError, match=r"needs JAX's CUDA plug-in, no GPU: pip install 'lepton-jax\[cuda-aot\]'"
     ):
         get_topology("h100:1x4")
 

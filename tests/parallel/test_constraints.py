@@ -16,6 +16,7 @@ import lepton_jax as lepton
 from lepton_jax.ir import trace
 from lepton_jax.ir.cutting.inlined import inline_calls
 from lepton_jax.ir.graph import Graph, Value
+from lepton_jax.parallel.aot.compile import compile_for
 from lepton_jax.parallel.constraints import constrain
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
@@ -126,6 +127,68 @@ def test_what_is_summed_over_is_split_alike_in_both_operands() -> None:
         {"dot_general": P("model", "data")},
     )
     assert found == [("input", [P("data")]), ("dot_general", [P("model", "data")])]
+
+
+def test_what_stays_split_otherwise_is_laid_so_before() -> None:
+    """XLA for GPUs ends the process at products with the transpose of a weight that is gathered in part."""
+    found = constrained(
+        lambda x, w: jnp.tanh(x @ w.T),
+        [(8, 16), (32, 16)],
+        [P("model"), P(("data", "model"))],
+        {"dot_general": P("model", "data")},
+    )
+    assert ("input", [P("data", None)]) in found or ("transpose", [P(None, "data")]) in found
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+def test_devices_along_an_idle_axis_are_left_out(scanned: bool) -> None:
+    """FSDP over one axis of two: XLA would let the other gather, and scatter, a part each."""
+
+    def step(ws: Any, x: Any) -> Any:
+        def loss(ws: Any) -> Any:
+            if scanned:
+                return (jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, ws)[0] ** 2).mean()
+            return (jnp.tanh(x @ ws[0]) ** 2).mean()
+
+        return jax.tree.map(lambda w, g: w - g, ws, jax.grad(loss)(ws))
+
+    args = (jax.ShapeDtypeStruct((2, 64, 64), "float32"), jax.ShapeDtypeStruct((128, 64), "float32"))
+    shard = {"ws": P(None, None, "data"), "x": P("data")}
+    found = compile_for(
+        lepton.optimize(step, "none", mesh="data=2,model=4", shard=shard), args, "cpu:8", "data=2,model=4"
+    )
+    assert found.collectives
+    assert {(each.kind, each.axes) for each in found.collectives} <= {
+        ("all-gather", ("data",)),
+        ("all-reduce", ("data",)),
+    }
+
+
+def test_what_stands_behind_a_constraint_is_known() -> None:
+    """A carry that lies over two axes, and weights that do: the product is made as it shall lie."""
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "model"))
+    shard = {"ws": P(None, ("data", "model")), "x": P(("data", "model"))}
+    f = lepton.optimize(
+        lambda ws, x: jax.lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, ws)[0],
+        "none",
+        mesh=mesh,
+        shard=shard,
+    )
+    text = f.lower(np.ones((2, 64, 64), "float32"), np.ones((64, 64), "float32")).as_text()
+    assert '[{"model"}, {}]' not in text and '[{"data", "model"}, {}]' in text
+
+
+def test_a_product_of_experts_is_told_where_its_transpose_lies_otherwise() -> None:
+    """All that is split of it goes through it, but XLA would lay it as its reader."""
+    found = dict(
+        constrained(
+            lambda x, masks: jnp.tanh(jnp.einsum("bte,btd->ebd", masks, x)),
+            [(8, 16, 64), (8, 16, 8)],
+            [P("data"), P("data")],
+            {"dot_general": P("data"), "transpose": P("data")},
+        )
+    )
+    assert found["dot_general"] == [P("data")]
 
 
 def test_a_scattered_sum_is_kept_apart_from_slices() -> None:

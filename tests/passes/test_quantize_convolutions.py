@@ -165,3 +165,19 @@ def test_one_kernel_for_all_examples(numbers: Any, shape: Any, kernel: Any, grou
         assert model.nbytes <= 0.39 * sum(weight.nbytes for weight in params.values()), options
         assert sqnr(expected, model(x)) > (12 if "int4" in options else 32), options
         assert all(done(model.report().passes.sites).values())
+
+
+def test_a_gpu_convolves_no_float8() -> None:
+    """XLA for GPUs would widen the codes to float32: in bfloat16 they are decoded before."""
+    w, x = floats(3, 3, 8, 8), floats(2, 5, 5, 8)
+    for target, is_left in (("gpu", True), ("tpu", False)):
+        model = lepton.compile(
+            convolution(NHWC),
+            w,
+            x,
+            passes="default,quantize{weights=fp8_e4m3,activations=dynamic}",
+            target=target,
+        )
+        said = "activations stay in floats: a gpu convolves fp8_e4m3 as float32"
+        assert (said in str(model.report())) == is_left
+        assert sqnr(convolution(NHWC)(w, x), model(x)) > 25

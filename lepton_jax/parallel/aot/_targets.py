@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Final
 
+from lepton_jax.targets.chips import get_chip
+
 _HOPPER: Final = """gpu_device_info {{
   threads_per_block_limit: 1024
   threads_per_warp: 32
@@ -32,8 +34,10 @@ device_description_str: "{name}"
 
 GPU_TARGETS: Final = MappingProxyType(
     {
-        "h100": _HOPPER.format(bandwidth=3352320000000, memory=84978434048, name="NVIDIA H100 80GB HBM3"),
-        "h200": _HOPPER.format(bandwidth=4800000000000, memory=150754820096, name="NVIDIA H200"),
+        "h100": _HOPPER.format(
+            bandwidth=3352320000000, memory=get_chip("h100").memory, name="NVIDIA H100 80GB HBM3"
+        ),
+        "h200": _HOPPER.format(bandwidth=4800000000000, memory=get_chip("h200").memory, name="NVIDIA H200"),
     }
 )
 """By the chip's name, in the text form of protocol buffers."""

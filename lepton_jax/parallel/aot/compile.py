@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.targets.chips import Chip
 
 _PLATFORMS: Final = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+
+_SHARE: Final = 0.75
+"""What JAX takes of a GPU's memory where nothing else is said."""
 
 
 def compile_for(
@@ -80,7 +84,7 @@ def compile_for(
     )
     done = time.perf_counter()
     fits = memory is not None and memory.peak <= memory.available
-    tips, largest = ((), ()) if fits else _advice(lowered, memory, shortage, spec)
+    tips, largest = (_share(memory, target), ()) if fits else _advice(lowered, memory, shortage, spec)
     return Compiled(
         name=_name(fun),
         topology=target,
@@ -239,6 +243,17 @@ def _flops(made: Any) -> float | None:
     costs = None if made is None else made.cost_analysis()
     found = None if not costs else costs.get("flops")
     return None if found is None or found < 0 else float(found)
+
+
+def _share(memory: Memory | None, target: Topology) -> tuple[str, ...]:
+    """That a program needs more of a GPU's memory than JAX takes by itself."""
+    if memory is None or target.platform != "gpu" or memory.peak <= _SHARE * memory.available:
+        return ()
+    share = math.ceil(100 * memory.peak / memory.available) / 100
+    return (
+        f"JAX takes {_SHARE:.0%} of a GPU's memory: set XLA_CLIENT_MEM_FRACTION={share:.2f} or more, which "
+        "leaves less to libraries",
+    )
 
 
 def _advice(

@@ -174,8 +174,7 @@ def _tpu(name: str, chip: str, layout: tuple[int, ...], slices: int) -> Topology
 def _gpu(name: str, chip: str, layout: tuple[int, ...], slices: int) -> Topology:
     if not any(_installed(f"jax_plugins.xla_cuda{version}") for version in (12, 13)):
         raise TopologyError(
-            f"compiling for {name} needs JAX's CUDA plug-in, no GPU: pip install "
-            f"'jax-cuda12-plugin=={jax.__version__}'"
+            f"compiling for {name} needs JAX's CUDA plug-in, no GPU: pip install 'lepton-jax[cuda-aot]'"
         )
     if len(layout) > 2:
         raise TopologyError(f"GPUs are nodes × GPUs, as 'h100:2x8', not {name!r}")

@@ -121,12 +121,12 @@ class _Walk:
         results = [self.wanted(value) for value in node.results]
         strategy, _ = cheapest(node, [self.lies(value) for value in node.operands], results, self.mesh)
         self.found.shares[node], self.found.times[node] = strategy.share, times
+        told = dict(needs(node, self.assignment, self.mesh)) if node.op in PRODUCTS else {}
         if node.op in PRODUCTS:
-            told = dict(needs(node, self.assignment, self.mesh))
             before = tuple(told.get(i) or self.lies(value) for i, value in enumerate(node.operands))
             self.products[node] = Product(node, before, strategy.results[0], strategy.share)
-        for value, layout in zip(node.operands, strategy.operands, strict=True):
-            self.bring(value, layout, node, times)
+        for place, (value, layout) in enumerate(zip(node.operands, strategy.operands, strict=True)):
+            self.bring(value, layout, node, times, told=place in told)
         self.found.note(node, self.loop)
         if node.op in RENAMES and node.operands[0] in self.given:
             self.given.update(node.results)
@@ -212,15 +212,15 @@ class _Walk:
                 return False
         return True
 
-    def bring(self, value: Value, layout: Layout, node: Node | None, times: int) -> None:
-        """Have a copy of a value that lies so."""
+    def bring(self, value: Value, layout: Layout, node: Node | None, times: int, told: bool = False) -> None:
+        """Have a copy of a value that lies so; `told`: there is a constraint that says so."""
         have = self.lies(value)
         if value.is_const or have == layout or is_made(value):
             return
         moves = reshard(self.sent_as(value), have, layout, self.mesh)
         height = None if node is None else self.heights.get(node, 0)
-        # What sums gather is one array for convolutions forward and backward, which turn its windows.
-        summed = any(each.kind == "all-reduce" for each in moves)
+        # What sums and constraints gather is one array for convolutions there and back, which turn windows.
+        summed = told or any(each.kind == "all-reduce" for each in moves)
         if self.copies.has(turned(value) if summed else value, layout, moves, height):
             return
         self.add(moves, value, node, times)

@@ -143,7 +143,7 @@ def has_kernel() -> bool:
     """Whether Pallas can compile the kernel in this process.
 
     It needs to know the GPU: one that is at hand, from Ampere on, or an abstract one
-    (`jax.sharding.AbstractDevice`).
+    (`jax.sharding.AbstractDevice`), as that of arguments that lie on GPUs that are not there.
     """
     try:
         from jax.experimental.pallas import triton
@@ -166,6 +166,12 @@ def _device() -> Any:
         return jax.devices("cuda")[0]
     except RuntimeError:
         return None
+
+
+def _kind() -> str:
+    """What the GPU is called that is at hand, or compiled for."""
+    device = _device() or getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return str(getattr(device, "device_kind", ""))
 
 
 @functools.cache
@@ -215,13 +221,7 @@ def call_kernel(
     rows, columns = x.shape[0], words.shape[0]
     inner = words.shape[1] * (WORD // layout.bits)
     size = blocks or blocks_for(
-        rows,
-        layout.columns,
-        layout.inner,
-        layout.bits,
-        layout.group,
-        layout.width,
-        str(getattr(_device(), "device_kind", "")),
+        rows, layout.columns, layout.inner, layout.bits, layout.group, layout.width, _kind()
     )
     if inner > layout.inner:
         x = jnp.pad(x, ((0, 0), (0, inner - layout.inner)))
