@@ -197,8 +197,8 @@ def _differs(given: Form, wanted: Form) -> str:
     extra = sorted(set(wanted.names) ^ set(given.names))
     which = f" (they differ in {', '.join(extra)})" if extra else ""
     return (
-        "these parameters were prepared for arguments of other shapes or dtypes, whose program keeps them in "
-        f"another form{which}: prepare them again with arguments of these"
+        "these parameters were prepared for arguments of other shapes or dtypes, or under another "
+        f"jax.set_mesh, whose program keeps them in another form{which}: prepare them again, as for this call"
     )
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 import lepton_jax as lepton
 from lepton_jax import PrepareError
@@ -41,15 +42,19 @@ def test_prepared_parameters_serve_a_call_on_a_mesh() -> None:
 
 
 @pytest.mark.parametrize(
-    ("passes", "devices"), [("quantize{weights=fp8_e4m3,activations=dynamic}", 8), ("palettize{bits=4}", 1)]
+    ("passes", "devices", "axes"),
+    [
+        ("quantize{weights=fp8_e4m3,activations=dynamic}", 8, AxisType.Auto),
+        ("palettize{bits=4}", 1, AxisType.Auto),
+        ("quantize{weights=int4,group=32}", 8, AxisType.Explicit),
+    ],
 )
-def test_models_serve_a_call_with_a_mesh_around(passes: str, devices: int) -> None:
-    """Calls to functions of JAX that stay in `prepare` keep the mesh around them."""
+def test_models_serve_a_call_with_a_mesh_around(passes: str, devices: int, axes: AxisType) -> None:
+    """Calls to functions of JAX that stay in `prepare` keep the mesh around them; a mesh makes more."""
     w, x = jnp.ones((64, 32), jnp.bfloat16), jnp.ones((16, 64), jnp.bfloat16)
     model = lepton.compile(lambda w, x: x @ w, w, x, passes=f"default,{passes}")
     expected = model(x)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("d",))
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("d",), (axes,))):
         assert (model(x) == expected).all()
 
 

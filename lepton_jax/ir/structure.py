@@ -118,6 +118,11 @@ def _is_mark(node: Node) -> bool:
     )
 
 
+def _is_call(node: Node) -> bool:
+    """Whether a node calls a body that counts as if it stood there: a mesh around makes more of them."""
+    return node.op == "jit" and len(node.regions) == 1 and _jax.jit_is_plain(node.params)
+
+
 def _off_mesh(params: Mapping[str, Any]) -> Mapping[str, Any]:
     """Parameters without the mesh around the trace, which calls keep as one of theirs."""
     return {name: _value_off_mesh(value) for name, value in params.items() if name != "ctx_mesh"}
@@ -155,19 +160,31 @@ def _graph_key(graph: Graph, constant: Callable[[Value], Any] = operand_key) -> 
     is_content = constant is not operand_key
     avals = (_jax.aval_off_mesh(v.aval) if is_content else v.aval for v in graph.inputs)
     lines: list[Any] = [tuple(avals)]
-    for node in graph:
-        if is_content and _is_mark(node):
-            numbers.update(zip(node.results, map(number, node.operands), strict=True))
-            continue
-        params = params_key(_off_mesh(node.params) if is_content else node.params)
-        regions = [inner(region) for region in node.regions]
-        if params is None or node.effects or any(key is None for key in regions):
-            return None
-        operands = tuple(map(number, node.operands))
-        context = _jax.context_off_mesh(node.context) if is_content else node.context
-        lines.append((node.op, context, params, operands, tuple(regions), len(node.results)))
-        for value in node.results:
-            number(value)
+
+    def write(graph: Graph) -> bool:
+        for node in graph:
+            if is_content and _is_mark(node):
+                numbers.update(zip(node.results, map(number, node.operands), strict=True))
+                continue
+            if is_content and _is_call(node):
+                (body,) = node.regions
+                numbers.update(zip(body.inputs, map(number, node.operands), strict=True))
+                if not write(body):
+                    return False
+                numbers.update(zip(node.results, map(number, body.outputs), strict=True))
+                continue
+            params = params_key(_off_mesh(node.params) if is_content else node.params)
+            regions = [inner(region) for region in node.regions]
+            if params is None or node.effects or any(key is None for key in regions):
+                return False
+            operands = tuple(map(number, node.operands))
+            context = _jax.context_off_mesh(node.context) if is_content else node.context
+            lines.append((node.op, context, params, operands, tuple(regions), len(node.results)))
+            numbers.update((value, next(fresh)) for value in node.results)  # a body may be called twice
+        return True
+
+    if not write(graph):
+        return None
     lines.append(tuple(map(number, graph.outputs)))
     return _Interned(tuple(lines))
 
