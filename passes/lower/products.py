@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeAlias
 
@@ -13,7 +14,7 @@ from lepton_jax.ir import _jax
 from lepton_jax.ir.binding import Sources, parameters_of
 from lepton_jax.ir.cost import bytes_of, dtype_name, size_of
 from lepton_jax.ir.graph import Graph, Node, Value, constant
-from lepton_jax.passes.lower._layout import is_row_major
+from lepton_jax.passes.lower._layout import in_rows, is_in_rows, row_major
 from lepton_jax.passes.lower._products.sides import Product, product_of
 from lepton_jax.passes.lower._products.stored import is_early, readers, stem
 from lepton_jax.passes.lower._products.tables import is_table, is_viewed, keep_unsigned
@@ -34,6 +35,9 @@ _RULES: Final = {
 
 _LETTERS: Final = {"turned": "y", "rows": "y", "unsigned": "u", "plain": "n"}
 """How weights are kept that cost nothing to turn, in words such as `ynu`: turned, as they are, unsigned."""
+
+_TURNED: Final = ("turned", "unsigned")
+"""Where the weight stands of products whose result is transposed."""
 
 _SUMS: Final[dict[str, tuple[str, ...]]] = {
     "int8": ("int32",),
@@ -106,8 +110,12 @@ class Products(Pass):
         early = parameters_of(graph, ctx.params) if nodes and ctx.params else {}
         plans = [(node, *plan) for node in nodes if (plan := self._plan(node, early, ctx)) is not None]
         turned: Turned = {}
+        pin = row_major if ctx.rates.platform == "cpu" else None
+        is_mixed = pin is not None and any(form.weight_at in _TURNED for _, _, form in plans)
         for node, weight, form in plans:
-            rule = _RULES[form.weight_at]
+            rule, of_rows = _RULES[form.weight_at], form.weight_at == "rows"
+            if of_rows and not is_mixed and _stands(product_of(node, weight), form):
+                continue
             if ctx.fire(rule, node):
                 unsigned = form.weight_at == "unsigned"
                 if unsigned and (kept := keep_unsigned(node, weight, early, rule)) is not None:
@@ -115,8 +123,8 @@ class Products(Pass):
                 if not node.operands[1 - weight].is_static:
                     _read_turned(node, weight, rule, turned, unsigned=unsigned)
                     continue
-                pin = ctx.rates.platform == "cpu"
-                _write(node, product_of(node, weight), form, rule, turned, pin=pin)
+                product = product_of(node, weight)
+                _write(node, product, form, rule, turned, pin=in_rows if of_rows and is_mixed else pin)
                 erase_dead(node)
 
     def _plan(self, node: Node, early: Sources, ctx: PassContext) -> tuple[int, Form] | None:
@@ -223,7 +231,8 @@ def _form_of(
         return None
     if form is None or (form.weight_at == "plain" and not weight.is_by_columns):
         return None
-    return None if _stands(product, form, pinned=(platform, dtype) == ("cpu", "int8")) else form
+    pinned = (platform, dtype, form.weight_at) == ("cpu", "int8", "rows")
+    return None if _stands(product, form, pinned=pinned) else form
 
 
 def _form_of_any(product: Product, dtype: str, may_turn: bool, ctx: PassContext, *, told: str) -> Form | None:
@@ -239,11 +248,11 @@ def _form_of_any(product: Product, dtype: str, may_turn: bool, ctx: PassContext,
     return None if form is None or form.weight_at == "plain" else form
 
 
-def _stands(product: Product, form: Form, *, pinned: bool) -> bool:
+def _stands(product: Product, form: Form, *, pinned: bool = False) -> bool:
     """Whether a product has the form already.
 
     Args:
-        pinned: whether activations that are computed must be pinned, see `row_major`.
+        pinned: whether activations that are computed must be pinned too, see `in_rows`.
     """
     if product.x.rows != form.rows:
         return False
@@ -251,12 +260,14 @@ def _stands(product: Product, form: Form, *, pinned: bool) -> bool:
         return True
     if form.weight_at == "unsigned":
         return False
-    if pinned and (made_by := product.x.value.node) is not None and not is_row_major(made_by):
+    if pinned and (made_by := product.x.value.node) is not None and not is_in_rows(made_by):
         return False
     return product.weight.is_by_rows and product.x_first == (form.weight_at == "rows")
 
 
-def _write(node: Node, product: Product, form: Form, rule: str, turned: Turned, *, pin: bool) -> None:
+def _write(
+    node: Node, product: Product, form: Form, rule: str, turned: Turned, *, pin: Callable[..., Any] | None
+) -> None:
     """Put the product in its form in place of a node."""
     order = product.weight.order(by_rows=form.weight_at != "plain")
     weight, unsigned = product.weight.value, form.weight_at == "unsigned"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,13 +12,12 @@ from jax import lax
 
 from lepton_jax.ir.binding import store
 from lepton_jax.ir.graph import Node
-from lepton_jax.passes.lower._layout import row_major
 from lepton_jax.passes.lower._products.sides import Ints, Product
 from lepton_jax.passes.lower._products.unsigned import as_signed, as_unsigned, product_with_codes
 from lepton_jax.targets.forms import Form
 
 
-def arguments(product: Product, form: Form, node: Node, *, pin: bool) -> dict[str, Any]:
+def arguments(product: Product, form: Form, node: Node, *, pin: Callable[..., Any] | None) -> dict[str, Any]:
     """The static arguments of `write_product`, for a dot_general read as a product."""
     x, precision = product.x, node.params["precision"]
     return {
@@ -60,7 +60,7 @@ def write_product(
     x_first: bool,
     x_order: Ints | None,
     x_by_rows: bool,
-    pin: bool,
+    pin: Callable[[jax.Array], jax.Array] | None,
     precision: Any,
     wide: Any,
     dtype: Any,
@@ -78,7 +78,7 @@ def write_product(
         x_first: whether the result has the activations' dimensions first.
         x_order: the order to put the activations' dimensions in first; None: as they are.
         x_by_rows: whether the activations have what is summed over last.
-        pin: whether the activations must be row-major in memory.
+        pin: puts the activations row-major in memory, where they must be.
         precision: of the product, the activations' first where there are two.
         wide: what is summed up in.
         dtype: of the result.
@@ -93,8 +93,8 @@ def write_product(
         more = [(0, 0, 0)] * x.ndim
         more[n if x_by_rows else n + 1] = (0, form.rows - count, 0)
         x = lax.pad(x, jnp.zeros((), x.dtype), more)
-    if pin:
-        x = row_major(x)
+    if pin is not None:
+        x = pin(x)
     by_rows = form.weight_at != "plain"
     matrix = lax.reshape(weight, (*batch, width, inner) if by_rows else (*batch, inner, width))
     turned = form.weight_at in ("turned", "unsigned")

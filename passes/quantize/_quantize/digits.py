@@ -22,6 +22,7 @@ from jax import lax
 from lepton_jax.ir.binding import store
 from lepton_jax.numerics.packing import pack, pieces, unpack_pieces
 from lepton_jax.numerics.quantize import Scheme, decode, scale_of
+from lepton_jax.passes.lower._layout import row_major
 from lepton_jax.passes.lower._products.unsigned import as_signed, as_unsigned
 from lepton_jax.passes.lower._products.write import write_product
 from lepton_jax.passes.quantize._quantize.blocks import joined, ordered
@@ -309,7 +310,7 @@ def _dot(digits: jax.Array, codes: jax.Array, *, unsigned: bool = False) -> jax.
         x_first=True,
         x_order=None,
         x_by_rows=True,
-        pin=True,
+        pin=row_major,
         precision=None,
         wide=jnp.int32,
         dtype=jnp.int32,
