@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -112,7 +112,9 @@ def content_key(graph: Graph) -> Any:
 
 
 def _is_mark(node: Node) -> bool:
-    """Whether a node tells JAX where an array lies in a `shard_map` and does nothing else."""
+    """Whether a node tells JAX where an array lies, or that its type is meant, and does nothing else."""
+    if node.op == "convert_element_type":
+        return bool(node.operands[0].dtype == node.result.dtype)
     return node.op == VARY or (
         node.op == "reshard" and _jax.sharding_off_mesh(node.params["dst_sharding"]) is None
     )
@@ -144,49 +146,72 @@ def _content(value: Value) -> Any:
 
 
 def _graph_key(graph: Graph, constant: Callable[[Value], Any] = operand_key) -> Any | None:
-    inner = graph_key if constant is operand_key else functools.partial(_graph_key, constant=constant)
-    numbers: dict[Value, Any] = {}
-    fresh = itertools.count()
-
-    def number(value: Value) -> Any:
-        if value.is_const:
-            return constant(value)
-        if value not in numbers:
-            numbers[value] = next(fresh)
-        return numbers[value]
-
-    for value in graph.inputs:
-        number(value)
     is_content = constant is not operand_key
-    avals = (_jax.aval_off_mesh(v.aval) if is_content else v.aval for v in graph.inputs)
-    lines: list[Any] = [tuple(avals)]
+    lines = _Lines(constant, is_content)
+    avals = tuple(_jax.aval_off_mesh(v.aval) if is_content else v.aval for v in graph.inputs)
+    for value in graph.inputs:
+        lines.number(value)
+    if not lines.write(graph):
+        return None
+    return _Interned((avals, *lines.lines, tuple(map(lines.number, graph.outputs))))
 
-    def write(graph: Graph) -> bool:
+
+class _Lines:
+    """A program in lines, its values numbered.
+
+    Args:
+        constant: a key for a constant.
+        is_content: what is computed counts, not how the program is written: marks and calls do not, nor does
+            what is computed twice.
+    """
+
+    def __init__(self, constant: Callable[[Value], Any], is_content: bool) -> None:
+        self.lines: list[Any] = []
+        self._constant, self._is_content = constant, is_content
+        self._region = functools.partial(_graph_key, constant=constant) if is_content else graph_key
+        self._numbers: dict[Value, Any] = {}
+        self._made: dict[Any, list[int]] = {}
+        self._fresh = itertools.count()
+
+    def number(self, value: Value) -> Any:
+        """The number of a value, or the key of a constant."""
+        if value.is_const:
+            return self._constant(value)
+        if value not in self._numbers:
+            self._numbers[value] = next(self._fresh)
+        return self._numbers[value]
+
+    def write(self, graph: Graph) -> bool:
+        """Write the nodes of a graph; False where one has no key."""
         for node in graph:
-            if is_content and _is_mark(node):
-                numbers.update(zip(node.results, map(number, node.operands), strict=True))
-                continue
-            if is_content and _is_call(node):
-                (body,) = node.regions
-                numbers.update(zip(body.inputs, map(number, node.operands), strict=True))
-                if not write(body):
+            if self._is_content and _is_mark(node):
+                self._name(node.results, node.operands)
+            elif self._is_content and _is_call(node):
+                self._name(node.regions[0].inputs, node.operands)
+                if not self.write(node.regions[0]):
                     return False
-                numbers.update(zip(node.results, map(number, body.outputs), strict=True))
-                continue
-            params = params_key(_off_mesh(node.params) if is_content else node.params)
-            regions = [inner(region) for region in node.regions]
-            if params is None or node.effects or any(key is None for key in regions):
+                self._name(node.results, node.regions[0].outputs)
+            elif not self._write(node):
                 return False
-            operands = tuple(map(number, node.operands))
-            context = _jax.context_off_mesh(node.context) if is_content else node.context
-            lines.append((node.op, context, params, operands, tuple(regions), len(node.results)))
-            numbers.update((value, next(fresh)) for value in node.results)  # a body may be called twice
         return True
 
-    if not write(graph):
-        return None
-    lines.append(tuple(map(number, graph.outputs)))
-    return _Interned(tuple(lines))
+    def _name(self, values: Sequence[Value], others: Sequence[Value]) -> None:
+        """Values are other names of these."""
+        self._numbers.update(zip(values, map(self.number, others), strict=True))
+
+    def _write(self, node: Node) -> bool:
+        params = params_key(_off_mesh(node.params) if self._is_content else node.params)
+        regions = [self._region(region) for region in node.regions]
+        if params is None or node.effects or any(key is None for key in regions):
+            return False
+        context = _jax.context_off_mesh(node.context) if self._is_content else node.context
+        operands = tuple(map(self.number, node.operands))
+        line = (node.op, context, params, operands, tuple(regions), len(node.results))
+        if not self._is_content or line not in self._made:
+            self.lines.append(line)
+            self._made[line] = [next(self._fresh) for _ in node.results]
+        self._numbers.update(zip(node.results, self._made[line], strict=True))
+        return True
 
 
 class _Interned:
