@@ -16,7 +16,7 @@ from lepton_jax.ir.cost import bytes_of, dtype_name, size_of
 from lepton_jax.ir.graph import Graph, Node, Value, constant
 from lepton_jax.passes.lower._layout import in_rows, is_in_rows, row_major
 from lepton_jax.passes.lower._products.sides import Product, product_of
-from lepton_jax.passes.lower._products.stored import is_early, readers, stem
+from lepton_jax.passes.lower._products.stored import is_early, readers, runs_early, stem
 from lepton_jax.passes.lower._products.tables import is_table, is_viewed, keep_unsigned
 from lepton_jax.passes.lower._products.unsigned import as_signed, as_unsigned
 from lepton_jax.passes.lower._products.write import arguments, transposed, turned_and_back, write_product
@@ -202,7 +202,7 @@ def _may_turn(node: Node, position: int, early: Sources) -> bool:
 
 def _reads_alike(node: Node, position: int, other: Node, place: int, early: Sources) -> bool:
     """Whether `other`, which reads the weight at `place`, is early or sums over the same dimensions of it."""
-    if other is node or (other.results and all(v in early for v in other.results)):
+    if other is node or runs_early(other, early):
         return True
     if other.op != "dot_general":
         return False

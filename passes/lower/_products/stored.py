@@ -21,6 +21,11 @@ def is_early(value: Value, early: Sources) -> bool:
     return source.is_const or source in early
 
 
+def runs_early(node: Node, early: Sources) -> bool:
+    """Whether `prepare` runs a node."""
+    return bool(node.results) and all(value in early for value in node.results)
+
+
 def readers(value: Value) -> Iterator[tuple[Node, int]]:
     """Who reads a value, and as which operand, marks of `store` looked through."""
     return value.readers(is_stored)

@@ -11,7 +11,7 @@ from jax import lax
 from lepton_jax.ir.binding import Sources
 from lepton_jax.ir.graph import Node, Value
 from lepton_jax.passes.lower._products.sides import product_of
-from lepton_jax.passes.lower._products.stored import readers, stem
+from lepton_jax.passes.lower._products.stored import readers, runs_early, stem
 from lepton_jax.passes.lower._products.unsigned import as_signed
 from lepton_jax.passes.lower._products.write import transposed
 from lepton_jax.rewrite import rewrite
@@ -33,7 +33,7 @@ def is_viewed(weight: Value, early: Sources) -> bool:
     source = stem(weight)
     while source.node is not None and source.node.op in ("transpose", "reshape", "squeeze"):
         source = stem(source.node.operands[0])
-        late = (node for node, _ in readers(source) if not _is_early(node, early))
+        late = (node for node, _ in readers(source) if not runs_early(node, early))
         if any(node.op != "dot_general" for node in late):
             return True
     return False
@@ -58,7 +58,7 @@ def keep_unsigned(node: Node, position: int, early: Sources, rule: str) -> Value
 
 def _others(node: Node, source: Value, early: Sources) -> list[tuple[Node, int]]:
     """Who else reads a table late, and as which operand."""
-    return [use for use in readers(source) if use[0] is not node and not _is_early(use[0], early)]
+    return [use for use in readers(source) if use[0] is not node and not runs_early(use[0], early)]
 
 
 def _takes(node: Node) -> bool:
@@ -74,7 +74,3 @@ def _taken(table: jax.Array, *where: jax.Array, op: str, params: Sequence[tuple[
         return as_signed(lax.dynamic_slice(table, where, options["slice_sizes"]))
     (indices,) = where
     return as_signed(lax.gather(table, indices, **options))
-
-
-def _is_early(node: Node, early: Sources) -> bool:
-    return bool(node.results) and all(value in early for value in node.results)

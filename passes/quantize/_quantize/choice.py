@@ -125,9 +125,9 @@ def _ragged(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
     shape = use.weight.shape
     axis = max(contracted, key=lambda i: shape[i])
     scheme = scheme_of(settings, use.weight.ndim, contracted, axis)
-    refused = why_not_codes(scheme, settings)
+    refused, by_group = why_not_codes(scheme, settings), ragged.why_not_codes(node)
     if settings.activations != "none":
-        refused = refused or ragged.why_not_codes(node)
+        refused = refused or by_group
         if scheme.group_sizes or not scheme.symmetric:
             refused = "ragged products take one scale for each output, without zero points"
     layout = MatrixLayout(contracted, (*batch, *numbers.rhs_group_dimensions))
@@ -136,7 +136,7 @@ def _ragged(use: WeightUse, settings: Quantize, ctx: PassContext) -> Plan | str:
         scheme, replace(settings, method="round") if one_by_one else settings, refused, layout
     )
     activations = None if refused else activations_of(settings, rows)
-    decodes = settings.products != "auto" or activations is not None or ragged.why_not_codes(node) is not None
+    decodes = settings.products != "auto" or activations is not None or by_group is not None
     watchers = watchers_of(storage, activations, settings)
     if storage.method == "gptq":
         watchers.append(HessianSeen(rows, (), math.prod(shape[i] for i in contracted), ()))
