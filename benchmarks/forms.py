@@ -82,7 +82,7 @@ def products(quick: bool) -> dict[str, dict[str, float]]:
     size, copies, rounds = (128, 2, 2) if quick else (2048, 4, 9)
     found = {}
     for dtype in SUMS:
-        for rows in (1, 16) if quick else (1, 4, 16, 64, 256):
+        for rows in (1, 16) if quick else (1, 4, 16, 48, 64, 256):
             found[f"{dtype}, {rows} rows"] = least(forms_of_product(dtype, rows, size, copies), rounds)
     return found
 

@@ -7,7 +7,7 @@ them: what they do not name stays as it is.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -68,6 +68,8 @@ class Limits:
     merged: int = 0
 
 
+_INT8: Final = Limits(turned_rows=64, least_rows=4, lone_row=4, by_columns=True, merged=2**22)
+
 # On CPU, XLA hands products to a library when they have a form that it knows. One row of int8
 # never has, and four rows are 10× faster. A product with few rows is fast with the weight on the left, of
 # which the library then copies nothing. On GPU, int8 and fp8 products want both matrices stored along what
@@ -75,7 +77,7 @@ class Limits:
 # float32 only at some numbers of rows, and slower at one.
 PRODUCTS: Final[Mapping[tuple[str, str], Limits]] = MappingProxyType(
     {
-        ("cpu", "int8"): Limits(turned_rows=64, least_rows=4, lone_row=4, by_columns=True, merged=2**22),
+        ("cpu", "int8"): _INT8,
         ("cpu", "float32"): Limits(turned_rows=32, by_rows=False),
         ("gpu", "int8"): Limits(),
         ("gpu", "float8_e4m3fn"): Limits(),
@@ -87,6 +89,12 @@ PRODUCTS: Final[Mapping[tuple[str, str], Limits]] = MappingProxyType(
 # int8: the weight on the left, and one row padded to four. Without such instructions they are best left to
 # XLA. int8 has the same forms with instructions for it (VNNI, AMX) and without.
 _BFLOAT16: Final = Limits(turned_rows=64, by_rows=False, least_rows=4, lone_row=4)
+
+_UNEVEN: Final = range(33, 64) if jax.__version_info__ >= (0, 11) else range(49, 64)
+"""Rows with which w·xᵀ takes longer than with 64, with VNNI: the library multiplies 32 or 64 at once."""
+
+_TURNED_ROWS: Final = 32 if jax.__version_info__ >= (0, 11) else 64
+"""Rows up to which w·xᵀ of int8 is at least as fast as x·wᵀ, with VNNI."""
 
 _MANY_ROWS: Final = 128
 """Rows up to which a weight has to be faster as unsigned numbers, to be kept so for any number of rows."""
@@ -101,6 +109,8 @@ def limits_of(platform: str, dtype: str) -> Limits | None:
     """
     if (platform, dtype) == ("cpu", "bfloat16"):
         return _BFLOAT16 if processor.multiplies_bfloat16() else None
+    if (platform, dtype) == ("cpu", "int8") and processor.wants_unsigned():
+        return replace(_INT8, turned_rows=_TURNED_ROWS)
     return PRODUCTS.get((platform, dtype))
 
 
@@ -121,6 +131,19 @@ def unsigned_rows(platform: str, dtype: str, elements: int) -> int:
     if (platform, dtype) != ("cpu", "int8") or not processor.wants_unsigned():
         return 0
     return next((rows for least, rows in _UNSIGNED if elements >= least), 0)
+
+
+def unsigned_form(rows: int) -> Form:
+    """The form of a product with a weight stored as unsigned numbers.
+
+    Args:
+        rows: of the activations.
+
+    Example:
+        >>> unsigned_form(1).rows, unsigned_form(60).rows, unsigned_form(65).rows
+        (4, 64, 65)
+    """
+    return Form("unsigned", _UNEVEN.stop if rows in _UNEVEN else max(rows, _INT8.least_rows))
 
 
 def keeps_unsigned(platform: str, elements: int) -> bool:
@@ -183,7 +206,7 @@ def product_form(
         return Form("plain", limits.lone_row) if rows == 1 < limits.lone_row else None
     padded = max(rows, limits.least_rows)
     if shifts and padded < columns and padded <= unsigned_rows(platform, dtype, inner * columns):
-        return Form("unsigned", padded)
+        return unsigned_form(rows)
     if padded <= limits.turned_rows and padded < columns:
         return Form("turned", padded)
     return Form("rows", padded) if limits.by_rows or always else None
@@ -204,5 +227,6 @@ def form_by_columns(
     if limits is None or not limits.by_columns or rows == 0 or inner * columns < LEAST_WEIGHT:
         return None
     padded = max(rows, limits.least_rows)
-    shifted = shifts and padded <= unsigned_rows(platform, dtype, inner * columns)
-    return Form("unsigned" if shifted else "turned", padded)
+    if shifts and padded <= unsigned_rows(platform, dtype, inner * columns):
+        return unsigned_form(rows)
+    return Form("turned", padded)

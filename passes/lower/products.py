@@ -24,7 +24,7 @@ from lepton_jax.rewrite import Pass, PassContext, erase_dead, rewrite
 from lepton_jax.rewrite.context import Level
 from lepton_jax.rewrite.errors import PipelineError
 from lepton_jax.rewrite.replacement import write, write_before
-from lepton_jax.targets.forms import Form, form_by_columns, product_form
+from lepton_jax.targets.forms import Form, form_by_columns, product_form, unsigned_form
 
 _RULES: Final = {
     "turned": "turned-product",
@@ -50,9 +50,6 @@ _SUMS: Final[dict[str, tuple[str, ...]]] = {
 
 Turned: TypeAlias = dict[tuple[Value, tuple[int, ...], bool, Graph | None], Value]
 """Weights turned already: the weight, the order of its dimensions, whether unsigned, and where it is read."""
-
-_LEAST_UNSIGNED: Final = 4
-"""Rows of a product whose weight is kept unsigned, whatever is fastest."""
 
 _ANY: Final = 64
 """Rows of a product whose number of rows is not known."""
@@ -216,7 +213,7 @@ def _form_of(
     """The form to write a product in, None to leave it as it is."""
     x, weight, always = product.x, product.weight, told == "y" and dtype != "int8"
     if told == "u":
-        return Form("unsigned", max(x.rows, _LEAST_UNSIGNED))
+        return unsigned_form(x.rows)
     by_rows = may_turn or weight.is_by_rows
     platform, sizes = ctx.rates.platform, (x.rows, product.inner, weight.rows)
     if x.is_by_rows:

@@ -7,18 +7,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
-from lepton_jax.targets.forms import LEAST_WEIGHT, Form, form_by_columns, product_form
+from lepton_jax.targets import processor
+from lepton_jax.targets.forms import (
+    LEAST_WEIGHT,
+    Form,
+    WeightAt,
+    form_by_columns,
+    product_form,
+    unsigned_form,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
+LIBRARY_IS_NEW = jax.__version_info__ >= (0, 11)
 
 
 @pytest.mark.parametrize(
     ("case", "by_rows", "form"),
     [
         (("cpu", "int8", 1), True, Form("turned", 4)),
-        (("cpu", "int8", 64), True, Form("turned", 64)),
+        (("cpu", "int8", 32), True, Form("turned", 32)),
         (("cpu", "int8", 65), True, Form("rows", 65)),
         (("cpu", "int8", 1), False, Form("plain", 4)),
         (("cpu", "int8", 2), False, None),
@@ -35,6 +45,27 @@ ROOT = Path(__file__).resolve().parents[2]
 )
 def test_forms(case: tuple[str, str, int], by_rows: bool, form: Form | None) -> None:
     assert product_form(*case, 4096, 4096, by_rows=by_rows) == form
+
+
+@pytest.mark.parametrize(
+    ("instructions", "forms_of_rows"),
+    [
+        ({"avx2"}, ["turned", "turned", "rows"]),
+        ({"avx512_vnni", "amx_int8"}, ["turned", "turned", "rows"]),
+        ({"avx512_vnni"}, ["turned", "rows" if LIBRARY_IS_NEW else "turned", "rows"]),
+    ],
+)
+def test_a_few_more_rows_want_the_weight_on_the_right_with_vnni(
+    monkeypatch: pytest.MonkeyPatch, instructions: set[str], forms_of_rows: list[WeightAt]
+) -> None:
+    monkeypatch.setattr(processor, "has", lambda *names: set(names) <= instructions)
+    found = [product_form("cpu", "int8", rows, 512, 512, by_rows=True) for rows in (32, 49, 65)]
+    assert found == [Form(form, rows) for form, rows in zip(forms_of_rows, (32, 49, 65), strict=True)]
+
+
+def test_rows_of_unsigned_weights_are_filled_up_to_what_the_library_takes_at_once() -> None:
+    filled = 64 if LIBRARY_IS_NEW else 33
+    assert [unsigned_form(rows).rows for rows in (1, 32, 33, 63, 64, 65)] == [4, 32, filled, 64, 64, 65]
 
 
 def test_what_is_small_or_empty_is_left_alone() -> None:

@@ -27,7 +27,7 @@ from lepton_jax.passes.lower._products.unsigned import as_signed, as_unsigned
 from lepton_jax.passes.lower._products.write import write_product
 from lepton_jax.passes.quantize._quantize.blocks import joined, ordered
 from lepton_jax.passes.quantize._quantize.weights import Storage, coded
-from lepton_jax.targets.forms import Form, product_form, unsigned_rows
+from lepton_jax.targets.forms import Form, product_form, unsigned_form, unsigned_rows
 
 _BASE: Final = 128
 """Of the digits: they are -127 to 127, and those after the first -64 to 64."""
@@ -299,7 +299,7 @@ def _dot(digits: jax.Array, codes: jax.Array, *, unsigned: bool = False) -> jax.
     if unsigned and rows > unsigned_rows("cpu", "int8", codes.size):
         codes, unsigned = lax.optimization_barrier(as_signed(codes)), False
     fast = product_form("cpu", "int8", rows, inner, columns, by_rows=True, always=True)
-    form = Form("unsigned", max(rows, _FEW_ROWS)) if unsigned else fast or Form("rows", rows)
+    form = unsigned_form(rows) if unsigned else fast or Form("rows", rows)
     return write_product(
         digits,
         codes,
