@@ -16,9 +16,9 @@ from lepton_jax._prepared import Form, Prepared, PrepareError
 from lepton_jax._stage import Program, dynamic_leaves, forget_tracers, kind_of, manager_for, trace_call
 from lepton_jax.ir import _jax
 from lepton_jax.ir._varying import marking
+from lepton_jax.ir.content import content_key
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.split import Split, split
-from lepton_jax.ir.structure import content_key
 from lepton_jax.rewrite import Pipeline
 
 

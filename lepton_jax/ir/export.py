@@ -14,9 +14,9 @@ from typing import Any
 import jax
 
 from lepton_jax.ir import _jax, _varying
+from lepton_jax.ir.content import VARY
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.importer import from_jaxpr
-from lepton_jax.ir.structure import VARY
 
 Flat = Callable[..., list[Any]]
 

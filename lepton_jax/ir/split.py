@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from lepton_jax.ir.binding import Sources, is_unnamed, parameters_of
+from lepton_jax.ir.content import VARY
 from lepton_jax.ir.cost import bytes_of
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.inline import copy_node
-from lepton_jax.ir.structure import VARY
 
 _VIEWS: Final = frozenset({"reshape", "squeeze", "expand_dims", "broadcast_in_dim", "stop_gradient", VARY})
 """Operations that do not touch data, where they do not make more of it."""

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lepton_jax.ir.content import content_key
 from lepton_jax.ir.importer import from_jaxpr
-from lepton_jax.ir.structure import content_key
 
 X = jnp.ones((4, 3), jnp.float32)
 TABLE = np.arange(3, dtype=np.float32)
@@ -31,6 +31,8 @@ def plain(x: Any) -> Any:
         lambda x: (jnp.exp(x) * TABLE.copy(), jnp.exp(x) + 1),
         lambda x: (jax.jit(jnp.exp)(x) * TABLE, jnp.exp(x) + 1),  # in a body
         lambda x: ((y := jnp.exp(x)) * TABLE, y + 1),  # once
+        lambda x: ((z := jnp.exp(x) + 1, jnp.exp(x) * TABLE)[1], z),  # in another order
+        lambda x: (jnp.sin(x), plain(x))[1],  # beside what nobody reads
         lambda x: (jnp.exp(jax.lax.convert_element_type(x, "float32")) * TABLE, jnp.exp(x) + 1),
     ],
 )

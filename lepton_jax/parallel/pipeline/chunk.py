@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lepton_jax.ir.content import content_key
 from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.importer import trace
-from lepton_jax.ir.structure import content_key
 from lepton_jax.parallel.pipeline.halves import Halves, halves
 from lepton_jax.parallel.pipeline.packing import Packing
 from lepton_jax.parallel.pipeline.parts import Batch, Part, Piece, Sent

@@ -10,11 +10,11 @@ import jax
 from jax.sharding import PartitionSpec
 
 from lepton_jax.ir._jax import varying_axes
+from lepton_jax.ir.content import VARY
 from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.inline import inline_call, is_plain_call
 from lepton_jax.ir.regions import erase_dead_nodes
 from lepton_jax.ir.shards import axes_of_spec, axes_over, context_of, inside_avals
-from lepton_jax.ir.structure import VARY
 from lepton_jax.passes.loops._parts.piece import Piece, cut
 from lepton_jax.rewrite import rewrite
 from lepton_jax.rewrite.replacement import write_before
