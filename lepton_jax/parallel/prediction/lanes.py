@@ -13,7 +13,7 @@ So it is in programs for v5e that libtpu compiled, with 4 to 64 channels a part 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -24,6 +24,7 @@ from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction.elements import WINDOWS
 from lepton_jax.parallel.prediction.events import Walked
 from lepton_jax.parallel.prediction.sending import Sending
+from lepton_jax.parallel.prediction.steps import MINOR
 from lepton_jax.parallel.prediction.sizes import LANES, SUBLANES, covered_elements
 
 Tile: TypeAlias = tuple[int, int]
@@ -67,8 +68,16 @@ class Lanes:
             of images wait for.
     """
 
-    def __init__(self, walked: Walked, mesh: MeshSpec, sending: Sending, same: Mapping[Value, Value]) -> None:
-        """Find the convolutions in parts; `same` are values that are others."""
+    def __init__(
+        self,
+        inputs: Collection[Value],
+        walked: Walked,
+        mesh: MeshSpec,
+        sending: Sending,
+        same: Mapping[Value, Value],
+    ) -> None:
+        """Find the convolutions in parts of a program with such inputs; `same` are values that are others."""
+        self._inputs = set(inputs)
         self._walked = walked
         self._mesh = mesh
         self._same = same
@@ -89,11 +98,21 @@ class Lanes:
         self.at_once = set(order[:AT_ONCE] if len(order) >= MANY else ())
 
     def of(self, value: Value) -> Tile | None:
-        """How an array lies, as it is made; None where no loop makes what it is made of."""
+        """How an array lies, as it is made; None where no loop makes what it is made of.
+
+        Operations on elements make it as the largest of their operands lies. Of inputs the last dimension is in
+        the lanes and the one before in the rows, unless the first in the lanes and the last in the rows leaves
+        less room unused.
+        """
         while value in self._same:
             value = self._same[value]
         node = value.node
-        if node is None or not self.loops:
+        if not self.loops or value.ndim < MINOR:
+            return None
+        if value in self._inputs:
+            last = value.ndim - 1
+            return min((last, last - 1), (0, last), key=lambda tile: self.size(value, tile))
+        if node is None:
             return None
         if node in self.loops:
             return self.loops[node].result
@@ -118,10 +137,7 @@ class Lanes:
         return node in self.loops and self.loops[node].summed
 
     def lies(self, value: Value, root: Value, tile: Tile) -> bool:
-        """Whether a value that is made of one array in memory is that array, and lies so.
-
-        An input has channels in the lanes, and a row of an image in the rows, where that fills them as well.
-        """
+        """Whether a value that is made of one array in memory is that array, and lies so."""
         while value is not root:
             if value in self._same:
                 value = self._same[value]
@@ -129,8 +145,6 @@ class Lanes:
                 value = value.node.operands[0]
             else:
                 return False
-        if root.node is None:
-            return tile[0] < tile[1] and self.size(root, tile) < self.size(root, tile[::-1])
         return self.of(root) == tile
 
     def size(self, value: Value, tile: Tile) -> int:

@@ -50,7 +50,7 @@ class Leaves(Steps):
             mesh.chip.name in OUTSIDE,
             self._sending.apart,
         )
-        self._lanes = Lanes(walked, mesh, self._sending, self._fusing.same)
+        self._lanes = Lanes(graph.inputs, walked, mesh, self._sending, self._fusing.same)
         self._fusing.loops = {node for node in self._lanes.loops if node not in self._sending.scattered}
         self._left: list[Node] = []
         self._ran: set[Value] = set()
@@ -278,7 +278,7 @@ class Leaves(Steps):
                     inside[root] = None
 
     def _size(self, value: Value) -> int:
-        tile = self._lanes.of(value)
+        tile = None if value.node is None else self._lanes.of(value)
         return super()._size(value) if tile is None else self._lanes.size(value, tile)
 
     def _lay(self, product: Node, ahead: bool = False) -> dict[Value, Span]:
