@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from lepton_jax.ir.graph import Graph, Node, Value
@@ -10,7 +10,8 @@ from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction.elements import FUSED, RENAMED
 from lepton_jax.parallel.prediction.events import Walked
 from lepton_jax.parallel.prediction.fusing import Fusing
-from lepton_jax.parallel.prediction.lanes import Lanes, Tile, is_spread
+from lepton_jax.parallel.prediction.lanes import Lanes
+from lepton_jax.parallel.prediction.laying import Laying
 from lepton_jax.parallel.prediction.lookups import Lookups
 from lepton_jax.parallel.prediction.sending import Sending
 from lepton_jax.parallel.prediction.sizes import local_bytes, row_bytes
@@ -54,7 +55,7 @@ class Leaves(Steps):
         self._fusing.loops = {node for node in self._lanes.loops if node not in self._sending.scattered}
         self._left: list[Node] = []
         self._ran: set[Value] = set()
-        self._laid: dict[tuple[Value, Tile], Span | None] = {}
+        self._laying = Laying(self, self._lanes, self._fusing.made_of, self._read, self._sending.gathers)
         self._copies: dict[Value, Span] = {}
         self._gathered: dict[Span, list[Span]] = {}
         self._sliced: set[Value] = set()
@@ -74,10 +75,7 @@ class Leaves(Steps):
         return 1 if sent is None else self.mesh.size(*sent.axes)
 
     def adds_parts(self, node: Node) -> bool:
-        """Whether a loop adds up the parts of a product's result, and scatters them.
-
-        Not of convolutions: their operands are copied into other layouts for that, which is not followed.
-        """
+        """Whether a loop adds up the parts of a product's result, and scatters them; not of convolutions."""
         return node.op == "dot_general" and node in self._sending.scattered
 
     def waste(self, node: Node) -> float:
@@ -133,7 +131,7 @@ class Leaves(Steps):
     def _run_loops(self, last: Node) -> None:
         """Run the loops that scatter gradients of kernels, in the order of the program, to this one."""
         for loop in self._left:
-            self._lay(loop, ahead=True)
+            self._laying.before(loop, ahead=True)
         count = self._left.index(last) + 1
         now, self._left = self._left[:count], self._left[count:]
         for loop in now:
@@ -147,11 +145,13 @@ class Leaves(Steps):
     def _run(self, node: Node, written: Sequence[Value]) -> None:
         early = self._update(node, written)
         done = next((self._fusing.products[v] for v in written if v in self._fusing.products), node)
-        laid = self._lay(done)
+        laid = self._laying.before(done)
         step = early or self.step(done)
         if work := self._lanes.work(done):
             self.span(work).reads.append(step)
-        copied = self._read_laid(laid, step) | (set() if done is node else self._read_copies(done, step))
+        copied = self._laying.read(laid, step)
+        if done is not node:
+            copied |= self._read_copies(done, step)
         for value in node.operands:
             copy = self._copy(value, node)
             if copy is None:
@@ -280,40 +280,6 @@ class Leaves(Steps):
     def _size(self, value: Value) -> int:
         tile = None if value.node is None else self._lanes.of(value)
         return super()._size(value) if tile is None else self._lanes.size(value, tile)
-
-    def _lay(self, product: Node, ahead: bool = False) -> dict[Value, Span]:
-        """Copy what a loop over parts reads in other tiles than it was made in, for all such that read it."""
-        found: dict[Value, Span] = {}
-        for place, value in enumerate(product.operands):
-            tile = self._lanes.read(product, place)
-            if tile is None or (value, product) in self._sending.gathers:
-                continue
-            if is_spread(value):  # each loop makes it again
-                if not ahead:
-                    found[value] = self.span(self._lanes.size(value, tile))
-                continue
-            for node, at in value.uses:
-                other = self._lanes.read(node, at)
-                if other is not None and (value, other) not in self._laid:
-                    self._laid[value, other] = self._lay_out(value, other)
-            copy = self._laid[value, tile]
-            if copy is not None:
-                found[value] = copy
-        return found
-
-    def _read_laid(self, laid: Mapping[Value, Span], step: int) -> set[Value]:
-        """Read the copies that a loop over parts reads; what they are copies of."""
-        for copy in laid.values():
-            copy.reads.append(step)
-        return {root for value in laid for root in self._fusing.made_of(value)}
-
-    def _lay_out(self, value: Value, tile: Tile) -> Span | None:
-        """A copy of an array that lies so; None where it does."""
-        roots = self._fusing.made_of(value)
-        if len(roots) == 1 and self._lanes.lies(value, roots[0], tile):
-            return None
-        self._read(value, self.step(None))
-        return self.span(self._lanes.size(value, tile))
 
     def _copy(self, value: Value, node: Node) -> Span | None:
         """The copy of a value that a node reads, which lies as the node needs it.
