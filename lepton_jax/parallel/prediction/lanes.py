@@ -94,7 +94,7 @@ class Lanes:
             return
         for node, sent in sending.apart.items():
             found = None
-            if node.op == "conv_general_dilated" and _is_plain(node):
+            if node.op == "conv_general_dilated" and _is_plain(node) and node.results[0].ndim >= MINOR:
                 found = self._in_parts(node, set(sent.axes), node in sending.scattered)
             if found is not None:
                 self.loops[node] = found
