@@ -56,7 +56,7 @@ class Assignment:
         self._busy = np.zeros(steps)
         for step, node in enumerate(spans.nodes):
             if node is not None and not node.regions:
-                self._busy[step] = arithmetic(node, spans.share(node), rates)
+                self._busy[step] = arithmetic(node, spans.share(node), rates) * spans.waste(node)
         often = np.ones(steps)
         often[: len(spans.depths)] = LOOPED ** np.array(spans.depths, float)
         moved = self._moved / self._speed

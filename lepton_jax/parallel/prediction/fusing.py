@@ -36,6 +36,7 @@ class Fusing:
     Attributes:
         same: values that are others: a region's inputs and its node's operands.
         products: of values that are written at the end of a product, the product.
+        loops: products within which nothing else runs.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class Fusing:
         self._repeats = repeats
         self._nests = nests
         self._apart = apart
+        self.loops: Collection[Node] = ()
         self._roots: dict[Value, tuple[Value, ...]] = {}
         self._place: dict[Node, int] = {}
         self._kept: set[Value] = set()
@@ -93,7 +95,7 @@ class Fusing:
 
     def written(self, node: Node) -> list[Value]:
         """Which results of a node are written; none where it runs within another."""
-        if self._within_products and node.op in PRODUCTS:
+        if self._within_products and node.op in PRODUCTS and node not in self.loops:
             self._absorb(node)
             self._nest(node)
         return [value for value in node.results if self.made_of(value) == (value,)]
@@ -110,8 +112,8 @@ class Fusing:
 
     def is_alone(self, value: Value) -> bool:
         """Whether an array is made by one operation on written ones, and no sum of it within the same."""
-        node: Node | None = _named(value).node
-        if node is None or any(self.made_of(each) != (_named(each),) for each in node.operands):
+        node: Node | None = named(value).node
+        if node is None or any(self.made_of(each) != (named(each),) for each in node.operands):
             return False
         ahead = [value]
         while ahead:
@@ -261,7 +263,7 @@ def _read_by(value: Value) -> list[Node]:
     return [node for node, _ in value.readers(_is_renaming) if node.op in PRODUCTS]
 
 
-def _named(value: Value) -> Value:
+def named(value: Value) -> Value:
     """The array that a value is another name of."""
     while value.node is not None and value.node.op in RENAMED:
         value = value.node.operands[0]

@@ -10,6 +10,8 @@ from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction.elements import FUSED, RENAMED
 from lepton_jax.parallel.prediction.events import Walked
 from lepton_jax.parallel.prediction.fusing import Fusing
+from lepton_jax.parallel.prediction.lanes import Lanes
+from lepton_jax.parallel.prediction.laying import Laying
 from lepton_jax.parallel.prediction.lookups import Lookups
 from lepton_jax.parallel.prediction.sending import Sending
 from lepton_jax.parallel.prediction.sizes import local_bytes, row_bytes
@@ -49,6 +51,11 @@ class Leaves(Steps):
             mesh.chip.name in OUTSIDE,
             self._sending.apart,
         )
+        self._lanes = Lanes(graph.inputs, walked, mesh, self._sending, self._fusing.same)
+        self._fusing.loops = {node for node in self._lanes.loops if node not in self._sending.scattered}
+        self._left: list[Node] = []
+        self._ran: set[Value] = set()
+        self._laying = Laying(self, self._lanes, self._fusing.made_of, self._read, self._sending.gathers)
         self._copies: dict[Value, Span] = {}
         self._gathered: dict[Span, list[Span]] = {}
         self._sliced: set[Value] = set()
@@ -68,11 +75,13 @@ class Leaves(Steps):
         return 1 if sent is None else self.mesh.size(*sent.axes)
 
     def adds_parts(self, node: Node) -> bool:
-        """Whether a loop adds up the parts of a product's result, and scatters them.
-
-        Not of convolutions: their operands are copied into other layouts for that, which is not followed.
-        """
+        """Whether a loop adds up the parts of a product's result, and scatters them; not of convolutions."""
         return node.op == "dot_general" and node in self._sending.scattered
+
+    def waste(self, node: Node) -> float:
+        """How many times longer a node computes than if it used all lanes, as far as parts of it do not."""
+        loop = self._lanes.loops.get(node)
+        return 1.0 if loop is None else loop.waste
 
     def _made(self, node: Node) -> int:
         """The bytes that a node makes: of parts of sums those of the parts."""
@@ -87,7 +96,13 @@ class Leaves(Steps):
             if value in self.walked.parts:
                 self._summed.update(self._fusing.made_of(value))
         written = self._fusing.written(node)
-        if any(self._in_parts(value) for value in written):
+        if self._lanes.at_once and node in self._lanes.scattered:
+            self._left.append(node)
+        if node in self._lanes.at_once:
+            self._run_loops(node)
+        elif not self._ran.isdisjoint(written):
+            return  # it ran within a loop
+        elif any(self._in_parts(value) for value in written):
             self._later.update(dict.fromkeys(written, node))
         elif self._fusing.runs(node, written):
             self._run(node, written)
@@ -102,17 +117,41 @@ class Leaves(Steps):
 
     def _catch_up(self, values: Collection[Value]) -> None:
         """Run what could wait."""
-        for node in dict.fromkeys(self._later[value] for value in values):
-            written = self._fusing.written(node)
-            for value in written:
-                del self._later[value]
-            self._run(node, written)
+        for value in values:
+            product = self._fusing.products.get(value, value.node)
+            if value in self._later and product in self._left:
+                self._run_loops(product)
+            elif value in self._later:
+                node = self._later[value]
+                written = self._fusing.written(node)
+                for each in written:
+                    del self._later[each]
+                self._run(node, written)
+
+    def _run_loops(self, last: Node) -> None:
+        """Run the loops that scatter gradients of kernels, in the order of the program, to this one."""
+        for loop in self._left:
+            self._laying.before(loop, ahead=True)
+        count = self._left.index(last) + 1
+        now, self._left = self._left[:count], self._left[count:]
+        for loop in now:
+            ends = [end for end, product in self._fusing.products.items() if product is loop]
+            ends = ends or list(loop.results)
+            for each in ends:
+                self._later.pop(each, None)
+            self._ran.update(ends)
+            self._run(ends[0].node or loop, ends)
 
     def _run(self, node: Node, written: Sequence[Value]) -> None:
         early = self._update(node, written)
         done = next((self._fusing.products[v] for v in written if v in self._fusing.products), node)
+        laid = self._laying.before(done)
         step = early or self.step(done)
-        copied = () if done is node else self._read_copies(done, step)
+        if work := self._lanes.work(done):
+            self.span(work).reads.append(step)
+        copied = self._laying.read(laid, step)
+        if done is not node:
+            copied |= self._read_copies(done, step)
         for value in node.operands:
             copy = self._copy(value, node)
             if copy is None:
@@ -173,7 +212,8 @@ class Leaves(Steps):
         part = self._in_parts(value)
         for _ in range(2 if part else 0):  # the loop adds up both ways round
             self.early(part).main = True
-        self.of[value] = self.span(part or self.size(value))
+        make = self.early if self._lanes.adds_up(node) else self.span
+        self.of[value] = make(part or self.size(value))
         if self.tiled and node.op == "scatter-add" and value.ndim > 1:
             size = row_bytes(value, self.layout(value), self.mesh)
             if size > self.of[value].bytes:  # each row takes whole lanes; what is read is a copy without gaps
@@ -209,7 +249,7 @@ class Leaves(Steps):
             self.of[value] = self.span(self.size(value))
         self._waiting.clear()
 
-    def _read_copies(self, product: Node, step: int) -> Collection[Value]:
+    def _read_copies(self, product: Node, step: int) -> set[Value]:
         """Read the copies that a product reads within which others run; what they are copies of."""
         copied: set[Value] = set()
         for value in product.operands:
@@ -236,6 +276,10 @@ class Leaves(Steps):
                 self.of[root].reads.append(step)
                 for inside in self._inside:
                     inside[root] = None
+
+    def _size(self, value: Value) -> int:
+        tile = None if value.node is None else self._lanes.of(value)
+        return super()._size(value) if tile is None else self._lanes.size(value, tile)
 
     def _copy(self, value: Value, node: Node) -> Span | None:
         """The copy of a value that a node reads, which lies as the node needs it.

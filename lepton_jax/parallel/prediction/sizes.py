@@ -54,6 +54,17 @@ def tiled_elements(shape: tuple[int, ...], minor: tuple[int, ...] | None = None)
     )
 
 
+def covered_elements(shape: tuple[int, ...], lanes: int, rows: int) -> int:
+    """How many elements an array takes whose tiles cover these two dimensions.
+
+    Example:
+        >>> covered_elements((32, 4, 4, 64), 3, 0), covered_elements((32, 4, 4, 64), 0, 3)
+        (65536, 131072)
+    """
+    others = math.prod(size for i, size in enumerate(shape) if i not in (lanes, rows))
+    return others * (-(-shape[lanes] // LANES) * LANES) * _rows(shape[rows])
+
+
 def _rows(rows: int) -> int:
     """Rows of a tile that so many take: fewer than 8 take a smaller tile."""
     return -(-rows // SUBLANES) * SUBLANES if rows >= SUBLANES else 1 << (rows - 1).bit_length()

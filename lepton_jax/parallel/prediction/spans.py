@@ -5,11 +5,15 @@ A loop is followed once: what it reads of outside is there to its end.
 
 from __future__ import annotations
 
-from lepton_jax.ir.graph import Graph, Node
+from collections.abc import Iterable
+
+from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.regions import LOOPS, RUN_ONCE, Slot, slots
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.prediction.elements import FUSED
 from lepton_jax.parallel.prediction.events import Walked
+from lepton_jax.parallel.prediction.fusing import named
+from lepton_jax.parallel.prediction.lanes import is_spread
 from lepton_jax.parallel.prediction.leaves import ONCE, Leaves
 from lepton_jax.parallel.prediction.narrowing import Narrowing
 from lepton_jax.parallel.prediction.order import behind_loops, ordered
@@ -33,7 +37,10 @@ class Spans(Leaves):
                 self.of[value].argument = self.of[value].given = True
         self._fusing.keep(graph.outputs)
         for node in self._sending.apart:  # a loop over parts reads whole operands
-            self._fusing.keep(v for v in node.operands if v.node is not None and v.node.op in FUSED)
+            operands: Iterable[Value] = node.operands
+            if node in self._lanes.loops:
+                operands = [named(value) for value in operands if not is_spread(value)]
+            self._fusing.keep(v for v in operands if v.node is not None and v.node.op in FUSED)
         self._graph(graph)
         self._catch_up(list(self._later))
         self.step(None)
@@ -79,6 +86,7 @@ class Spans(Leaves):
             self._read(value, begin)
         self._results(node)
         later, self._later = self._later, {}
+        left, self._left = self._left, []
         self._inside.append({})
         for slot in slots(node):
             self._enter(node, slot)
@@ -92,7 +100,7 @@ class Spans(Leaves):
         self._catch_up(list(self._later))
         if node.op in LOOPS:
             self.leave_loop()
-        end, self._later = self.step(None), later
+        end, self._later, self._left = self.step(None), later, left
         for each in narrow:
             each.reads.append(end)
         self._looped.update(node.results)
