@@ -21,7 +21,7 @@ from lepton_jax.parallel.prediction.elements import (
     puts_one,
     reads_elements,
 )
-from lepton_jax.parallel.prediction.softmaxes import softmax_runs_within
+from lepton_jax.parallel.prediction.softmaxes import softmax_runs_within, sums_weights
 from lepton_jax.parallel.prediction.windows import PRODUCTS
 
 ENOUGH: Final = 1.25
@@ -59,11 +59,11 @@ class Fusing:
         """
         self.same: dict[Value, Value] = {}
         self._size = size
-        self._moved = moved
+        self._moved = frozenset(moved)
         self._within_products = within_products
         self._repeats = repeats
         self._nests = nests
-        self._apart = apart
+        self._apart = frozenset(apart)
         self._roots: dict[Value, tuple[Value, ...]] = {}
         self._place: dict[Node, int] = {}
         self._kept: set[Value] = set()
@@ -157,11 +157,12 @@ class Fusing:
         """Whether several products read exponentials of one array that not each of them takes for itself.
 
         A product that can run within another takes none: within a product within a product nothing else runs.
+        Where not (`repeats`) each takes its own, one that writes what it makes as it is takes none either; one
+        within which the next operation or the beginning of sending runs does. Sums of what is weighted take
+        them wherever they can.
         """
         products = _read_by(value)
-        if len(products) < 2 or (self._repeats and not any(map(self._is_nested, products))):
-            return False
-        if sum(2 * self._size(root) >= self._size(value) for root in roots) != 1:
+        if len(products) < 2 or sum(2 * self._size(root) >= self._size(value) for root in roots) != 1:
             return False
         ahead, seen = [value], {value}
         while ahead:
@@ -169,7 +170,8 @@ class Fusing:
             if node is None or not self.by_elements(node):
                 continue
             if node.op in EXPONENTIALS:
-                return True
+                others = [each for each in products if not sums_weights(each, node.result)]
+                return any(self._is_nested(each) or self._is_written(each) for each in others)
             ahead += [operand for operand in node.operands if operand not in seen]
             seen.update(node.operands)
         return False
@@ -179,6 +181,24 @@ class Fusing:
         value = product.results[0]
         readers = _read_by(value)
         return len(readers) == 1 and _uses(value) == 1 and readers[0] not in self._apart
+
+    def _is_written(self, product: Node) -> bool:
+        """Whether a product writes its result as it is, for others to read, where such take no exponentials."""
+        (value,) = product.results
+        while not self._repeats:
+            names = _names(value)
+            readers = [node for name in names for node, _ in name.uses if not _is_renaming(node)]
+            kept = not self._kept.isdisjoint(names) and self._apart.isdisjoint(readers)
+            if kept or not self._moved.isdisjoint(names):
+                return False
+            if len(readers) != 1 or readers[0].op in PRODUCTS:
+                return True
+            (node,) = readers
+            roots = (root for each in node.operands if each not in names for root in self.made_of(each))
+            if node.op not in FUSED or any(2 * self._size(root) >= self._size(value) for root in roots):
+                return False  # it runs within the product
+            value = node.result
+        return False
 
     def _is_read_whole(self, value: Value) -> bool:
         """Whether somebody reads an array that is not made within it."""
@@ -266,6 +286,14 @@ def _named(value: Value) -> Value:
     while value.node is not None and value.node.op in RENAMED:
         value = value.node.operands[0]
     return value
+
+
+def _names(value: Value) -> list[Value]:
+    """An array and those that are other names of it."""
+    found = [value]
+    for each in found:
+        found += [node.result for node, _ in each.uses if _is_renaming(node)]
+    return found
 
 
 def _uses(value: Value) -> int:
