@@ -22,7 +22,7 @@ from lepton_jax.parallel.prediction.elements import (
     reads_elements,
 )
 from lepton_jax.parallel.prediction.softmaxes import softmax_runs_within, sums_weights
-from lepton_jax.parallel.prediction.windows import PRODUCTS
+from lepton_jax.parallel.prediction.windows import PRODUCTS, is_plain
 
 ENOUGH: Final = 1.25
 """Arrays with several readers are made again where what they are made of is at most this much larger."""
@@ -157,9 +157,8 @@ class Fusing:
         """Whether several products read exponentials of one array that not each of them takes for itself.
 
         A product that can run within another takes none: within a product within a product nothing else runs.
-        Where not (`repeats`) each takes its own, one that writes what it makes as it is takes none either; one
-        within which the next operation or the beginning of sending runs does. Sums of what is weighted take
-        them wherever they can.
+        Without `repeats` one that writes its result as it is takes none either; one in batches whose result
+        is sent, or goes into the next operation, does. Sums of what is weighted always could.
         """
         products = _read_by(value)
         if len(products) < 2 or sum(2 * self._size(root) >= self._size(value) for root in roots) != 1:
@@ -178,19 +177,18 @@ class Fusing:
 
     def _is_nested(self, product: Node) -> bool:
         """Whether a product can run within another that alone reads what it makes."""
-        value = product.results[0]
-        readers = _read_by(value)
-        return len(readers) == 1 and _uses(value) == 1 and readers[0] not in self._apart
+        readers = [node for node, _ in product.results[0].readers(_is_renaming)]
+        return len(readers) == 1 and readers[0].op in PRODUCTS and readers[0] not in self._apart
 
     def _is_written(self, product: Node) -> bool:
-        """Whether a product writes its result as it is, for others to read, where such take no exponentials."""
+        """Whether a product writes its result as it is, for others to read, and so takes no exponentials."""
         (value,) = product.results
         while not self._repeats:
             names = _names(value)
             readers = [node for name in names for node, _ in name.uses if not _is_renaming(node)]
             kept = not self._kept.isdisjoint(names) and self._apart.isdisjoint(readers)
             if kept or not self._moved.isdisjoint(names):
-                return False
+                return is_plain(product)  # in batches, what is sent or returned has other dimensions
             if len(readers) != 1 or readers[0].op in PRODUCTS:
                 return True
             (node,) = readers
@@ -294,11 +292,6 @@ def _names(value: Value) -> list[Value]:
     for each in found:
         found += [node.result for node, _ in each.uses if _is_renaming(node)]
     return found
-
-
-def _uses(value: Value) -> int:
-    """How often a value is read, by whatever name."""
-    return sum(1 for _ in value.readers(_is_renaming))
 
 
 def _is_renaming(node: Node) -> bool:
