@@ -16,7 +16,7 @@ from lepton_jax.parallel.factors.elementwise import ELEMENTWISE
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
 from lepton_jax.parallel.told import HINTS as HINTS
-from lepton_jax.parallel.told import is_in_place, is_kept_apart, needs, told_behind, way
+from lepton_jax.parallel.told import is_in_place, is_kept_apart, is_widened, needs, told_behind, way
 
 _TOLD: Final = frozenset(
     {
@@ -81,7 +81,7 @@ def constrain(graph: Graph, assignment: Mapping[Value, Layout], mesh: Mesh | Abs
     for inner in graph.graphs(enter=_is_open):
         count += _gather_for_reductions(inner, assignment, mesh, traces)
         count += _bring(inner, assignment, mesh, traces, spec)
-        for value, after in list(_places(inner, assignment)):
+        for value, after in list(_places(inner, assignment, spec)):
             layout = assignment.get(value)
             if layout is None or layout.partial:
                 continue
@@ -139,7 +139,7 @@ def _is_open(node: Node) -> bool:
     return node.op not in _CLOSED and node.op not in CALLS
 
 
-def _places(graph: Graph, assignment: Mapping[Value, Layout]) -> Iterator[tuple[Value, Node]]:
+def _places(graph: Graph, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> Iterator[tuple[Value, Node]]:
     """The values of a graph that get a constraint, each with the node before which it stands."""
     first = next(iter(graph), graph.ret)
     carried = {
@@ -158,7 +158,7 @@ def _places(graph: Graph, assignment: Mapping[Value, Layout]) -> Iterator[tuple[
         assert node.next is not None
         if node.op == "broadcast_in_dim" and node.operands[0].is_const:  # a constant lies as its readers want
             continue
-        if _follows(node, assignment) or is_in_place(node, assignment):
+        if _follows(node, assignment) or is_in_place(node, assignment, mesh):
             continue
         if node.op in HINTS or node.op in _TOLD or _changes(node, assignment):
             yield from ((value, node.next) for value in node.results if node.op in HINTS or _is_told(value))
@@ -224,7 +224,7 @@ def _gather_for_reductions(
 
 def _bring(
     graph: Graph,
-    assignment: Mapping[Value, Layout],
+    assignment: dict[Value, Layout],
     mesh: Mesh | AbstractMesh,
     traces: dict[Any, Any],
     spec: MeshSpec,
@@ -234,6 +234,8 @@ def _bring(
     for node in list(graph):
         for place, layout in list(needs(node, assignment, spec)):
             count += _read(node, place, layout, mesh, traces)
+            if is_widened(node, assignment | {node.operands[place]: layout}):
+                assignment[node.operands[place]] = layout
     return count
 
 

@@ -49,7 +49,7 @@ def way(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> tup
         return _spread_out(node, assignment.get(value, Layout.whole(value.ndim)))
     if node is None or node.op not in _MADE_ANEW or not node.results[0].is_static:
         return ()
-    before, after = _lie(node.operands, assignment), _lie(node.results, assignment)
+    before, after = _around(node, assignment)
     if any(layout.partial for layout in (*before, *after)):
         return ()
     strategy, _ = cheapest(node, before, after, mesh)
@@ -98,19 +98,25 @@ def is_kept_apart(value: Value, assignment: Mapping[Value, Layout], mesh: MeshSp
     return any(each.kind == "reduce-scatter" for each in moves)
 
 
-def is_in_place(node: Node, assignment: Mapping[Value, Layout]) -> bool:
+def is_in_place(node: Node, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> bool:
     """Whether XLA lays what a product or a broadcast makes as it shall lie, whatever else there is.
 
     So it is where all that is split are dimensions that go through it; of broadcasts where operations on
     elements read it. Constraints would do harm there: where scores of attention have one, and what their
-    gradient is made of another, XLA keeps the scores widened.
+    gradient is made of another, XLA keeps the scores widened. So what is widened has none either where its
+    operands lie as it needs them, as queries split along the sequence and whole keys do.
 
     Args:
         node: any operation.
         assignment: how values shall lie.
+        mesh: the mesh.
     """
     if node.op not in ("dot_general", "broadcast_in_dim"):
         return False
+    if is_widened(node, assignment):
+        strategy, _ = cheapest(node, *_around(node, assignment), mesh)
+        if (list(strategy.operands), list(strategy.results)) == _around(node, assignment):
+            return True
     if any(_says_otherwise(user, assignment) for user, _ in node.results[0].uses):
         return False
     result, kept = node.results[0], list[tuple[Value, Sequence[int]]]()
@@ -133,6 +139,32 @@ def is_in_place(node: Node, assignment: Mapping[Value, Layout]) -> bool:
             return False
         found.add(tuple(layout.dims[dim] for dim in dims))
     return len(found) == 1 and any(found.pop())
+
+
+def is_widened(node: Node, assignment: Mapping[Value, Layout]) -> bool:
+    """Whether a product in batches whose rows or columns are split is read in a wider type alone.
+
+    So are scores of attention, and what their gradient is made of, where the sequence is split.
+
+    Args:
+        node: any operation.
+        assignment: how values shall lie.
+    """
+    if node.op != "dot_general" or not node.params["dimension_numbers"][1][0] or not node.result.is_static:
+        return False
+    known = [assignment.get(value) for value in (*node.operands, node.result)]
+    if any(layout is None or layout.partial for layout in known):
+        return False
+    batches = len(node.params["dimension_numbers"][1][0])
+    if not any(assignment[node.result].dims[batches:]):
+        return False
+    if any(_says_otherwise(user, assignment) for user, _ in node.result.uses):
+        return False
+    readers = [user for user, _ in node.result.readers(lambda user: user.op == "transpose")]
+    return bool(readers) and all(
+        user.op == "convert_element_type" and user.result.dtype.itemsize > node.result.dtype.itemsize
+        for user in readers
+    )
 
 
 def told_behind(value: Value, assignment: Mapping[Value, Layout]) -> Value:
@@ -178,7 +210,8 @@ def needs(node: Node, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> Ite
     What is joined end to end lies alike before: XLA would lay all of it as some one part. Of a product, what
     both operands have is split alike in both. What stays split, but otherwise, is laid so before: XLA's
     partitioner may end the process there (jaxlib 0.12, `ReplicateOnLastTileDim`). So is what is gathered
-    while an axis of the mesh splits nothing.
+    while an axis of the mesh splits nothing, and for scores of attention, which have no constraint of their
+    own (`is_in_place`).
 
     Args:
         node: any operation.
@@ -187,18 +220,19 @@ def needs(node: Node, assignment: Mapping[Value, Layout], mesh: MeshSpec) -> Ite
     """
     if not (node.op == "concatenate" or node.op in PRODUCTS) or node.results[0] not in assignment:
         return
-    before, after = _lie(node.operands, assignment), _lie(node.results, assignment)
+    before, after = _around(node, assignment)
     if not node.result.is_static or any(layout.partial for layout in (*before, *after)):
         return
     strategy, _ = cheapest(node, before, after, mesh)
     is_idle = node.op in PRODUCTS and _has_idle_axis(strategy, mesh)
+    widened = is_widened(node, assignment) and list(strategy.results) == after
     for place, want in enumerate(strategy.operands):
         if want == before[place]:
             continue
         pairs = list(zip(before[place].dims, want.dims, strict=True))
         gathered = is_idle and any(set(have) - set(need) for have, need in pairs)
         cut = node.op == "dot_general" and any(_is_cut_otherwise(*pair) for pair in pairs)
-        if node.op == "concatenate" or gathered or cut:
+        if node.op == "concatenate" or gathered or cut or widened:
             yield place, want
 
 
@@ -211,6 +245,11 @@ def _has_idle_axis(strategy: Strategy, mesh: MeshSpec) -> bool:
 
 def _is_cut_otherwise(have: tuple[str, ...], want: tuple[str, ...]) -> bool:
     return bool(have) and bool(want) and have != want
+
+
+def _around(node: Node, assignment: Mapping[Value, Layout]) -> tuple[list[Layout], list[Layout]]:
+    """How the operands and the results of a node lie."""
+    return _lie(node.operands, assignment), _lie(node.results, assignment)
 
 
 def _lie(values: list[Value] | tuple[Value, ...], assignment: Mapping[Value, Layout]) -> list[Layout]:

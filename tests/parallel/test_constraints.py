@@ -277,3 +277,16 @@ def test_products_and_broadcasts_whose_batch_alone_is_split_are_not_told(split: 
 
     found = constrained(scores, [(8, 16, 4), (8, 16, 4)], [split, split], {"dot_general": split})
     assert [name for name, _ in found if name in ("dot_general", "broadcast_in_dim")] == words
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_scores_that_are_widened_are_not_told_but_what_is_gathered_for_them(wide: bool) -> None:
+    """With a constraint on them XLA keeps them widened for their gradient."""
+
+    def scores(q: jax.Array, k: jax.Array) -> jax.Array:
+        products = jnp.einsum("bik,bjk->bij", q.astype(jnp.bfloat16), jnp.sin(k.astype(jnp.bfloat16)))
+        return products.astype(jnp.float32) if wide else products
+
+    rows = P("data", "model")
+    found = dict(constrained(scores, [(8, 16, 4), (8, 16, 4)], [rows, rows], {"dot_general": rows}))
+    assert found == {"sin": [P("data")]} if wide else {"dot_general": [rows]}

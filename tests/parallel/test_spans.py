@@ -145,6 +145,39 @@ def test_weights_of_attention_are_written_where_a_product_alone_reads_their_grad
     assert len(large) == (2 if alone else 1)
 
 
+@pytest.mark.parametrize(
+    ("read", "written"), [("products", True), ("twice", True), ("elements", False), ("nobody", False)]
+)
+def test_weights_of_grouped_queries_are_written_on_v5p_where_the_gradient_of_values_is(
+    read: str, written: bool
+) -> None:
+    """Compiled for v5p: where that goes into the next operation, or out, products take the exponentials."""
+
+    def layer(q: jax.Array, k: jax.Array, v: jax.Array, x: jax.Array) -> Any:
+        scores = jnp.einsum("btngh,bsnh->bngts", q, k).astype(jnp.float32)
+        weights = jax.nn.softmax(scores, -1).astype(v.dtype)
+        mixed, values = (
+            jnp.einsum("bngts,bsnh->btngh", weights, v),
+            jnp.einsum("bngts,btngh->bsnh", weights, q),
+        )
+        if read == "nobody":
+            return mixed, values
+        if read == "elements":
+            values = values * jnp.sin(v)
+        if read == "twice":
+            values = 2 * values
+        return (
+            mixed,
+            jnp.einsum("bsnh,bsd->nhd", values, x),
+            jnp.einsum("bsnh,dnh->bsd", values, v[0, :8, :, :]),
+        )
+
+    args = array(4, 512, 4, 4, 64), *[array(4, 512, 4, 64)] * 2, array(4, 512, 64)
+    spans, _ = spans_of(layer, args, MeshSpec.of("data=1", chip="v5p"))
+    large = [value for value in spans.of if value.shape == (4, 4, 4, 512, 512)]
+    assert len(large) == 1 + written  # the scores are written too
+
+
 def test_parts_of_sums_are_made_in_their_place() -> None:
     """Not where the sum is read, to which what they are made of would have to stay."""
     mesh = MeshSpec.of("data=64", chip="v5p")

@@ -21,8 +21,8 @@ from lepton_jax.parallel.prediction.elements import (
     puts_one,
     reads_elements,
 )
-from lepton_jax.parallel.prediction.softmaxes import softmax_runs_within
-from lepton_jax.parallel.prediction.windows import PRODUCTS
+from lepton_jax.parallel.prediction.softmaxes import softmax_runs_within, sums_weights
+from lepton_jax.parallel.prediction.windows import PRODUCTS, is_plain
 
 ENOUGH: Final = 1.25
 """Arrays with several readers are made again where what they are made of is at most this much larger."""
@@ -60,11 +60,11 @@ class Fusing:
         """
         self.same: dict[Value, Value] = {}
         self._size = size
-        self._moved = moved
+        self._moved = frozenset(moved)
         self._within_products = within_products
         self._repeats = repeats
         self._nests = nests
-        self._apart = apart
+        self._apart = frozenset(apart)
         self.loops: Collection[Node] = ()
         self._roots: dict[Value, tuple[Value, ...]] = {}
         self._place: dict[Node, int] = {}
@@ -159,11 +159,11 @@ class Fusing:
         """Whether several products read exponentials of one array that not each of them takes for itself.
 
         A product that can run within another takes none: within a product within a product nothing else runs.
+        Without `repeats` one that writes its result as it is takes none either; one in batches whose result
+        is sent, or goes into the next operation, does. Sums of what is weighted always could.
         """
         products = _read_by(value)
-        if len(products) < 2 or (self._repeats and not any(map(self._is_nested, products))):
-            return False
-        if sum(2 * self._size(root) >= self._size(value) for root in roots) != 1:
+        if len(products) < 2 or sum(2 * self._size(root) >= self._size(value) for root in roots) != 1:
             return False
         ahead, seen = [value], {value}
         while ahead:
@@ -171,16 +171,34 @@ class Fusing:
             if node is None or not self.by_elements(node):
                 continue
             if node.op in EXPONENTIALS:
-                return True
+                others = [each for each in products if not sums_weights(each, node.result)]
+                return any(self._is_nested(each) or self._is_written(each) for each in others)
             ahead += [operand for operand in node.operands if operand not in seen]
             seen.update(node.operands)
         return False
 
     def _is_nested(self, product: Node) -> bool:
         """Whether a product can run within another that alone reads what it makes."""
-        value = product.results[0]
-        readers = _read_by(value)
-        return len(readers) == 1 and _uses(value) == 1 and readers[0] not in self._apart
+        readers = [node for node, _ in product.results[0].readers(_is_renaming)]
+        return len(readers) == 1 and readers[0].op in PRODUCTS and readers[0] not in self._apart
+
+    def _is_written(self, product: Node) -> bool:
+        """Whether a product writes its result as it is, for others to read, and so takes no exponentials."""
+        (value,) = product.results
+        while not self._repeats:
+            names = _names(value)
+            readers = [node for name in names for node, _ in name.uses if not _is_renaming(node)]
+            kept = not self._kept.isdisjoint(names) and self._apart.isdisjoint(readers)
+            if kept or not self._moved.isdisjoint(names):
+                return is_plain(product)  # in batches, what is sent or returned has other dimensions
+            if len(readers) != 1 or readers[0].op in PRODUCTS:
+                return True
+            (node,) = readers
+            roots = (root for each in node.operands if each not in names for root in self.made_of(each))
+            if node.op not in FUSED or any(2 * self._size(root) >= self._size(value) for root in roots):
+                return False  # it runs within the product
+            value = node.result
+        return False
 
     def _is_read_whole(self, value: Value) -> bool:
         """Whether somebody reads an array that is not made within it."""
@@ -270,9 +288,12 @@ def named(value: Value) -> Value:
     return value
 
 
-def _uses(value: Value) -> int:
-    """How often a value is read, by whatever name."""
-    return sum(1 for _ in value.readers(_is_renaming))
+def _names(value: Value) -> list[Value]:
+    """An array and those that are other names of it."""
+    found = [value]
+    for each in found:
+        found += [node.result for node, _ in each.uses if _is_renaming(node)]
+    return found
 
 
 def _is_renaming(node: Node) -> bool:

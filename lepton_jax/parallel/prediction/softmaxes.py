@@ -42,6 +42,21 @@ def softmax_runs_within(value: Value) -> bool:
     return not (turned and _is_multiplied_again(value)) or _is_in_loop(node)
 
 
+def sums_weights(product: Node, exponentials: Value) -> bool:
+    """Whether a product sums over what a softmax of these exponentials sums, as that with the values does."""
+    if product.op != "dot_general":
+        return False
+    sums = [node for node, _ in exponentials.uses if node.op == "reduce_sum"]
+    summed = {axis for node in sums for axis in node.params["axes"]}
+    for value, dims in zip(product.operands, product.params["dimension_numbers"][0], strict=True):
+        while value.node is not None and value.node.op == "transpose":
+            dims = [value.node.params["permutation"][dim] for dim in dims]
+            (value,) = value.node.operands
+        if summed and value.shape == exponentials.shape and summed.issubset(dims):
+            return True
+    return False
+
+
 def _is_in_loop(node: Node) -> bool:
     """Whether a node is within a loop."""
     parents = node.graph.parents if node.graph is not None else ()
