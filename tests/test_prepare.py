@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.sharding import AxisType
 
 import lepton_jax as lepton
@@ -56,6 +57,25 @@ def test_models_serve_a_call_with_a_mesh_around(passes: str, devices: int, axes:
     expected = model(x)
     with jax.set_mesh(jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("d",), (axes,))):
         assert (model(x) == expected).all()
+
+
+def test_what_loops_and_lookups_read_serves_under_an_explicit_mesh_too() -> None:
+    """The mesh changes the order of what `prepare` runs, and how it writes numbers."""
+    rng = np.random.default_rng(0)
+    params = {"table": rng.normal(size=(256, 64)), "w": rng.normal(size=(2, 64, 64))}
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+
+    def tied(params: Any, tokens: Any) -> Any:
+        def layer(h: Any, w: Any) -> Any:
+            return jnp.tanh(h @ (w / jnp.linalg.norm(w, axis=0))), None
+
+        h, _ = lax.scan(layer, params["table"][tokens], params["w"])
+        return h @ params["table"].T
+
+    model = lepton.compile(tied, params, jnp.arange(8), passes="deploy,quantize{activations=dynamic}")
+    expected = model(jnp.arange(8))
+    with jax.set_mesh(jax.make_mesh((8,), ("d",), axis_types=(AxisType.Explicit,))):
+        close(model(jnp.arange(8)), expected)
 
 
 def test_parameters_alone_are_enough_after_a_call() -> None:
