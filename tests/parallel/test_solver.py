@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding
 
+import lepton_jax as lepton
 from lepton_jax.ir import to_callable, trace
 from lepton_jax.ir.cutting.inlined import inline_calls
 from lepton_jax.ir.graph import Graph
@@ -275,3 +276,15 @@ def test_the_shape_of_a_mesh_is_found() -> None:
     assert few.solution.candidates[0].predicted.flops <= 1.2 * shared, "not all on each device"
     with pytest.raises(ValueError, match="at least one device"):
         search_mesh(graph, roles, 0, "v5e")
+
+
+def test_long_chains_of_operations_on_elements_are_followed_without_recursion() -> None:
+    def chain(w: jax.Array, x: jax.Array) -> jax.Array:
+        h = x @ w
+        for _ in range(500):
+            h = jnp.tanh(h) * 1.01
+        return (h @ w).sum()
+
+    w = x = jnp.ones((16, 16))
+    spread = lepton.optimize(chain, "none", mesh="data=8", shard="auto")
+    assert spread.plan(w, x).layouts

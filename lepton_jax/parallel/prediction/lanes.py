@@ -42,6 +42,7 @@ other, without sums beside them, all wait; of three, each beside a sum, two.
 
 _NAMES: Final = frozenset({"shard_hint", "sharding_constraint", "stop_gradient"})
 _AS_THEY_LIE: Final = ELEMENTWISE | WINDOWS | _NAMES
+_SPREAD: Final = ELEMENTWISE | _NAMES | {"broadcast_in_dim"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,12 +227,20 @@ class Lanes:
 
 def is_spread(value: Value) -> bool:
     """Whether an array is made by elements of what is spread over it, as the gradient of a mean is."""
-    node = value.node
-    if node is None or value.is_const:
-        return value.is_const
-    if node.op == "broadcast_in_dim":
-        return bool(math.prod(node.operands[0].shape) * SUBLANES <= math.prod(value.shape))
-    return node.op in _AS_THEY_LIE - WINDOWS and all(map(is_spread, node.operands))
+    ahead, seen = [value], {value}
+    while ahead:
+        each = ahead.pop()
+        node = each.node
+        if each.is_const:
+            continue
+        if node is None or node.op not in _SPREAD:
+            return False
+        if node.op != "broadcast_in_dim":
+            ahead += [operand for operand in node.operands if operand not in seen]
+            seen.update(node.operands)
+        elif math.prod(node.operands[0].shape) * SUBLANES > math.prod(each.shape):
+            return False
+    return True
 
 
 def _is_plain(node: Node) -> bool:

@@ -7,7 +7,8 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
-from lepton_jax.ir.graph import Graph, Node, Value
+from lepton_jax.ir.graph import RETURN, Graph, Node, Value
+from lepton_jax.parallel.prediction.windows import PRODUCTS
 
 MOVED: Final = frozenset({"reshape", "transpose", "squeeze", "expand_dims", "concatenate", "slice", "copy"})
 MADE: Final = frozenset({"iota", "random_seed", "create_token"})
@@ -66,6 +67,23 @@ def needed_nodes(graph: Graph) -> set[Node]:
             needed.add(node)
             read.update(node.operands)
     return needed
+
+
+def read_on(value: Value) -> list[Value] | None:
+    """What is made of a value; None where a product or a loop waits for it."""
+    found: list[Value] = []
+    for node, place in value.uses:
+        if node.op != RETURN:
+            if node.regions or node.op in PRODUCTS:
+                return None
+            found += node.results
+            continue
+        assert node.graph is not None
+        for parent in node.graph.parents:
+            if parent.op != "scan" or place < parent.params["num_carry"]:
+                return None
+            found.append(parent.results[place])
+    return found
 
 
 def described(value: Value, node: Node | None) -> str:

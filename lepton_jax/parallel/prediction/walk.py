@@ -14,7 +14,7 @@ from typing import Any, Final
 import jax.numpy as jnp
 
 from lepton_jax.ir.cost import bytes_of
-from lepton_jax.ir.graph import RETURN, Graph, Node, Value
+from lepton_jax.ir.graph import Graph, Node, Value
 from lepton_jax.ir.regions import LOOPS, Slot, slots, trip_count
 from lepton_jax.parallel.collectives import Collective, Kind
 from lepton_jax.parallel.layouts import Layout
@@ -28,6 +28,7 @@ from lepton_jax.parallel.prediction.values import (
     is_made,
     needed_nodes,
     only_multiplied,
+    read_on,
     summed_as,
     turned,
 )
@@ -196,21 +197,15 @@ class _Walk:
 
     def is_returned(self, value: Value) -> bool:
         """Whether no product and no loop waits for a value: only updates and outputs are made of it."""
-        known = self.returned.get(value)
-        if known is None:
-            known = self.returned[value] = all(self._returns(node, place) for node, place in value.uses)
-        return known
-
-    def _returns(self, node: Node, place: int) -> bool:
-        if node.op != RETURN:
-            return not node.regions and node.op not in PRODUCTS and all(map(self.is_returned, node.results))
-        assert node.graph is not None
-        for parent in node.graph.parents:
-            if parent.op != "scan" or place < parent.params["num_carry"]:
-                return False
-            if not self.is_returned(parent.results[place]):
-                return False
-        return True
+        waiting = [] if value in self.returned else [value]
+        while waiting:
+            ahead = read_on(waiting[-1])
+            unknown = [each for each in ahead or () if each not in self.returned]
+            waiting += unknown
+            if not unknown:
+                returned = ahead is not None and all(self.returned[each] for each in ahead)
+                self.returned[waiting.pop()] = returned
+        return self.returned[value]
 
     def bring(self, value: Value, layout: Layout, node: Node | None, times: int, told: bool = False) -> None:
         """Have a copy of a value that lies so; `told`: there is a constraint that says so."""
