@@ -156,6 +156,16 @@ def test_every_program(monkeypatch: pytest.MonkeyPatch) -> None:
         assert ("unsigned-product" in f.report.rules) == (name not in UNBOUND), name
 
 
+@pytest.mark.parametrize("rows", [33, 60, 65])
+def test_rows_that_are_filled_up_give_the_same(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    machine(monkeypatch, "avx512_vnni")
+    w, x = int8(128, 256), int8(rows, 128)
+    f = lowered(plain, 0)
+    found = f.apply(f.prepare(w, x), x)
+    np.testing.assert_array_equal(found, plain(w, x))
+    assert "unsigned-product" in f.report.rules
+
+
 def test_constants_are_kept_so(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, "avx512_vnni")
     f: Any = lepton.optimize(lambda x: plain(W, x), "products")
