@@ -52,6 +52,9 @@ class Limits:
 
     Attributes:
         turned_rows: up to so many rows w·xᵀ is the fastest form.
+        filled: with other numbers of rows it is the fastest once they are filled up: from how many rows on,
+            and to how many.
+        turned_inner: how long the sums are that w·xᵀ is fast with, at least; shorter ones are x·wᵀ.
         by_rows: with more rows, whether a weight stored N×K is faster than one stored K×N.
         least_rows: with a weight stored N×K, fewer rows are padded up to so many.
         lone_row: to how many rows a single one is padded where the weight is stored K×N.
@@ -61,6 +64,8 @@ class Limits:
     """
 
     turned_rows: int = 0
+    filled: tuple[tuple[int, int], ...] = ()
+    turned_inner: int = 0
     by_rows: bool = True
     least_rows: int = 1
     lone_row: int = 1
@@ -90,11 +95,26 @@ PRODUCTS: Final[Mapping[tuple[str, str], Limits]] = MappingProxyType(
 # XLA. int8 has the same forms with instructions for it (VNNI, AMX) and without.
 _BFLOAT16: Final = Limits(turned_rows=64, by_rows=False, least_rows=4, lone_row=4)
 
-_UNEVEN: Final = range(33, 64) if jax.__version_info__ >= (0, 11) else range(49, 64)
-"""Rows with which w·xᵀ takes longer than with 64, with VNNI: the library multiplies 32 or 64 at once."""
+_IS_NEW: Final = jax.__version_info__ >= (0, 11)
 
-_TURNED_ROWS: Final = 32 if jax.__version_info__ >= (0, 11) else 64
-"""Rows up to which w·xᵀ of int8 is at least as fast as x·wᵀ, with VNNI."""
+# With AVX-512 and without AMX, w·xᵀ multiplies 16, 32 or 64 rows at once, and is slow at what is left over.
+_VECTORS: Final[Mapping[str, Limits]] = MappingProxyType(
+    {
+        "int8": replace(_INT8, turned_rows=32 if _IS_NEW else 64),
+        "float32": Limits(turned_rows=4, filled=((5, 8), (9, 16), (17, 32), (49, 64)), by_rows=False),
+        "bfloat16": Limits(
+            turned_rows=0 if _IS_NEW else 4,
+            filled=((1, 16), (17, 32), (33, 64)),
+            turned_inner=1536,
+            by_rows=False,
+            least_rows=4,
+            lone_row=4,
+        ),
+    }
+)
+
+_UNSIGNED_FILLED: Final = ((5, 8), (25, 32), (33 if _IS_NEW else 49, 64))
+"""The same of weights stored as unsigned numbers."""
 
 _MANY_ROWS: Final = 128
 """Rows up to which a weight has to be faster as unsigned numbers, to be kept so for any number of rows."""
@@ -107,18 +127,21 @@ def limits_of(platform: str, dtype: str) -> Limits | None:
         >>> limits_of("cpu", "int8").turned_rows in (32, 64), limits_of("gpu", "int8").turned_rows
         (True, 0)
     """
-    if (platform, dtype) == ("cpu", "bfloat16"):
-        return _BFLOAT16 if processor.multiplies_bfloat16() else None
-    if (platform, dtype) == ("cpu", "int8") and processor.wants_unsigned():
-        return replace(_INT8, turned_rows=_TURNED_ROWS)
-    return PRODUCTS.get((platform, dtype))
+    if (platform, dtype) == ("cpu", "bfloat16") and not processor.multiplies_bfloat16():
+        return None
+    if platform == "cpu" and processor.multiplies_vectors():
+        return _VECTORS.get(dtype)
+    return _BFLOAT16 if (platform, dtype) == ("cpu", "bfloat16") else PRODUCTS.get((platform, dtype))
+
+
+def _filled(rows: int, steps: tuple[tuple[int, int], ...]) -> int | None:
+    """To how many rows these are filled up; None: they are not."""
+    return next((most for least, most in steps if least <= rows <= most), None)
 
 
 # Elements of a weight, and up to how many rows it is faster as unsigned numbers. With JAX 0.10 products of
 # int8 with int8 take twice as long.
-_UNSIGNED: Final = (
-    ((2**22, 128), (2**18, 16)) if jax.__version_info__ >= (0, 11) else ((2**22, 2048), (2**16, 256))
-)
+_UNSIGNED: Final = ((2**22, 128), (2**18, 16)) if _IS_NEW else ((2**22, 2048), (2**16, 256))
 
 
 def unsigned_rows(platform: str, dtype: str, elements: int) -> int:
@@ -128,7 +151,7 @@ def unsigned_rows(platform: str, dtype: str, elements: int) -> int:
         >>> unsigned_rows("gpu", "int8", 2**24)
         0
     """
-    if (platform, dtype) != ("cpu", "int8") or not processor.wants_unsigned():
+    if (platform, dtype) != ("cpu", "int8") or not processor.multiplies_vectors():
         return 0
     return next((rows for least, rows in _UNSIGNED if elements >= least), 0)
 
@@ -143,7 +166,7 @@ def unsigned_form(rows: int) -> Form:
         >>> unsigned_form(1).rows, unsigned_form(60).rows, unsigned_form(65).rows
         (4, 64, 65)
     """
-    return Form("unsigned", _UNEVEN.stop if rows in _UNEVEN else max(rows, _INT8.least_rows))
+    return Form("unsigned", _filled(rows, _UNSIGNED_FILLED) or max(rows, _INT8.least_rows))
 
 
 def keeps_unsigned(platform: str, elements: int) -> bool:
@@ -207,8 +230,11 @@ def product_form(
     padded = max(rows, limits.least_rows)
     if shifts and padded < columns and padded <= unsigned_rows(platform, dtype, inner * columns):
         return unsigned_form(rows)
-    if padded <= limits.turned_rows and padded < columns:
-        return Form("turned", padded)
+    turned = padded if padded <= limits.turned_rows else _filled(rows, limits.filled)
+    if turned is not None and inner < limits.turned_inner:
+        return Form("rows", padded)
+    if turned is not None and padded < columns:
+        return Form("turned", turned)
     return Form("rows", padded) if limits.by_rows or always else None
 
 

@@ -35,9 +35,9 @@ def multiplies_bfloat16() -> bool:
     return has("amx_bf16") or has("avx512_bf16")
 
 
-def wants_unsigned() -> bool:
-    """Whether products of uint8 with int8 are faster than those of int8 with int8.
+def multiplies_vectors() -> bool:
+    """Whether it multiplies with the vectors of AVX-512 (VNNI), and not with matrices (AMX).
 
-    `vpdpbusd` of AVX-512 VNNI multiplies unsigned numbers with signed ones; AMX multiplies either.
+    `vpdpbusd` of VNNI multiplies unsigned numbers with signed ones; AMX multiplies either.
     """
     return has("avx512_vnni") and not has("amx_int8")

@@ -11,7 +11,7 @@ from lepton_jax.passes.lower._integer_convolution import channels, codes, floats
 from lepton_jax.rewrite import Pass, PassContext, Rule, run_rules
 from lepton_jax.rewrite.context import Level
 from lepton_jax.targets.convolution_forms import has_dot_products
-from lepton_jax.targets.processor import wants_unsigned
+from lepton_jax.targets.processor import multiplies_vectors
 
 _ALWAYS: Final[tuple[Rule, ...]] = (*layouts.RULES, *floats.RULES, *codes.RULES)
 _RULES: Final[dict[str, tuple[Rule, ...]]] = {
@@ -62,6 +62,6 @@ class IntegerConvolution(Pass):
 
 
 def _of_this_machine() -> str:
-    if wants_unsigned():
+    if multiplies_vectors():
         return "vnni"
     return "yes" if has_dot_products() else "no"

@@ -65,7 +65,25 @@ def test_a_few_more_rows_want_the_weight_on_the_right_with_vnni(
 
 def test_rows_of_unsigned_weights_are_filled_up_to_what_the_library_takes_at_once() -> None:
     filled = 64 if LIBRARY_IS_NEW else 33
-    assert [unsigned_form(rows).rows for rows in (1, 32, 33, 63, 64, 65)] == [4, 32, filled, 64, 64, 65]
+    assert [unsigned_form(rows).rows for rows in (1, 5, 9, 25, 32)] == [4, 8, 9, 32, 32]
+    assert [unsigned_form(rows).rows for rows in (33, 63, 64, 65)] == [filled, 64, 64, 65]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "inner", "rows", "forms"),
+    [
+        ("float32", 4096, (1, 6, 12, 24), [Form("turned", n) for n in (1, 8, 16, 32)]),
+        ("float32", 4096, (33, 49, 64, 65), [None, Form("turned", 64), Form("turned", 64), None]),
+        ("bfloat16", 4096, (6, 17, 40, 65), [*(Form("turned", n) for n in (16, 32, 64)), None]),
+        ("bfloat16", 1024, (1, 40, 65), [Form("rows", 4), Form("rows", 40), None]),
+    ],
+)
+def test_rows_of_floats_are_filled_up_with_avx512_and_no_amx(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, inner: int, rows: tuple[int, ...], forms: list[Form | None]
+) -> None:
+    has = {"avx512_vnni", "avx512_bf16"}
+    monkeypatch.setattr(processor, "has", lambda *names: set(names) <= has)
+    assert [product_form("cpu", dtype, n, inner, 4096, by_rows=True) for n in rows] == forms
 
 
 def test_what_is_small_or_empty_is_left_alone() -> None:
