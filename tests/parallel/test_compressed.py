@@ -281,6 +281,21 @@ def test_weights_are_gathered_in_codes_and_gradients_pass_straight(mesh: Mesh) -
     np.testing.assert_array_equal(ones, np.full_like(w, 2.0))
 
 
+def test_parameters_that_no_compressed_adds_up_are_named(mesh: Mesh) -> None:
+    x, tx = floats(8, 32), lepton.compressed(optax.sgd(0.1), mesh, axes=BOTH, smallest=0)
+    labels = {"a": "added", "b": "rest", "c": "added"}
+    split = optax.multi_transform({"added": tx, "rest": optax.sgd(0.1)}, labels)
+    train = lepton.data_parallel(loss, split, mesh)
+    with pytest.raises(ValueError, match=r"params/b .* no lepton.compressed adds up over slice, data"):
+        train.step(*train.init(parameters()), x)
+    frozen = optax.multi_transform({"added": tx, "rest": optax.set_to_zero()}, labels)
+    train = lepton.data_parallel(loss, frozen, mesh)
+    lepton.check_replicas(train.step(*train.init(parameters()), x)[:2])
+    train = lepton.data_parallel(loss, optax.chain(optax.trace(0.9), tx), mesh)
+    with pytest.warns(UserWarning, match=r"state/0/trace/a .* of its own on each device, and a checkpoint"):
+        train.lower(*train.init(parameters()), x)
+
+
 def test_mistakes_are_named(mesh: Mesh) -> None:
     for wrong, said in [
         ({"method": "int4"}, "method is one of int8"),
@@ -293,6 +308,9 @@ def test_mistakes_are_named(mesh: Mesh) -> None:
             Compression(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'model' is not an axis of the mesh; its axes are slice, data"):
         lepton.compressed(optax.sgd(0.1), mesh, axes="model")
+    for make in (lepton.compressed, lambda tx, wrong: lepton.data_parallel(loss, tx, wrong)):
+        with pytest.raises(TypeError, match=r"mesh is a jax.sharding.Mesh, .* not 'data=4'"):
+            make(optax.sgd(0.1), "data=4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'slice' is not among"):
         lepton.data_parallel(loss, optax.sgd(0.1), mesh, axes="data")
     train = lepton.data_parallel(loss, lepton.compressed(optax.sgd(0.1), mesh, axes="data"), mesh)

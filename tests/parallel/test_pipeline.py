@@ -186,6 +186,8 @@ def test_errors_name_the_mistake() -> None:
         lepton.pipelined(scanned, devices, microbatches=4, data="stage")
     with pytest.raises(ValueError, match="marks is 'use' or 'ignore', not 'all'"):
         lepton.pipelined(scanned, devices, microbatches=4, marks="all")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="memory is a number of bytes, as 14e9, not '14GB'"):
+        lepton.pipelined(scanned, devices, microbatches=4, memory="14GB")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"as jax.make_mesh\(\(2,\), \('stage',\)\), not 'stage=2'"):
         lepton.pipelined(scanned, "stage=2", microbatches=4)  # type: ignore[arg-type]
     with pytest.raises(

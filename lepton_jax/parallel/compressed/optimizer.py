@@ -68,6 +68,7 @@ def compressed(
         parameters, or their shapes.
 
     Raises:
+        TypeError: the mesh is none of JAX's.
         ValueError: an option that makes no sense, or an axis that the mesh does not have.
 
     Example:
@@ -93,6 +94,7 @@ def compressed(
         least_rate,
         feedback,
     )
+    check_mesh(mesh)
     sizes = {str(name): int(size) for name, size in mesh.shape.items()}
     init_feedback((), how, sizes)  # are the axes there?
     within = optax.with_extra_args_support(tx)
@@ -117,6 +119,16 @@ def compressed(
         return found, CompressedState(remembered, inside)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def check_mesh(mesh: Any) -> None:
+    """Refuse what is no mesh of JAX.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(mesh, (jax.sharding.Mesh, jax.sharding.AbstractMesh)):
+        raise TypeError(f"the mesh is a jax.sharding.Mesh, as jax.make_mesh((8,), ('data',)), not {mesh!r}")
 
 
 def state_specs(state: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from lepton_jax.parallel.compressed.optimizer import state_specs, summed_axes
+from lepton_jax.ir._jax import varying_axes
+from lepton_jax.ir.paths import leaf_paths
+from lepton_jax.parallel.compressed.optimizer import check_mesh, state_specs, summed_axes
 
 if TYPE_CHECKING:
     import optax
@@ -52,7 +55,7 @@ class DataParallel:
         places = jax.tree.map(
             lambda spec: NamedSharding(self._mesh, spec),
             specs,
-            is_leaf=lambda s: isinstance(s, PartitionSpec),
+            is_leaf=_is_spec,
         )
         return jax.jit(lambda p: p, out_shardings=copies)(params), jax.jit(
             self._tx.init, out_shardings=places
@@ -108,6 +111,7 @@ class DataParallel:
 
     def _made(self, params: Any, state: Any, batch: Any) -> Any:
         whole, specs, cut = PartitionSpec(), state_specs(state), jax.tree.map(self._cut, batch)
+        self._check_same(params, state, specs)
         return jax.shard_map(
             self._on_each,
             mesh=self._mesh,
@@ -115,6 +119,58 @@ class DataParallel:
             out_specs=(whole, specs, whole),
             check_vma=False,
         )(params, state, batch)
+
+    def _check_same(self, params: Any, state: Any, specs: Any) -> None:
+        """Look whether what should be the same on all devices is, where `compressed` adds up gradients.
+
+        The optimiser is traced once more, with JAX following what differs from device to device. What it
+        cannot follow, as branches that differ in it, is not looked at.
+
+        Raises:
+            ValueError: a parameter would take each device's own gradient.
+
+        Warns:
+            UserWarning: a state of its own on each device is no part of the feedback.
+        """
+        summed = summed_axes(state)
+        if not summed or any(axes != set(self._axes) for axes in summed):
+            return
+        own: list[bool] = []
+
+        def update(slope: Any, params: Any, state: Any) -> Any:
+            import optax
+
+            updates, after = self._tx.update(slope, state, params)
+            return optax.apply_updates(params, updates), after
+
+        def look(params: Any, state: Any) -> tuple[()]:
+            slope = jax.tree.map(lambda p: lax.pcast(p, self._axes, to="varying"), params)
+            program = jax.make_jaxpr(update)(slope, params, state)
+            own.extend(_varying_with(program, len(jax.tree.leaves(slope))))
+            return ()
+
+        places = (PartitionSpec(), specs)
+        try:
+            jax.eval_shape(jax.shard_map(look, mesh=self._mesh, in_specs=places, out_specs=()), params, state)
+        except (TypeError, ValueError):
+            return
+        names = leaf_paths("params", params)
+        weights, rest = own[: len(names)], own[len(names) :]
+        if any(weights):
+            raise ValueError(
+                f"{names[weights.index(True)]} would take each device's own gradient, which no "
+                f"lepton.compressed adds up over {', '.join(self._axes)}: wrap the whole optimiser, as "
+                "lepton.compressed(optax.multi_transform(...), ...); gradients below smallest= go exactly"
+            )
+        split = [any(spec) for spec in jax.tree.leaves(specs, is_leaf=_is_spec)]
+        every = zip(leaf_paths("state", state), rest, split, strict=True)
+        kept = [path for path, differs, is_split in every if differs and not is_split]
+        if kept:
+            warnings.warn(
+                f"{kept[0]} stands before lepton.compressed: it is of its own on each device, and a "
+                "checkpoint keeps that of one. Wrap the whole optimiser: lepton.compressed(optax.chain(...))",
+                stacklevel=2,
+            )
 
     def _on_each(self, params: Any, state: Any, batch: Any) -> Any:
         import optax
@@ -131,6 +187,22 @@ class DataParallel:
             slope = lax.pmean(slope, self._axes)
         updates, state = self._tx.update(slope, state, params)
         return optax.apply_updates(params, updates), state, lax.pmean(found, self._axes)
+
+
+def _varying_with(closed: Any, count: int) -> list[bool]:
+    """Of each result of a program whether it depends on one of the first inputs and differs along an axis.
+
+    JAX counts as differing what has only the shape of what differs, as the zeros for frozen parameters.
+    """
+    touched = {id(v) for v in closed.jaxpr.invars[:count]}
+    for eqn in closed.jaxpr.eqns:
+        if any(id(v) in touched for v in eqn.invars):
+            touched.update(map(id, eqn.outvars))
+    return [id(v) in touched and bool(varying_axes(v.aval)) for v in closed.jaxpr.outvars]
+
+
+def _is_spec(part: Any) -> bool:
+    return isinstance(part, PartitionSpec)
 
 
 def data_parallel(
@@ -155,6 +227,7 @@ def data_parallel(
         donate: whether a step may write over the parameters and the state that it is given.
 
     Raises:
+        TypeError: the mesh is none of JAX's.
         ValueError: there are more axes on the mesh, along which parameters would be copied and nothing split.
 
     Example:
@@ -166,6 +239,7 @@ def data_parallel(
         >>> float(loss), w.tolist()
         (1.0, [0.8999999761581421, 0.8999999761581421])
     """
+    check_mesh(mesh)
     names = tuple(map(str, mesh.axis_names))
     chosen = names if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
     for axis in chosen:

@@ -235,7 +235,7 @@ def pipelined(
         A function `(params, *batch) -> (loss, grads)`.
 
     Raises:
-        TypeError: the mesh is none of JAX's.
+        TypeError: the mesh is none of JAX's, or the memory no number.
         ValueError: the mesh has no such axis, the numbers do not fit the schedule, or the loss is spread over
             a mesh already.
 
@@ -262,6 +262,8 @@ def pipelined(
         )
     if marks not in ("use", "ignore"):
         raise ValueError(f"marks is 'use' or 'ignore', not {marks!r}")
+    if isinstance(memory, str):
+        raise TypeError(f"memory is a number of bytes, as 14e9, not {memory!r}")
     table = make_schedule(schedule, spec.size(axis), microbatches, virtual)
     return Pipelined(
         fun, mesh, table, axis=axis, data=names, spec=spec, shared=shared, memory=memory, marks=marks
