@@ -13,7 +13,15 @@ from lepton_jax._calibrate import Calibration
 from lepton_jax._inputs import Inputs, argument_names, name_inputs
 from lepton_jax._options import Options, StaticArguments
 from lepton_jax._prepared import Form, Prepared, PrepareError
-from lepton_jax._stage import Program, dynamic_leaves, forget_tracers, kind_of, manager_for, trace_call
+from lepton_jax._stage import (
+    Program,
+    dynamic_leaves,
+    evaluate_as,
+    forget_tracers,
+    kind_of,
+    manager_for,
+    trace_call,
+)
 from lepton_jax.ir import _jax
 from lepton_jax.ir._varying import marking
 from lepton_jax.ir.content import content_key
@@ -171,7 +179,7 @@ def apply_bound(bound: Bound, prepared: Prepared, late: Sequence[Any]) -> Any:
     _check_kept(bound, prepared)
     given = [*prepared.arrays, *late]
     with marking(given):
-        results = evaluate(bound.parts.apply, given)
+        results = evaluate_as(bound.program.jaxpr, bound.parts.apply, given)
     return jax.tree.unflatten(bound.out_tree, results)
 
 

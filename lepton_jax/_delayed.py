@@ -13,8 +13,7 @@ import numpy as np
 from lepton_jax._options import Names, Numbers, Options, make_options
 from lepton_jax._prepared import shape_of
 from lepton_jax._reported import Reported
-from lepton_jax._stage import dynamic_leaves
-from lepton_jax.ir.export import evaluate
+from lepton_jax._stage import dynamic_leaves, evaluate_as
 from lepton_jax.rewrite import Pipeline, UsageError, Watch
 
 State = dict[str, Any]
@@ -100,7 +99,7 @@ class DelayedScaling(Reported):
             raise UsageError(f"the state of {', '.join(unread)} is not used: {why}")
         self._latest = program
         leaves = dynamic_leaves(self._static, args, kwargs)
-        results = evaluate(program.graph, [*leaves, *(places[id(each)] for each in seen)])
+        results = evaluate_as(program.jaxpr, program.graph, [*leaves, *(places[id(each)] for each in seen)])
         return jax.tree.unflatten(out_tree, results)
 
 

@@ -159,8 +159,7 @@ def stage(
     report.trace_seconds = trace_seconds
     try:
         with collection.paused():
-            results = evaluate(graph, dynamic_leaves(static, args, kwargs))
-        results = [as_traced(result, aval) for result, aval in zip(results, jaxpr.out_avals, strict=True)]
+            results = evaluate_as(jaxpr, graph, dynamic_leaves(static, args, kwargs))
     except FloatingPointError:  # of `jax_debug_nans`, which looks for it by running the function step by step
         raise
     except Exception as error:
@@ -170,7 +169,22 @@ def stage(
     return jax.tree.unflatten(out_tree, results), Program(jaxpr, graph, report, name, options)
 
 
-def as_traced(result: Any, aval: Any) -> Any:
+def evaluate_as(jaxpr: Any, graph: Graph, arrays: Sequence[Any]) -> list[Any]:
+    """The outputs of a graph that was made of a jaxpr, with the types that they have in the jaxpr."""
+    results = evaluate(graph, [_as_strong(array) for array in arrays])
+    return [_as_traced(result, aval) for result, aval in zip(results, jaxpr.out_avals, strict=True)]
+
+
+def _as_strong(leaf: Any) -> Any:
+    """An input without its weak type; the passes drop the conversions that did this where the type matters.
+
+    Without it the gradient by a Python number would be no weak number, and a tangent could be one.
+    """
+    aval = jax.typeof(leaf)
+    return _jax.set_weak_type(leaf, False) if _jax.is_array_aval(aval) and aval.weak_type else leaf
+
+
+def _as_traced(result: Any, aval: Any) -> Any:
     """A result with the type it had before: weak types are not kept by the passes."""
     found = jax.typeof(result)
     if not _jax.is_array_aval(aval) or _jax.is_extended(aval.dtype):

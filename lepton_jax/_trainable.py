@@ -17,9 +17,8 @@ from lepton_jax._modules import as_function
 from lepton_jax._options import Names, Numbers, Options, StaticArguments, make_options
 from lepton_jax._prepared import PrepareError, shape_of
 from lepton_jax._reported import Reported
-from lepton_jax._stage import Program, dynamic_leaves
+from lepton_jax._stage import Program, dynamic_leaves, evaluate_as
 from lepton_jax._trained_part import TrainedPart, trained_leaves
-from lepton_jax.ir.export import evaluate
 from lepton_jax.numerics.learned import LEARNED
 from lepton_jax.rewrite import Pipeline, UsageError
 
@@ -81,7 +80,7 @@ class Trainable(Reported):
         program, out_tree, places = self._program(args, kwargs, known)
         self._latest = program
         leaves = dynamic_leaves(self._static, args, kwargs)
-        results = evaluate(program.graph, [*leaves, *(known[key][i] for key, i in places)])
+        results = evaluate_as(program.jaxpr, program.graph, [*leaves, *(known[key][i] for key, i in places)])
         return jax.tree.unflatten(out_tree, results)
 
     def floats(self, params: Params, *args: Any, **kwargs: Any) -> Any:

@@ -140,6 +140,30 @@ def test_dtypes_and_weak_types(x64: bool) -> None:
                 np.testing.assert_array_equal(a, b)
 
 
+def test_weak_types_of_prepared_models_and_of_derivatives() -> None:
+    def fun(params: Any, x: Any, rate: Any) -> Any:
+        strong = jnp.float32(rate), jnp.where(x > 0, rate, jnp.float32(3)), rate * jnp.float32(1)
+        return params @ x * rate, *strong, rate, rate * 2
+
+    args = jnp.eye(3), jnp.ones(3), 2.0
+    f, model = lepton.optimize(fun), lepton.compile(fun, *args)
+    ways = f, lambda _, *rest: model(*rest), lepton.optimize(fun, mesh={"data": 1}, shard="dp")
+
+    def weak(fun: Any) -> Any:
+        """Of results, tangents and the gradient by a number, which multiplies numbers of any dtype."""
+
+        def at(rate: Any) -> Any:
+            return fun(*args[:2], rate)
+
+        gradient = jax.grad(lambda rate: jnp.sum(at(rate)[0]) + at(rate)[1])(args[2])
+        found = fun(*args), jax.jvp(at, (2.0,), (1.0,)), gradient
+        assert (gradient * jnp.bfloat16(1)).dtype == jnp.bfloat16
+        return jax.tree.map(lambda x: (x.dtype, x.weak_type), found)
+
+    for way in ways:
+        assert weak(way) == weak(jax.jit(fun))
+
+
 def test_prng_keys_in_and_out() -> None:
     def fun(key: Any) -> Any:
         first, second = jax.random.split(key)

@@ -13,9 +13,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lepton_jax._options import Options
 from lepton_jax._sharded.decision import Decision
-from lepton_jax._stage import EvaluationFailed, as_traced
+from lepton_jax._stage import EvaluationFailed, evaluate_as
 from lepton_jax.ir import _jax, collection
-from lepton_jax.ir.export import evaluate
 from lepton_jax.ir.graph import Graph
 from lepton_jax.ir.inline import copy_graph
 from lepton_jax.parallel._plan.identity import all_values
@@ -104,8 +103,7 @@ def _runner(
     def flat(arrays: Sequence[Any]) -> list[Any]:
         try:
             with collection.paused():
-                found = evaluate(graph, arrays)
-            return [as_traced(each, aval) for each, aval in zip(found, jaxpr.out_avals, strict=True)]
+                return evaluate_as(jaxpr, graph, arrays)
         except FloatingPointError:
             raise
         except Exception as error:
