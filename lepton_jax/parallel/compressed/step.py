@@ -152,7 +152,7 @@ class DataParallel:
         places = (PartitionSpec(), specs)
         try:
             jax.eval_shape(jax.shard_map(look, mesh=self._mesh, in_specs=places, out_specs=()), params, state)
-        except (TypeError, ValueError):
+        except Exception:  # the step itself is traced next, and raises what is wrong with it
             return
         names = leaf_paths("params", params)
         weights, rest = own[: len(names)], own[len(names) :]
