@@ -46,8 +46,8 @@ def spec_of(written: Any, what: str) -> Spec:
         )
     if getattr(written, "unreduced", ()) or getattr(written, "reduced", ()):
         raise TypeError(
-            f"shard: the spec of {what} is {written}; parts of sums are Lepton's to place: leave out unreduced= "
-            "and reduced="
+            f"shard: the spec of {what} is {written}; parts of sums are Lepton's to place: leave out "
+            "unreduced= and reduced="
         )
     return tuple(_entry(each, what) for each in written)
 

@@ -145,7 +145,9 @@ def test_the_solver_cuts_the_batch_when_memory_demands_it() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"512 examples, in 256 .* 2 each, .* 128 micro-batches would"):
         lepton.optimize(step, "none", mesh="data=4", shard="dp", microbatches=256).plan(*ARGS)
-    with pytest.raises(ValueError, match=r"are single examples of ids, which no devices can share; take fewer"):
+    with pytest.raises(
+        ValueError, match=r"are single examples of ids, which devices cannot share; take fewer"
+    ):
         lepton.optimize(step, "none", mesh="data=4", shard="dp", microbatches=512).plan(*ARGS)
     with pytest.raises(ValueError, match="microbatches is a number of parts"):
         lepton.optimize(step, mesh="data=2", shard="dp", microbatches=0)
