@@ -105,14 +105,16 @@ def _of_modules(
     """A call with modules: their state goes in and comes out, as with `nnx.jit`."""
     from flax import nnx
 
-    given = dict(moving)
+    # NNX sorts what stands in a dictionary: by their places, arguments stay in the order of the signature
+    keys = [f"{place:04}" for place in range(len(moving))]
+    given = {key: value for key, (_, value) in zip(keys, moving, strict=True)}
     before, state = nnx.split(given)
     leaves, tree = jax.tree.flatten(state)
     noted: list[Any] = []
 
     def run(*arrays: Any) -> Any:
         merged = nnx.merge(before, jax.tree.unflatten(tree, arrays))
-        result = call([merged[name] for name, _ in moving])
+        result = call([merged[key] for key in keys])
         definition, new_state = nnx.split((merged, result))
         noted[:] = [definition]
         return new_state
@@ -127,10 +129,15 @@ def _of_modules(
         nnx.update(given, placed)
         merged = nnx.merge(before, placed)
         objects: type = nnx.Pytree
-        return positional([v if isinstance(v, objects) else merged[name] for name, v in moving])
+        return positional([v if isinstance(v, objects) else merged[key] for key, v in given.items()])
 
     def names() -> list[Leaf]:
-        return [replace(leaf, argument=leaf.path.partition("/")[0]) for leaf in name_leaves("", state)]
+        return [
+            leaf
+            for i, key in enumerate(keys)
+            if key in state
+            for leaf in name_leaves(moving[i][0], state[key])
+        ]
 
-    key = (constants, before, tree, tuple(map(kind_of, leaves)))
+    key = (constants, tuple(name for name, _ in moving), before, tree, tuple(map(kind_of, leaves)))
     return Call(key, leaves, names, run, finish, restore, has_modules=True, noted=noted)

@@ -26,6 +26,7 @@ from lepton_jax.parallel.microbatches import (
 )
 from lepton_jax.parallel.plan import Plan, PlanError
 from lepton_jax.parallel.prediction import Prediction, predict
+from lepton_jax.parallel.presets import PresetError
 from lepton_jax.parallel.roles import Roles, roles_of
 
 AUTO: Final = "auto"
@@ -96,7 +97,7 @@ class _Rounds:
         for count in self.counts(max(advised, 2)):
             try:
                 found.append(self.of(count))
-            except MicrobatchError as error:
+            except (MicrobatchError, PresetError) as error:  # of single examples presets split nothing
                 if len(found) == 1:
                     notes = (*whole.decision.notes, f"the batch stays whole: {error}")
                     return replace(whole.decision, notes=notes)

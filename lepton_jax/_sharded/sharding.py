@@ -61,6 +61,7 @@ class Sharding:
         objective: str = "time",
     ) -> None:
         from lepton_jax.parallel.annotations import rules_of, spec_of
+        from lepton_jax.parallel.plan import Plan
 
         if specs is not None and not isinstance(specs, Mapping):
             raise TypeError(f"shard: specs are a dictionary of patterns and specs, not {specs!r}")
@@ -69,6 +70,11 @@ class Sharding:
             raise ValueError(
                 f"shard: there is no preset {preset!r}{saved}; there are {', '.join((*PRESETS, SOLVE))}, or "
                 "give a dictionary of patterns and specs"
+            )
+        if preset is not None and not isinstance(preset, (str, Plan)):
+            raise TypeError(
+                f"shard: {preset!r} is neither a preset nor a saved plan; specs stand in a dictionary, as "
+                "{'batch': P('data')}"
             )
         for name, value, known in (("judge", judge, JUDGES), ("objective", objective, OBJECTIVES)):
             if value not in known:

@@ -44,6 +44,11 @@ def spec_of(written: Any, what: str) -> Spec:
         raise TypeError(
             f"shard: the spec of {what} is {written!r}; it is a PartitionSpec, a tuple of names, or None"
         )
+    if getattr(written, "unreduced", ()) or getattr(written, "reduced", ()):
+        raise TypeError(
+            f"shard: the spec of {what} is {written}; parts of sums are Lepton's to place: leave out "
+            "unreduced= and reduced="
+        )
     return tuple(_entry(each, what) for each in written)
 
 
@@ -66,7 +71,13 @@ def rules_of(written: Mapping[str, Any] | Iterable[tuple[str, Any]] | None) -> R
         >>> rules_of({"embed": None, "mlp": "model", "batch": ("replica", "data")})
         (('embed', ()), ('mlp', ('model',)), ('batch', ('replica', 'data')))
     """
-    pairs = written.items() if isinstance(written, Mapping) else written or ()
+    pairs = list(written.items() if isinstance(written, Mapping) else written or ())
+    for pair in pairs:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(
+                f"shard: the rule {pair!r} is not a pair of a logical name and what it stands for, as "
+                "('mlp', 'model') or ('batch', ('replica', 'data'))"
+            )
     return tuple((str(name), _entry(axes, f"the rule of {name!r}") or ()) for name, axes in pairs)
 
 

@@ -126,7 +126,9 @@ def _find(graph: Graph, names: Sequence[str], flow: Carried) -> frozenset[int]:
     if flow.is_step:
         # A step that gives back nothing but its one array of parameters looks like a running mean.
         lone = {i for i in flow.returned if not named_state(names[i]) and is_multiplied(graph.inputs[i])}
-        return frozenset((flow.params() or lone) & arrays)
+        params = frozenset((flow.params() or lone) & arrays)
+        if params or 0 in flow.returned:
+            return params  # else all inputs come out again, and what changes are the metrics of an evaluation
     arguments = list(dict.fromkeys(name.partition("/")[0] for name in names))
     if len(arguments) < 2:
         return frozenset()

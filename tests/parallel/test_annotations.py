@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from lepton_jax import Sharding
 from lepton_jax.parallel.annotations import OPEN, Annotator, matched, rules_of, shown, spec_of
 from lepton_jax.parallel.layouts import Layout
 from lepton_jax.parallel.meshes import MeshSpec
@@ -86,10 +87,22 @@ def test_mistakes_are_named(spec: Any, shape: tuple[int, ...], message: str) -> 
         Annotator(MESH, rules_of({"wrong": "rows"})).layout(spec_of(spec, "w"), shape, "w")
 
 
-@pytest.mark.parametrize("written", [3, {"a": 1}, (1, None), (("data", 2),)])
+@pytest.mark.parametrize("written", [3, {"a": 1}, (1, None), (("data", 2),), P("data", unreduced={"model"})])
 def test_what_is_no_spec_is_refused(written: Any) -> None:
     with pytest.raises(TypeError, match=r"shard: .*neither a name|shard: the spec of w is"):
         spec_of(written, "w")
+
+
+@pytest.mark.parametrize("shard", [[P("data")], P("data"), 3])
+def test_what_is_neither_a_preset_nor_a_dictionary_is_refused(shard: Any) -> None:
+    with pytest.raises(TypeError, match=r"neither a preset nor a saved plan; specs stand in a dictionary"):
+        Sharding.of(shard)
+
+
+@pytest.mark.parametrize("rules", [["embed"], [("mlp", "data", "model")]])
+def test_rules_are_pairs(rules: Any) -> None:
+    with pytest.raises(TypeError, match=r"is not a pair of a logical name and what it stands for"):
+        rules_of(rules)
 
 
 def test_patterns() -> None:

@@ -106,3 +106,22 @@ def test_a_checked_call_changes_a_module_once() -> None:
         np.testing.assert_allclose(f(net, X), wanted, rtol=1e-5, atol=1e-6)
         assert int(net.calls[...]) == calls
     assert "verify: against one device: equal" in " ".join(f.report.notes)
+
+
+def test_arguments_beside_modules_stay_in_their_order() -> None:
+    """The first one has the parameters, whatever the others are called; names in a call tell calls apart."""
+
+    def evaluate(net: Any, metrics: Any, batch: Any, **more: Any) -> Any:
+        y = net(batch) * more.get("scale", 1.0) + more.get("bias", 0.0)
+        metrics.update(loss=y.mean())
+        return y
+
+    f = lepton.optimize(evaluate, mesh=MESH, shard="dp")
+    metric: Any = nnx.MultiMetric
+    net, metrics = nnx.Linear(4, 8, rngs=nnx.Rngs(0)), metric(loss=nnx.metrics.Average("loss"))
+    layouts = {each.name: (each.kind, str(each.layout)) for each in f.plan(net, metrics, X).arrays}
+    assert layouts["net/kernel"] == ("param", "[-, -]") and layouts["batch"] == ("batch", "[data, -]")
+    y = net(jnp.asarray(X))
+    np.testing.assert_allclose(f(net, metrics, X, scale=np.float32(2)), y * 2, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(f(net, metrics, X, bias=np.float32(2)), y + 2, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(metrics.compute()["loss"], 1.5 * y.mean() + 1, rtol=1e-5)

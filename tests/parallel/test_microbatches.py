@@ -145,6 +145,10 @@ def test_the_solver_cuts_the_batch_when_memory_demands_it() -> None:
 def test_errors() -> None:
     with pytest.raises(ValueError, match=r"512 examples, in 256 .* 2 each, .* 128 micro-batches would"):
         lepton.optimize(step, "none", mesh="data=4", shard="dp", microbatches=256).plan(*ARGS)
+    with pytest.raises(
+        ValueError, match=r"are single examples of ids, which devices cannot share; take fewer"
+    ):
+        lepton.optimize(step, "none", mesh="data=4", shard="dp", microbatches=512).plan(*ARGS)
     with pytest.raises(ValueError, match="microbatches is a number of parts"):
         lepton.optimize(step, mesh="data=2", shard="dp", microbatches=0)
 
@@ -166,6 +170,8 @@ def test_errors() -> None:
         lepton.optimize(normed, mesh="data=2", shard="dp", microbatches="auto", memory=10).plan(*small).notes
     )
     assert any("the batch stays whole: sub" in each for each in note)
+    least = lepton.optimize(step, "none", mesh="data=2", shard="dp", microbatches="auto", memory=10)
+    assert least.plan(PARAMS, *(each[:8] for each in ARGS[1:])).microbatches in (1, 2, 4)  # none fits
 
 
 def test_gradients_of_convolutions_are_added_up_in_each_part() -> None:

@@ -173,3 +173,17 @@ def test_of_modules_only_what_changes_is_state() -> None:
     roles = found(step, "batch", "net", "x", args=(X, PARAMS, X))
     assert of(roles, "param") == ["net/a", "net/b", "net/c"] and of(roles, "batch") == ["batch", "x"]
     assert set(roles.returned) == {1, 2, 3}
+
+
+def test_a_module_that_is_evaluated_has_parameters_though_the_metrics_change() -> None:
+    """All of its inputs come out again, and the first argument is as it was."""
+
+    def evaluate(w: Any, seen: Any, x: jax.Array) -> Any:
+        return w, {"total": seen["total"] + loss(w, x), "count": seen["count"] + 1}, x
+
+    seen = {"total": jnp.zeros(()), "count": jnp.zeros((), jnp.int32)}
+    assert found(evaluate, "net", "seen", "x", args=(PARAMS, seen, X)).kinds == (
+        *("param",) * 3,
+        *("other",) * 2,
+        "batch",
+    )

@@ -81,15 +81,18 @@ def split_batch(work: Work, batch: Batch, axes: Sequence[str], *, needed: str = 
     """
     if not batch.dims:
         for i, parts in batch.in_neighbours.items():
+            path = work.roles.paths[i]
             wrong = (
-                f"micro-batches are {parts} runs of neighbours in {work.roles.paths[i]}, so that no split of "
-                f"it splits each; let each take every {parts}th example, as in x.reshape(-1, {parts}, "
+                f"micro-batches are {parts} runs of neighbours in {path}, so that no split of it splits "
+                f"each; let each take every {parts}th example, as in x.reshape(-1, {parts}, "
                 f"*x.shape[1:]).swapaxes(0, 1), or write the step for the whole batch and ask for "
                 f"microbatches={parts}"
             )
+            if parts == 1:  # no matter which: there is nothing in one to split
+                wrong = f"micro-batches are single examples of {path}, which devices cannot share; take fewer"
             if needed:
                 raise PresetError(f"shard={needed!r}: {wrong}")
-            work.note("the batch", wrong)
+            work.note("the batch", f"since {wrong}")
             return ()
         if needed:
             raise PresetError(
