@@ -77,7 +77,7 @@ def is_finite(array: Any) -> bool:
 
     What is traced counts as finite: nothing is known of it.
     """
-    if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(array.dtype, jnp.inexact):
+    if isinstance(array, jax.core.Tracer) or not jnp.issubdtype(jnp.result_type(array), jnp.inexact):
         return True
     host = jax.default_backend() == "cpu" and getattr(array, "is_fully_addressable", True)
     return bool(np.isfinite(np.asarray(array)).all() if host else jnp.isfinite(array).all())

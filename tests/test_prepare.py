@@ -246,6 +246,20 @@ def test_as_many_rows_as_a_weight_has_are_no_other_program() -> None:
     np.testing.assert_allclose(model(x), gated(params, x), 0.1, 0.1)
 
 
+@pytest.mark.parametrize("passes", ["deploy", "deploy,quantize{activations=dynamic,train=ste}"])
+def test_a_weight_that_a_factor_went_into_serves_any_number_of_rows(passes: str) -> None:
+    """The half of gelu is in the weight, and stays there where there are fewer rows than it has too."""
+    rng = np.random.default_rng(1)
+    shapes = {"a": (128, 256), "b": (256, 128)}
+    params = {name: jnp.asarray(rng.normal(size=shape) / 16, jnp.float32) for name, shape in shapes.items()}
+    few, many = (jnp.asarray(rng.normal(size=(rows, 128)), jnp.float32) for rows in (5, 300))
+    for sample, x in ((few, many), (many, few)):
+        model = lepton.compile(gated, params, sample, passes=passes)
+        np.testing.assert_allclose(model(x), gated(params, x), 0.1, 0.1)
+        f = lepton.optimize(gated, passes, params="p")
+        np.testing.assert_allclose(f(params, x), model(x), 0.01, 0.01)
+
+
 @pytest.mark.parametrize("passes", ["default", "default,quantize{activations=dynamic}"])
 def test_prepared_parameters_serve_a_symbolic_number_of_rows(passes: str) -> None:
     """Weights that are kept turned are so in the program for any number of rows too."""

@@ -61,19 +61,25 @@ def compared(outcome: Value | Rewrite, node: Node, ctx: PassContext) -> tuple[fl
     return before, 0.0 if isinstance(outcome, Value) else seconds_of(outcome, node, ctx)
 
 
-def why_not_late(outcome: Rewrite, node: Node, ctx: PassContext) -> str | None:
+def why_not_late(outcome: Rewrite, node: Node, ctx: PassContext, *, in_line: bool = False) -> str | None:
     """Why an outcome does not pay where `prepare` computes what depends on parameters alone, or None.
 
-    For rules that take an operand apart: where the program is cut in two, what it was made of costs nothing.
+    For rules that take an operand apart: where the program is cut in two, what it was made of costs nothing,
+    if it is made of parameters.
+
+    Args:
+        in_line: ask of programs that are run whole too, so that weights have one form in both.
     """
-    if _DISREGARDED.get() or not (ctx.is_bound and ctx.params):
+    if _DISREGARDED.get() or not ctx.params or not (ctx.is_bound or in_line):
         return None
     early = parameters_of(_top(node), ctx.params)
-    if not any(early.get(v) for v in node.operands):
+    gone = superfluous(node, set(outcome.values))
+    if not any(early.get(v) for each in gone for v in each.operands):
         return None
     fresh = _graph(traced(outcome, node))
     known = {a: v.is_const or v in early for a, v in zip(fresh.inputs, outcome.values, strict=True)}
-    before, after = ctx.seconds(node_cost(node)), 0.0
+    before = sum(ctx.seconds(node_cost(n)) for n in gone if not all(v in early for v in n.results))
+    after = 0.0
     for made in fresh:
         is_early = all(v.is_const or known.get(v, False) for v in made.operands)
         known.update(dict.fromkeys(made.results, is_early))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen, nnx
 from jax import lax
 
@@ -235,3 +236,16 @@ def test_products_of_two_dtypes() -> None:
         model = lepton.compile(program, params, x, passes='default,quantize{skip="p/two"}')
         kept = [array.dtype for array in model.params.values() if array.size == WIDTH * WIDTH]
         assert sorted(map(str, kept)) == sorted(("int8", jnp.dtype(weights).name))
+
+
+def test_weights_that_numbers_of_python_are_part_of() -> None:
+    """Such as the scale of an adapter; they may be rounded into codes as arrays may."""
+    params, x = {"w": floats(WIDTH, WIDTH, scale=0.2), "scale": 2.0}, floats(4, WIDTH)
+
+    def program(p: Any, x: Any) -> Any:
+        return x @ (p["w"] * p["scale"])
+
+    model = lepton.compile(program, params, x, passes="default,quantize")
+    assert sqnr(program(params, x), model(x)) > 33
+    with pytest.raises(lepton.PrepareError, match="p/scale has NaN"):
+        lepton.compile(program, {**params, "scale": float("nan")}, x, passes="default,quantize")

@@ -196,6 +196,13 @@ def test_tables_give_what_take_gives() -> None:
         assert sqnr(*experts) > floor, weights  # a column of small numbers beside large ones
 
 
+def test_tables_of_an_ensemble_in_groups() -> None:
+    tables = floats(3, 50, K)
+    every: Any = jax.vmap(lambda w, i: w[i], (0, None))
+    model = lepton.compile(every, tables, INDICES % 50, passes="default,quantize{weights=int4,group=16}")
+    assert sqnr(every(tables, INDICES % 50), model(INDICES % 50)) > 15
+
+
 def test_a_tied_embedding_is_kept_once_with_quantised_activations_too() -> None:
     tied = {"tied": TABLES["tied"]}
     fun, params, x = joined(tied)

@@ -65,7 +65,7 @@ def rows(table: jax.Array, indices: jax.Array, *others: jax.Array, how: Rows) ->
 def _of_rows(scheme: Scheme, numbers: lax.GatherDimensionNumbers, rank: int) -> Scheme:
     """The scheme at the axes that the table's have in what is taken."""
     stay = [i for i in range(rank) if i not in numbers.collapsed_slice_dims]
-    moved = dict(zip(stay, numbers.offset_dims, strict=True))
+    moved = dict(zip(stay, map(int, numbers.offset_dims), strict=True))  # vmap makes them NumPy's
     shared = tuple(moved[i] for i in scheme.shared or ())
     axes = tuple(moved[i] for i in scheme.group_axes)
     return replace(

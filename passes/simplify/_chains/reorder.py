@@ -13,7 +13,8 @@ from lepton_jax.passes.simplify._chains.network import Network, collect, is_oute
 from lepton_jax.passes.simplify._chains.order import Order, best_order
 from lepton_jax.passes.simplify._movement.common import bind, changed, movement_rule
 from lepton_jax.rewrite import PassContext, Rule, rewrite
-from lepton_jax.rewrite.profit import WORTH, is_fixed, trips_of
+from lepton_jax.rewrite.profit import WORTH, is_fixed, trips_of, why_not_late
+from lepton_jax.rewrite.replacement import Rewrite
 from lepton_jax.rewrite.rule import Outcome
 
 _MOST_ROOTS: Final = 6
@@ -33,7 +34,8 @@ def order_of_products(node: Node, ctx: PassContext) -> Outcome:
     looks for the cheapest order by dynamic programming over its connected parts, with the target's
     rates. What others read too is not taken apart; neither are products of another dtype or
     precision. In a loop, what is the same on every iteration counts once: (Aᵀ @ A) @ c stays, since
-    XLA computes Aᵀ @ A before the loop. Numbers that are finite might overflow in another order only
+    XLA computes Aᵀ @ A before the loop. A weight that `prepare` has scaled stays
+    so, however few rows it is multiplied with. Numbers that are finite might overflow in another order only
     where products of some of the matrices come near the limit of float32; float16 is left alone.
 
     Measured on a 2-core CPU, `python benchmarks/rewrites.py --only chains`.
@@ -46,7 +48,12 @@ def order_of_products(node: Node, ctx: PassContext) -> Outcome:
     order = _order(network, node, ctx)
     if order is None or order.seconds >= WORTH * order.before:
         return None
-    return _write(network, order, node)
+    made = _write(network, order, node)
+    scales = sum(len(leaf.names) > 1 for leaf in network.leaves) <= 2  # factors take less room than a product
+    if scales and (reason := why_not_late(made, node, ctx, in_line=True)):
+        ctx.miss("order-of-products", node, reason)
+        return None
+    return made
 
 
 @movement_rule("dot_general", level="reassociate")
@@ -125,7 +132,7 @@ def _order(network: Network, root: Node, ctx: PassContext) -> Order | None:
     return best_order(network, root, ctx)
 
 
-def _write(network: Network, order: Order, node: Node) -> Outcome:
+def _write(network: Network, order: Order, node: Node) -> Rewrite:
     numbers = [factor.value for factor in network.factors if factor.value is not None]
     return rewrite(
         multiply,
