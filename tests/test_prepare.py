@@ -260,6 +260,20 @@ def test_a_weight_that_a_factor_went_into_serves_any_number_of_rows(passes: str)
         np.testing.assert_allclose(f(params, x), model(x), 0.01, 0.01)
 
 
+def test_a_gain_of_a_norm_over_a_batch_went_into_a_weight_for_any_batch() -> None:
+    """The norm scales each token of each sequence: no third matrix, so the gain stays in the weight."""
+
+    def model(p: Any, x: jax.Array) -> jax.Array:
+        return (x * lax.rsqrt((x**2).mean(-1, keepdims=True)) * p["gain"]) @ p["w"]
+
+    rng = np.random.default_rng(0)
+    gain, weight = rng.uniform(0.5, 2, 32), rng.normal(size=(32, 64))
+    params = {"gain": jnp.asarray(gain, jnp.float32), "w": jnp.asarray(weight, jnp.float32)}
+    few, many = (jnp.asarray(rng.normal(size=(n, 9, 32)), jnp.float32) for n in (2, 12))
+    compiled = lepton.compile(model, params, few)
+    np.testing.assert_allclose(compiled(many), model(params, many), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("passes", ["default", "default,quantize{activations=dynamic}"])
 def test_prepared_parameters_serve_a_symbolic_number_of_rows(passes: str) -> None:
     """Weights that are kept turned are so in the program for any number of rows too."""

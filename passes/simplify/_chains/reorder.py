@@ -49,8 +49,8 @@ def order_of_products(node: Node, ctx: PassContext) -> Outcome:
     if order is None or order.seconds >= WORTH * order.before:
         return None
     made = _write(network, order, node)
-    scales = sum(len(leaf.names) > 1 for leaf in network.leaves) <= 2  # factors take less room than a product
-    if scales and (reason := why_not_late(made, node, ctx, in_line=True)):
+    # Of two matrices and what scales them; factors of a larger matrix take less room than their product.
+    if _matrices(network) <= 2 and (reason := why_not_late(made, node, ctx, in_line=True)):
         ctx.miss("order-of-products", node, reason)
         return None
     return made
@@ -107,6 +107,12 @@ def product_turned_round(node: Node, ctx: PassContext) -> Outcome:
         ):
             return rewrite(bind, b, a, **changed(other))
     return None
+
+
+def _matrices(network: Network) -> int:
+    """How many leaves are more than scalings of another one, which has all their dimensions and more."""
+    names = [set(leaf.names) for leaf in network.leaves]
+    return sum(not any(each < other for other in names) for each in names)
 
 
 def _together(node: Node) -> dict[Node, Network] | None:
