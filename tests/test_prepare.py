@@ -263,7 +263,7 @@ def test_a_weight_that_a_factor_went_into_serves_any_number_of_rows(passes: str)
 def test_a_gain_of_a_norm_over_a_batch_went_into_a_weight_for_any_batch() -> None:
     """The norm scales each token of each sequence: no third matrix, so the gain stays in the weight."""
 
-    def model(p: Any, x: jax.Array) -> jax.Array:
+    def model(p: Any, x: jax.Array) -> Any:
         return (x * lax.rsqrt((x**2).mean(-1, keepdims=True)) * p["gain"]) @ p["w"]
 
     rng = np.random.default_rng(0)
