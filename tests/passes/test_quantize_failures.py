@@ -85,7 +85,7 @@ def test_every_row_is_quantised(options: str) -> None:
     floats_first = exact()
     model = lepton.compile(fun, params, x, passes=f"default,quantize{{{options}}}", strict=True)
     found = model(x)
-    assert reasons(model.fun.report.sites).keys() == {"params/derived/g"}  # it scales what the product gives
+    assert not reasons(model.fun.report.sites)
     weights = options.split(",")[0].removeprefix("weights=")
     for name, case in ROWS.items():
         check_codes(model.params, case, name, jnp.int8 if weights == "int8" else jnp.uint8)
