@@ -134,9 +134,9 @@ def _of_modules(
     def names() -> list[Leaf]:
         return [
             leaf
-            for i, key in enumerate(keys)
+            for key, (name, _) in zip(keys, moving, strict=True)
             if key in state
-            for leaf in name_leaves(moving[i][0], state[key])
+            for leaf in name_leaves(name, state[key])
         ]
 
     key = (constants, tuple(name for name, _ in moving), before, tree, tuple(map(kind_of, leaves)))

@@ -75,6 +75,11 @@ class Limits:
 
 _INT8: Final = Limits(turned_rows=64, least_rows=4, lone_row=4, by_columns=True, merged=2**22)
 
+# Where the processor has instructions for products of bfloat16 (AMX, AVX-512 BF16), they have the forms of
+# int8: the weight on the left, and one row padded to four. Without such instructions they are best left to
+# XLA. int8 has the same forms with instructions for it (VNNI, AMX) and without.
+_BFLOAT16: Final = Limits(turned_rows=64, by_rows=False, least_rows=4, lone_row=4)
+
 # On CPU, XLA hands products to a library when they have a form that it knows. One row of int8
 # never has, and four rows are 10× faster. A product with few rows is fast with the weight on the left, of
 # which the library then copies nothing. On GPU, int8 and fp8 products want both matrices stored along what
@@ -84,16 +89,12 @@ PRODUCTS: Final[Mapping[tuple[str, str], Limits]] = MappingProxyType(
     {
         ("cpu", "int8"): _INT8,
         ("cpu", "float32"): Limits(turned_rows=32, by_rows=False),
+        ("cpu", "bfloat16"): _BFLOAT16,
         ("gpu", "int8"): Limits(),
         ("gpu", "float8_e4m3fn"): Limits(),
         ("gpu", "float8_e5m2"): Limits(),
     }
 )
-
-# Where the processor has instructions for products of bfloat16 (AMX, AVX-512 BF16), they have the forms of
-# int8: the weight on the left, and one row padded to four. Without such instructions they are best left to
-# XLA. int8 has the same forms with instructions for it (VNNI, AMX) and without.
-_BFLOAT16: Final = Limits(turned_rows=64, by_rows=False, least_rows=4, lone_row=4)
 
 _IS_NEW: Final = jax.__version_info__ >= (0, 11)
 
@@ -102,13 +103,11 @@ _VECTORS: Final[Mapping[str, Limits]] = MappingProxyType(
     {
         "int8": replace(_INT8, turned_rows=32 if _IS_NEW else 64),
         "float32": Limits(turned_rows=4, filled=((5, 8), (9, 16), (17, 32), (49, 64)), by_rows=False),
-        "bfloat16": Limits(
+        "bfloat16": replace(
+            _BFLOAT16,
             turned_rows=0 if _IS_NEW else 4,
             filled=((1, 16), (17, 32), (33, 64)),
             turned_inner=1536,
-            by_rows=False,
-            least_rows=4,
-            lone_row=4,
         ),
     }
 )
@@ -131,7 +130,7 @@ def limits_of(platform: str, dtype: str) -> Limits | None:
         return None
     if platform == "cpu" and processor.multiplies_vectors():
         return _VECTORS.get(dtype)
-    return _BFLOAT16 if (platform, dtype) == ("cpu", "bfloat16") else PRODUCTS.get((platform, dtype))
+    return PRODUCTS.get((platform, dtype))
 
 
 def _filled(rows: int, steps: tuple[tuple[int, int], ...]) -> int | None:

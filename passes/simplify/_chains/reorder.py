@@ -34,9 +34,9 @@ def order_of_products(node: Node, ctx: PassContext) -> Outcome:
     looks for the cheapest order by dynamic programming over its connected parts, with the target's
     rates. What others read too is not taken apart; neither are products of another dtype or
     precision. In a loop, what is the same on every iteration counts once: (Aᵀ @ A) @ c stays, since
-    XLA computes Aᵀ @ A before the loop. A weight that `prepare` has scaled stays
-    so, however few rows it is multiplied with. Numbers that are finite might overflow in another order only
-    where products of some of the matrices come near the limit of float32; float16 is left alone.
+    XLA computes Aᵀ @ A before the loop. A weight that `prepare` has scaled stays so, however few rows it is
+    multiplied with. Numbers that are finite might overflow in another order only where products of some of
+    the matrices come near the limit of float32; float16 is left alone.
 
     Measured on a 2-core CPU, `python benchmarks/rewrites.py --only chains`.
     """
